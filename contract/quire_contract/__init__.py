@@ -1,0 +1,1 @@
+"""What two processes must agree on: hashes, events, prompts, requests, names. No torch, nothing of ours."""

@@ -1,0 +1,1 @@
+"""One operation a file: reference, Triton kernel, launcher. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The operator: InferenceService resources into the objects that serve them."""

@@ -1,0 +1,1 @@
+"""The worker: an OpenAI-compatible server and its paged-KV engine."""

@@ -1,0 +1,124 @@
+"""What the API process and the engine process say to each other: msgpack frames over two ZMQ sockets on a private path.
+
+    API process  -- PUSH -->  engine      Submit, Abort, SetDraining, Shutdown
+    API process  <-- PULL --  engine      Ready, Outputs, Rejected, Stats, Fatal
+
+One message a frame, a msgspec tagged union. Text never crosses: the API process tokenises, detokenises and looks for stop strings.
+"""
+
+import msgspec
+
+from quire_worker.plan import ModelInfo
+from quire_worker.request import SamplingParams, TokenLogprobs
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
+    """Generate `n` choices for one prompt; choice i uses seed + i."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    n: int = 1
+    cache_salt: str | None = None
+    adapter: str | None = None
+    priority: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="abort"):
+    """Stop a request (choice None) or one choice of it. Unknown ids are ignored: the request may just have ended.
+
+    Nothing is sent back for an aborted choice: the API process asked, so it knows."""
+
+    request_id: str
+    choice: int | None = None
+
+
+class SetDraining(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="draining"):
+    """Shown in load reports; running and waiting requests go on. The API process refuses new ones."""
+
+    draining: bool
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="shutdown"):
+    """Exit with code 0 now."""
+
+
+ToEngine = Submit | Abort | SetDraining | Shutdown
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
+    """Weights are loaded and a step has run. Sent once."""
+
+    info: ModelInfo
+    epoch: str
+    """Names this life of the engine; KV events and load reports carry it."""
+    events_endpoint: str = ""
+    """Where the event socket really listens (a port 0 was chosen by the system), "" if there is none."""
+    replay_endpoint: str = ""
+
+
+class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """New tokens of one choice."""
+
+    request_id: str
+    choice: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    """Parallel to token_ids."""
+    finish_reason: str | None = None
+    """None: more to come. "stop" | "length" | "error". The ending token, if any, is the last of token_ids."""
+    stop_token_id: int | None = None
+    """With "stop": the token that ended the choice."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache, told with the choice's first tokens."""
+    error: str | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="outputs"):
+    """All that one commit brought, in one frame."""
+
+    items: list[ChoiceOutput]
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rejected"):
+    """A Submit that was not taken."""
+
+    request_id: str
+    reason: str
+    """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400)"""
+    message: str
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="stats"):
+    """The engine's state, on change, at most every 100 ms, at least every second (it is the heartbeat). Counters never reset."""
+
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    """Prompt tokens of admitted requests, cached ones included."""
+    num_cached_tokens: int
+    num_generated_tokens: int
+    prefix_queries: int
+    """Tokens looked up in the prefix cache."""
+    prefix_hits: int
+    """Tokens found there."""
+    queue_time_s: list[float] = []
+    """Of each request first admitted since the last Stats."""
+    step_tokens: list[int] = []
+    """Tokens computed in each step since the last Stats (bounded; oldest dropped)."""
+    step_time_s: list[float] = []
+    """Parallel to step_tokens."""
+
+
+class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fatal"):
+    """The engine cannot start or go on; it exits non-zero right after."""
+
+    message: str
+    """For a person: names the cause and the fix, one line."""
+
+
+FromEngine = Ready | Outputs | Rejected | Stats | Fatal

@@ -1,0 +1,1 @@
+"""Runners: carry out a plan, on tensors or, faked, without them."""

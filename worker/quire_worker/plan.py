@@ -1,0 +1,120 @@
+"""What scheduler and runner share: the plan of a step, its result, and the protocol between them.
+
+The scheduler knows requests, blocks and policy; the runner knows tensors. They meet only here. A plan holds deltas: a
+request's data once (`NewRow`), then a row, a token count and new block ids. It never holds positions, slots or
+lengths: the runner derives those from its own rows, because only it knows how many tokens a step in flight commits.
+
+Life of a row. `StepPlan.freed_rows` are forgotten first, then `copies` are made, then `new_rows` are set up (a row may be
+freed and set up again in one plan), then `num_tokens[i]` tokens of row `rows[i]` are computed. A row whose computed tokens then equal
+its known tokens is sampled, and the sampled token is appended to the row by the runner itself; the scheduler hears of it in the
+`StepResult`, one or more steps later. Runners carry out plans in the order of launch.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from quire_worker.request import SamplingParams, TokenLogprobs
+
+
+class NewRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A request that enters (or re-enters, after preemption) the batch at `row`."""
+
+    row: int
+    """0 <= row < max_num_seqs."""
+    request_id: str
+    """For logs and errors only."""
+    token_ids: list[int]
+    """Prompt, then the output tokens already committed (a preempted or resumed request has some)."""
+    num_prompt_tokens: int
+    """token_ids[:num_prompt_tokens] is the prompt; the first sampled token has output position len(token_ids) - num_prompt_tokens."""
+    num_computed: int
+    """Tokens whose KV is already in the blocks below (prefix-cache hit or fork); < len(token_ids)."""
+    block_ids: list[list[int]]
+    """[group][i]: the block that holds tokens [i*block_size, (i+1)*block_size) of that group's layers. 0 is the null block:
+    it lies wholly behind the group's window and is never read."""
+    sampling: SamplingParams
+    """With this choice's own seed."""
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One step. Parallel arrays; empty is legal (expert-parallel ranks step together)."""
+
+    step_id: int
+    freed_rows: list[int]
+    copies: list[tuple[int, int]]
+    """(source block, destination block), made before anything is computed: copy before write."""
+    new_rows: list[NewRow]
+    rows: list[int]
+    """Scheduled rows, each at most once."""
+    num_tokens: list[int]
+    """Parallel to rows, each >= 1."""
+    new_blocks: list[tuple[int, int, list[int]]]
+    """(row, group, block ids appended to the row's table of that group before the step): only rows that grew. A row in new_rows
+    brings all its blocks itself and is not repeated here."""
+    replaced_block_ids: list[tuple[int, int, int, int]]
+    """(row, group, index, block id): table entries that change without growing, after a copy (shared block copied before it is
+    written) or with block id 0 (fell behind the window). Applied before the step."""
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What a step sampled. `rows` are the sampled ones, a subset of the plan's, in the plan's order."""
+
+    step_id: int
+    rows: list[int]
+    token_ids: list[list[int]]
+    """Parallel to rows: 0..k tokens each (1 without speculation)."""
+    logprobs: list[list[TokenLogprobs] | None]
+    """Parallel to rows; None where the request asked for none."""
+
+
+class Handle(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepResult:
+        """Wait for the step's tokens. Raises what the step raised."""
+        ...
+
+
+class TokenMasks(msgspec.Struct, frozen=True, array_like=True):
+    """Which tokens each sampled row may take (structured output). `bits[i]` belongs to rows[i], one bit a token id, LSB first."""
+
+    rows: list[int]
+    bits: list[bytes]
+
+
+class Runner(Protocol):
+    """Carries out plans. `sample` follows each `launch`, in order, before the next `launch`."""
+
+    def launch(self, plan: StepPlan) -> Handle: ...
+
+    def sample(self, handle: Handle, masks: TokenMasks | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class KVGroup(msgspec.Struct, frozen=True, array_like=True):
+    """Layers that share one block table because they keep the same tokens."""
+
+    num_layers: int
+    window: int | None = None
+    """Tokens a layer looks back, itself included: position i attends to j with i - j < window. None: all."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What a loaded runner tells the scheduler and the API process."""
+
+    vocab_size: int
+    max_model_len: int
+    """Tokens of prompt + output at most, already fitted to the KV pool."""
+    num_blocks: int
+    """Physical blocks, the null block 0 included."""
+    block_size: int
+    groups: list[KVGroup]
+    device: str
+    dtype: str
+    num_parameters: int = 0
+    weights_size_bytes: int = 0
+    kv_size_bytes: int = 0
+    phases_s: dict[str, float] = {}
+    """Seconds each start-up phase took, by name."""

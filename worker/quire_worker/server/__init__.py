@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: the API process. Never imports torch."""
