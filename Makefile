@@ -1,0 +1,64 @@
+# Quire. `make demo` and `make test` set up what they need by themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The root must not be on sys.path: the folder operator/ would stand before the standard library's module.
+export PYTHONSAFEPATH := 1
+export PYTHONDONTWRITEBYTECODE ?=
+
+.PHONY: help setup demo test check fmt lint types imports crds bench-engine bench-serving clean
+
+help: ## Show this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+
+setup: $(VENV)/.dev ## Make .venv with everything for development and tests
+	@echo "ready: $(BIN)/quire --help"
+
+$(VENV)/.made:
+	@bash .ci/setup venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@bash .ci/setup extras "$(VENV)" demo
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	@bash .ci/setup extras "$(VENV)" dev,demo,bench
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## Serve examples/quickstart.yaml with two workers and send it real requests
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev ## Run all tests (no GPU, no Kubernetes, no network needed)
+	@bash .ci/test "$(BIN)"
+
+check: lint types imports test ## What CI runs: lint, types, imports, tests
+
+lint: $(VENV)/.dev ## Ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict over the packages
+	$(BIN)/mypy contract/quire_contract kernels/quire_kernels worker/quire_worker router/quire_router operator/quire_operator cli/quire_cli
+
+imports: $(VENV)/.dev ## Who may import whom (import-linter)
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+crds: $(VENV)/.dev ## Write crds/ from the operator's models
+	$(BIN)/python -m quire_operator.api crds
+
+bench-engine: $(VENV)/.dev ## Engine against transformers and, with PEER_PYTHON=, vLLM's CPU backend, interleaved
+	$(BIN)/python bench/engine.py $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH_ARGS)
+
+bench-serving: $(VENV)/.dev ## The served road: two workers behind the router under load
+	$(BIN)/python bench/serving.py $(BENCH_ARGS)
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
