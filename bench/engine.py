@@ -41,7 +41,14 @@ class Shape:
         return self.num_prompts * (self.output_tokens if self.output_tokens > 1 else self.prompt_tokens)
 
 
-SHAPES = [Shape(1, 16, 128), Shape(8, 16, 128), Shape(32, 16, 128), Shape(64, 16, 128), Shape(32, 256, 128), Shape(16, 1024, 1)]
+SHAPES = [
+    Shape(1, 16, 128),
+    Shape(8, 16, 128),
+    Shape(32, 16, 128),
+    Shape(64, 16, 128),
+    Shape(32, 256, 128),
+    Shape(16, 1024, 1),
+]
 
 
 @dataclass
@@ -72,7 +79,9 @@ class Side:
         self.process.stdin.flush()
         answer = self._read(log)
         self._signal(signal.SIGSTOP)
-        assert answer["tokens"] == [shape.output_tokens] * shape.num_prompts, f"{self.name} generated {answer['tokens']}"
+        assert answer["tokens"] == [shape.output_tokens] * shape.num_prompts, (
+            f"{self.name} generated {answer['tokens']}"
+        )
         return float(answer["seconds"])  # type: ignore[arg-type]
 
     def stop(self) -> None:
@@ -171,7 +180,8 @@ def main() -> None:
         finally:
             for side in started:
                 side.stop()
-    print(f"{processor()}, {args.threads} threads; 88 M Llama shape, bf16, greedy; {args.rounds} interleaved rounds, medians of per-round ratios.\n")
+    setting = f"{processor()}, {args.threads} threads; 88 M Llama shape, bf16, greedy"
+    print(f"{setting}; {args.rounds} interleaved rounds, medians of per-round ratios.\n")
     print(table(contenders, shapes))
     print("\nProcess start to first token: " + ", ".join(f"{name} {s:.1f} s" for name, s in starts.items()))
 

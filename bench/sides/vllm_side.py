@@ -10,7 +10,9 @@ from vllm import LLM, SamplingParams
 
 
 def main() -> None:
-    llm = LLM(model=sys.argv[1], dtype="bfloat16", enable_prefix_caching=False, max_model_len=2048, skip_tokenizer_init=True)
+    llm = LLM(
+        model=sys.argv[1], dtype="bfloat16", enable_prefix_caching=False, max_model_len=2048, skip_tokenizer_init=True
+    )
 
     def generate(prompts: list[list[int]], max_tokens: int) -> list[int]:
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
