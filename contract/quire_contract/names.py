@@ -1,0 +1,187 @@
+"""Names that two processes, a manifest or a dashboard must spell alike: labels, ports, headers, environment, metrics.
+
+Holds constants only.
+"""
+
+# Kubernetes
+GROUP = "quire.dev"
+LABEL_SERVICE = "quire.dev/service"
+LABEL_ROLE = "quire.dev/role"
+LABEL_REVISION = "quire.dev/revision"
+LABEL_MODEL = "quire.dev/model"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_PART_OF = "app.kubernetes.io/part-of"
+ROLE_WORKER = "worker"
+ROLE_ROUTER = "router"
+TRUST_SECRET = "quire-trust"  # noqa: S105 - a Secret's name
+
+# Ports, by the name that a container port has
+PORT_HTTP = 8000
+PORT_EVENTS = 5557
+PORT_REPLAY = 5558
+PORT_ROUTER = 8080
+PORT_NAME_HTTP = "http"
+PORT_NAME_EVENTS = "events"
+PORT_NAME_REPLAY = "replay"
+
+# Environment of a container: manifests write $(PORT) in args, `quire up` gives other values
+ENV_HOST = "HOST"
+ENV_PORT = "PORT"
+ENV_EVENTS_ENDPOINT = "KV_EVENTS_ENDPOINT"
+ENV_REPLAY_ENDPOINT = "KV_REPLAY_ENDPOINT"
+ENV_POD_NAME = "POD_NAME"
+ENV_POD_IP = "POD_IP"
+ENV_TRUST_DIR = "TRUST_DIR"
+ENV_COMPUTE_THREADS = "COMPUTE_THREADS"
+ENV_API_KEY = "QUIRE_API_KEY"
+ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
+
+# Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
+HEADER_REQUEST_ID = "x-request-id"
+INTERNAL_HEADER_PREFIX = "x-quire-"
+HEADER_TENANT = "x-quire-tenant"
+HEADER_PRIORITY = "x-quire-priority"
+HEADER_DEADLINE = "x-quire-deadline"
+HEADER_CACHE_SALT = "x-quire-cache-salt"
+HEADER_TOKEN = "x-quire-token"  # noqa: S105 - a header's name
+# Answers: why a request was refused, which worker answered
+HEADER_REASON = "x-quire-reason"
+HEADER_WORKER = "x-quire-worker"
+REASON_DRAINING = "draining"
+REASON_QUEUE_FULL = "queue_full"
+REASON_NOT_READY = "not_ready"
+
+# HTTP paths that one process asks of another
+PATH_HEALTH = "/health"
+PATH_READY = "/ready"
+PATH_METRICS = "/metrics"
+PATH_MODELS = "/v1/models"
+PATH_CHAT = "/v1/chat/completions"
+PATH_COMPLETIONS = "/v1/completions"
+PATH_TOKENIZE = "/tokenize"
+PATH_DETOKENIZE = "/detokenize"
+PATH_PROMPT_BUNDLE = "/internal/prompt-bundle"
+PATH_DRAIN = "/internal/drain"
+PATH_KV_EVENT_SOURCES = "/kv_event_sources"
+PATH_DEBUG_ROUTE = "/debug/route"
+
+# Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
+VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
+VLLM_NUM_REQUESTS_WAITING = "vllm:num_requests_waiting"
+VLLM_NUM_REQUESTS_WAITING_BY_REASON = "vllm:num_requests_waiting_by_reason"
+VLLM_KV_CACHE_USAGE_PERC = "vllm:kv_cache_usage_perc"
+VLLM_CACHE_CONFIG_INFO = "vllm:cache_config_info"
+VLLM_LORA_REQUESTS_INFO = "vllm:lora_requests_info"
+VLLM_ENGINE_SLEEP_STATE = "vllm:engine_sleep_state"
+VLLM_PROMPT_TOKENS = "vllm:prompt_tokens_total"
+VLLM_PROMPT_TOKENS_CACHED = "vllm:prompt_tokens_cached_total"
+VLLM_GENERATION_TOKENS = "vllm:generation_tokens_total"
+VLLM_REQUEST_SUCCESS = "vllm:request_success_total"
+VLLM_NUM_PREEMPTIONS = "vllm:num_preemptions_total"
+VLLM_PREFIX_CACHE_QUERIES = "vllm:prefix_cache_queries_total"
+VLLM_PREFIX_CACHE_HITS = "vllm:prefix_cache_hits_total"
+VLLM_ADMISSION_REJECTIONS = "vllm:admission_rejections_total"
+VLLM_TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"  # noqa: S105
+VLLM_INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"  # noqa: S105
+VLLM_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"  # noqa: S105
+VLLM_E2E_REQUEST_LATENCY = "vllm:e2e_request_latency_seconds"
+VLLM_REQUEST_QUEUE_TIME = "vllm:request_queue_time_seconds"
+VLLM_REQUEST_INFERENCE_TIME = "vllm:request_inference_time_seconds"
+VLLM_REQUEST_PREFILL_TIME = "vllm:request_prefill_time_seconds"
+VLLM_REQUEST_DECODE_TIME = "vllm:request_decode_time_seconds"
+VLLM_REQUEST_PROMPT_TOKENS = "vllm:request_prompt_tokens"
+VLLM_REQUEST_GENERATION_TOKENS = "vllm:request_generation_tokens"
+VLLM_REQUEST_PARAMS_N = "vllm:request_params_n"
+VLLM_REQUEST_PARAMS_MAX_TOKENS = "vllm:request_params_max_tokens"
+VLLM_ITERATION_TOKENS = "vllm:iteration_tokens_total"
+"""A histogram, despite its name."""
+
+# Metrics of the worker that are ours
+QUIRE_WORKER_STEP_SECONDS = "quire_worker_step_seconds"
+QUIRE_WORKER_STEPS = "quire_worker_steps_total"
+QUIRE_WORKER_STARTUP_SECONDS = "quire_worker_startup_seconds"
+QUIRE_WORKER_DRAINING = "quire_worker_draining"
+QUIRE_WORKER_HTTP_REQUESTS = "quire_worker_http_requests_total"
+QUIRE_WORKER_RESIDENT_MEMORY_BYTES = "quire_worker_resident_memory_bytes"
+
+# Metrics of the router
+QUIRE_ROUTER_REQUESTS = "quire_router_requests_total"
+QUIRE_ROUTER_REQUEST_SECONDS = "quire_router_request_seconds"
+QUIRE_ROUTER_TIME_TO_FIRST_BYTE = "quire_router_time_to_first_byte_seconds"
+QUIRE_ROUTER_CHOICE_SECONDS = "quire_router_choice_seconds"
+QUIRE_ROUTER_CHOICES = "quire_router_choices_total"
+QUIRE_ROUTER_RETRIES = "quire_router_retries_total"
+QUIRE_ROUTER_IN_FLIGHT = "quire_router_requests_in_flight"
+QUIRE_ROUTER_ENDPOINTS = "quire_router_endpoints"
+QUIRE_ROUTER_INDEX_BLOCKS = "quire_router_index_blocks"
+QUIRE_ROUTER_KV_BATCHES = "quire_router_kv_batches_total"
+QUIRE_ROUTER_KV_GAPS = "quire_router_kv_gaps_total"
+QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
+QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
+QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
+QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+
+# Metrics that a worker must expose whatever it is doing: a stale name never errors in a dashboard, so a test scrapes for these.
+WORKER_METRICS: tuple[str, ...] = (
+    VLLM_NUM_REQUESTS_RUNNING,
+    VLLM_NUM_REQUESTS_WAITING,
+    VLLM_KV_CACHE_USAGE_PERC,
+    VLLM_CACHE_CONFIG_INFO,
+    VLLM_PROMPT_TOKENS,
+    VLLM_PROMPT_TOKENS_CACHED,
+    VLLM_GENERATION_TOKENS,
+    VLLM_REQUEST_SUCCESS,
+    VLLM_NUM_PREEMPTIONS,
+    VLLM_PREFIX_CACHE_QUERIES,
+    VLLM_PREFIX_CACHE_HITS,
+    VLLM_ADMISSION_REJECTIONS,
+    VLLM_TIME_TO_FIRST_TOKEN,
+    VLLM_INTER_TOKEN_LATENCY,
+    VLLM_TIME_PER_OUTPUT_TOKEN,
+    VLLM_E2E_REQUEST_LATENCY,
+    VLLM_REQUEST_QUEUE_TIME,
+    VLLM_REQUEST_INFERENCE_TIME,
+    VLLM_REQUEST_PREFILL_TIME,
+    VLLM_REQUEST_DECODE_TIME,
+    VLLM_REQUEST_PROMPT_TOKENS,
+    VLLM_REQUEST_GENERATION_TOKENS,
+    VLLM_REQUEST_PARAMS_N,
+    VLLM_REQUEST_PARAMS_MAX_TOKENS,
+    VLLM_ITERATION_TOKENS,
+    QUIRE_WORKER_STEP_SECONDS,
+    QUIRE_WORKER_STEPS,
+    QUIRE_WORKER_STARTUP_SECONDS,
+    QUIRE_WORKER_DRAINING,
+    QUIRE_WORKER_HTTP_REQUESTS,
+)
+
+ROUTER_METRICS: tuple[str, ...] = (
+    QUIRE_ROUTER_REQUESTS,
+    QUIRE_ROUTER_REQUEST_SECONDS,
+    QUIRE_ROUTER_TIME_TO_FIRST_BYTE,
+    QUIRE_ROUTER_CHOICE_SECONDS,
+    QUIRE_ROUTER_CHOICES,
+    QUIRE_ROUTER_RETRIES,
+    QUIRE_ROUTER_IN_FLIGHT,
+    QUIRE_ROUTER_ENDPOINTS,
+    QUIRE_ROUTER_INDEX_BLOCKS,
+    QUIRE_ROUTER_KV_BATCHES,
+    QUIRE_ROUTER_KV_GAPS,
+    QUIRE_ROUTER_KV_SNAPSHOTS,
+    QUIRE_ROUTER_PREFIX_TOKENS,
+    QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+)
+
+# Histogram buckets in seconds. Wider than vLLM's: a decode step takes 3-10 ms and a queue may be empty.
+BUCKETS_TTFT_S: tuple[float, ...] = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+BUCKETS_TOKEN_S: tuple[float, ...] = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80,
+)  # fmt: skip
+BUCKETS_REQUEST_S: tuple[float, ...] = (
+    0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
+)  # fmt: skip

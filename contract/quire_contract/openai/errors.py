@@ -1,0 +1,124 @@
+"""The error body of every refusal, and the exception that carries it.
+
+    {"error": {"message": str, "type": str, "param": str | null, "code": str | null}}
+
+As OpenAI's clients expect: `code` is a word or null, never the HTTP status. `type` is one of the TYPE_ constants, `param` the field's path
+as in "messages[0].role". Errors inside a stream have the same body, as the data of an SSE event.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+TYPE_INVALID = "invalid_request_error"
+TYPE_AUTHENTICATION = "authentication_error"
+TYPE_RATE_LIMIT = "rate_limit_error"
+TYPE_SERVER = "server_error"
+
+CODE_MODEL_NOT_FOUND = "model_not_found"
+CODE_NOT_FOUND = "not_found"
+CODE_METHOD_NOT_ALLOWED = "method_not_allowed"
+CODE_INVALID_API_KEY = "invalid_api_key"
+CODE_INVALID_JSON = "invalid_json"
+CODE_INVALID_TYPE = "invalid_type"
+CODE_INVALID_VALUE = "invalid_value"
+CODE_MISSING = "missing_required_parameter"
+CODE_UNSUPPORTED = "unsupported_parameter"
+CODE_CONTEXT_LENGTH = "context_length_exceeded"
+CODE_BODY_TOO_LARGE = "request_too_large"
+CODE_QUEUE_FULL = "queue_full"
+CODE_DRAINING = "draining"
+CODE_NOT_READY = "not_ready"
+CODE_INTERNAL = "internal_error"
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The whole body."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """A request that ends with an HTTP error. Servers answer `status`, `headers` and `body()`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = TYPE_INVALID,  # noqa: A002 - the body's own word
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def detail(self) -> ErrorDetail:
+        """The error as a message part, for bodies and for streams."""
+        return ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        return msgspec.json.encode(ErrorBody(self.detail()))
+
+
+def invalid(param: str, message: str, code: str = CODE_INVALID_VALUE) -> ApiError:
+    """400 that names the field: the message starts with it."""
+    return ApiError(400, f"{param}: {message}" if param else message, param=param or None, code=code)
+
+
+def unauthorized(message: str = "Missing or wrong API key; send it as `Authorization: Bearer <key>`.") -> ApiError:
+    """401."""
+    return ApiError(
+        401, message, type=TYPE_AUTHENTICATION, code=CODE_INVALID_API_KEY, headers={"WWW-Authenticate": "Bearer"}
+    )
+
+
+def model_not_found(model: str, served: list[str]) -> ApiError:
+    """404 for a model that nobody serves; lists those that are served."""
+    names = ", ".join(served[:20]) or "none"
+    return ApiError(
+        404, f"The model `{model[:200]}` does not exist. Served: {names}.", param="model", code=CODE_MODEL_NOT_FOUND
+    )
+
+
+def path_not_found(path: str) -> ApiError:
+    """404 for an unknown path."""
+    return ApiError(404, f"There is nothing at {path[:200]}.", code=CODE_NOT_FOUND)
+
+
+def body_too_large(max_body_bytes: int) -> ApiError:
+    """413."""
+    return ApiError(413, f"The request body is larger than {max_body_bytes} bytes.", code=CODE_BODY_TOO_LARGE)
+
+
+def queue_full(message: str, retry_after_s: int = 1) -> ApiError:
+    """429 with Retry-After: the waiting queue is at its bound."""
+    return ApiError(
+        429, message, type=TYPE_RATE_LIMIT, code=CODE_QUEUE_FULL, headers={"Retry-After": str(retry_after_s)}
+    )
+
+
+def unavailable(message: str, code: str = CODE_NOT_READY, retry_after_s: int = 1) -> ApiError:
+    """503 with Retry-After: not ready, draining or dead; another worker or a later try may answer."""
+    return ApiError(503, message, type=TYPE_SERVER, code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+def internal(message: str = "The server failed to answer this request.") -> ApiError:
+    """500. The message must not show internals."""
+    return ApiError(500, message, type=TYPE_SERVER, code=CODE_INTERNAL)

@@ -1,0 +1,87 @@
+"""Log lines of every process: key=value, or JSON, one line each, with the same keys in the same order.
+
+Fields never hold prompts, answers, headers or keys; fields so named are blanked, in case somebody tries.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+_FIELDS = "quire_fields"
+SECRET_FIELDS = frozenset(
+    {
+        "prompt",
+        "messages",
+        "text",
+        "content",
+        "body",
+        "headers",
+        "authorization",
+        "api_key",
+        "token",
+        "cache_salt",
+        "secret",
+    }
+)
+_BLANKED = "[not logged]"
+_MAX_VALUE_CHARS = 2000
+
+
+def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
+    """Log that `event` happened; `fields` give its numbers and names, None ones are left out."""
+    logger.log(level, "%s", event, extra={_FIELDS: fields})
+
+
+class LogFormatter(logging.Formatter):
+    """ts=... level=... logger=... event="..." key=value ..., or the same as a JSON object."""
+
+    def __init__(self, *, as_json: bool = False, process: str | None = None) -> None:
+        """`process` names the process in every line, such as "router"."""
+        super().__init__()
+        self._as_json = as_json
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever the record holds."""
+        fields = self._fields_of(record)
+        if self._as_json:
+            return json.dumps(fields, ensure_ascii=False, default=str)
+        return " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
+
+    def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        extra = getattr(record, _FIELDS, None)
+        for key, value in (extra if isinstance(extra, Mapping) else {}).items():
+            fields[f"field_{key}" if key in fields else key] = _BLANKED if key.lower() in SECRET_FIELDS else value
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+def configure_logging(
+    *, level: str = "info", as_json: bool = False, process: str | None = None, stream: TextIO | None = None
+) -> None:
+    """Send all of the process's log lines to `stream` (standard error) in this form. Called once, by __main__."""
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler.setFormatter(LogFormatter(as_json=as_json, process=process))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)[:_MAX_VALUE_CHARS]
+    if text and text.isprintable() and not set(text) & {" ", '"', "="}:
+        return text
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""Log lines are one line each, can be parsed, and keep secrets out."""
+
+import json
+import logging
+
+from quire_contract.telemetry import LogFormatter, log_event
+
+
+def line_of(formatter: LogFormatter, event: str, /, **fields: object) -> str:
+    """The line that one event becomes."""
+    lines: list[str] = []
+
+    class Sink(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(formatter.format(record))
+
+    logger = logging.Logger("quire.test")
+    logger.addHandler(Sink())
+    log_event(logger, logging.INFO, event, **fields)
+    return lines[0]
+
+
+def test_fields_follow_as_key_and_value() -> None:
+    line = line_of(
+        LogFormatter(process="router"), "request finished", request_id="r1", num_tokens=5, time_s=0.25, streamed=True
+    )
+
+    tail = line.split(" ", 1)[1]
+    assert line.startswith("ts=20")
+    assert tail == (
+        'level=info process=router logger=quire.test event="request finished" request_id=r1 num_tokens=5 time_s=0.25 streamed=true'
+    )
+
+
+def test_json_has_the_same_fields() -> None:
+    line = line_of(LogFormatter(as_json=True), "started", port=8000, reason=None)
+
+    fields = json.loads(line)
+    assert fields | {"ts": ""} == {"ts": "", "level": "info", "logger": "quire.test", "event": "started", "port": 8000}
+
+
+def test_a_value_cannot_start_a_new_line_or_field() -> None:
+    line = line_of(LogFormatter(), "x", name='a"b c=d\nlevel=error', empty="")
+
+    assert "\n" not in line
+    assert line.endswith(r'name="a\"b c=d\nlevel=error" empty=""')
+
+
+def test_secrets_and_prompts_are_blanked() -> None:
+    line = line_of(LogFormatter(), "x", prompt="my secret", Authorization="Bearer k", api_key="k2", level="forged")
+
+    assert "secret" not in line
+    assert "Bearer" not in line
+    assert "k2" not in line
+    assert "level=info" in line
+    assert "field_level=forged" in line
+
+
+def test_a_traceback_stays_on_one_line() -> None:
+    try:
+        raise KeyError("boom")
+    except KeyError as error:
+        record = logging.LogRecord(
+            "n", logging.ERROR, __file__, 1, "failed", (), (KeyError, error, error.__traceback__)
+        )
+
+    line = LogFormatter().format(record)
+
+    assert "\n" not in line
+    assert "boom" in line
