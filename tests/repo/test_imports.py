@@ -18,7 +18,14 @@ def test_import_contracts_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["quire_worker.__main__", "quire_router.__main__", "quire_cli.__main__", "quire_operator.desired_state", "quire_contract.prompt"]
+    "module",
+    [
+        "quire_worker.__main__",
+        "quire_router.__main__",
+        "quire_cli.__main__",
+        "quire_operator.desired_state",
+        "quire_contract.prompt",
+    ],
 )
 def test_importing_a_process_that_computes_nothing_does_not_load_torch(module: str) -> None:
     code = f"import {module}, sys; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"

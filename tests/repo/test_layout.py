@@ -36,7 +36,7 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_top_level_folder_is_a_package_that_shadows_another() -> None:
-    shadows = [path for path in ROOT.glob("*/__init__.py")]
+    shadows = list(ROOT.glob("*/__init__.py"))
 
     assert shadows == []
 
@@ -44,7 +44,14 @@ def test_no_top_level_folder_is_a_package_that_shadows_another() -> None:
 def test_the_standard_library_operator_module_survives_the_root_on_the_path() -> None:
     code = "import operator, collections; print(operator.__file__)"
 
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert found.returncode == 0, found.stderr
     assert str(ROOT) not in found.stdout
@@ -58,7 +65,11 @@ def test_the_wheel_holds_exactly_the_packages_of_the_design() -> None:
 
 
 def test_no_module_is_longer_than_the_limit() -> None:
-    too_long = {str(p.relative_to(ROOT)): n for p in product_modules() if (n := len(p.read_text().splitlines())) > MAX_MODULE_LINES}
+    too_long = {
+        str(p.relative_to(ROOT)): n
+        for p in product_modules()
+        if (n := len(p.read_text().splitlines())) > MAX_MODULE_LINES
+    }
 
     assert too_long == {}
 
@@ -72,13 +83,17 @@ def test_every_module_says_what_it_is_for() -> None:
 def test_nothing_reads_the_environment_or_arguments_outside_main() -> None:
     pattern = re.compile(r"os\.environ|os\.getenv|sys\.argv")
 
-    readers = [str(p.relative_to(ROOT)) for p in product_modules() if p.name != "__main__.py" and pattern.search(p.read_text())]
+    readers = [
+        str(p.relative_to(ROOT)) for p in product_modules() if p.name != "__main__.py" and pattern.search(p.read_text())
+    ]
 
     assert readers == []
 
 
 def test_nothing_unpickles_or_evaluates_untrusted_bytes() -> None:
-    pattern = re.compile(r"\bimport (?:pickle|dill|marshal|shelve)\b|\btorch\.load\(|\byaml\.load\(|trust_remote_code\s*=\s*True")
+    pattern = re.compile(
+        r"\bimport (?:pickle|dill|marshal|shelve)\b|\btorch\.load\(|\byaml\.load\(|trust_remote_code\s*=\s*True"
+    )
 
     offenders = [str(p.relative_to(ROOT)) for p in product_modules() if pattern.search(p.read_text())]
 

@@ -1,0 +1,64 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Triton kernel of store_kv. See quire_kernels.store_kv for the table.
+
+Grid (T,): one program copies one token, all heads, keys and values.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire_kernels.launch_configs import warps_for
+
+
+@triton.jit
+def store_kv_kernel(
+    k,
+    v,
+    k_cache,
+    v_cache,
+    slots,
+    k_stride_t,
+    v_stride_t,
+    cache_stride_n,
+    cache_stride_h,
+    BLOCK_SIZE: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        i = tl.arange(0, BLOCK)
+        inside = i < NUM_HEADS * HEAD_DIM
+        slot_offset = (slot // BLOCK_SIZE) * cache_stride_n + (slot % BLOCK_SIZE) * HEAD_DIM
+        target = slot_offset + (i // HEAD_DIM) * cache_stride_h + i % HEAD_DIM
+        tl.store(k_cache + target, tl.load(k + token * k_stride_t + i, mask=inside), mask=inside)
+        tl.store(v_cache + target, tl.load(v + token * v_stride_t + i, mask=inside), mask=inside)
+
+
+def store_kv_triton(k_THD: Tensor, v_THD: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """See quire_kernels.store_kv."""
+    num_tokens, num_heads, head_dim = k_THD.shape
+    assert k_THD.stride()[1:] == v_THD.stride()[1:] == (head_dim, 1), "heads and dims must be contiguous"
+    assert k_cache.stride() == v_cache.stride() and k_cache.stride()[2:] == (head_dim, 1)
+    if num_tokens == 0:
+        return
+    block = triton.next_power_of_2(num_heads * head_dim)
+    store_kv_kernel[(num_tokens,)](
+        k_THD,
+        v_THD,
+        k_cache,
+        v_cache,
+        slots,
+        k_THD.stride(0),
+        v_THD.stride(0),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        BLOCK_SIZE=k_cache.shape[2],
+        NUM_HEADS=num_heads,
+        HEAD_DIM=head_dim,
+        BLOCK=block,
+        num_warps=warps_for(block),
+    )
