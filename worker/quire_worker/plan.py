@@ -8,6 +8,9 @@ Life of a row. `StepPlan.freed_rows` are forgotten first, then `copies` are made
 freed and set up again in one plan), then `num_tokens[i]` tokens of row `rows[i]` are computed. A row whose computed tokens then equal
 its known tokens is sampled, and the sampled token is appended to the row by the runner itself; the scheduler hears of it in the
 `StepResult`, one or more steps later. Runners carry out plans in the order of launch.
+
+After a plan raised, nobody knows which of its deltas were carried out: the next plan frees every row, so freeing an empty row is legal
+and changes nothing. The KV of blocks that no failed plan was to write stays valid.
 """
 
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What one generation request asks of the engine.
+"""What one generation request asks of the engine, and the tokens it gets back.
 
 Shared by the API process, the scheduler and the runner, so it holds plain values only: no torch, no text, no clock.
 """
@@ -43,7 +43,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
         return self.stop_token_ids if self.ignore_eos else self.stop_token_ids + self.eos_token_ids
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Log-probabilities at one output position, from the raw logits (before penalties, bias and temperature)."""
 
     logprob: float
@@ -53,3 +53,35 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
     """Descending, parallel to top_ids."""
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
+    """Generate `n` choices for one prompt; choice i uses seed + i."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    n: int = 1
+    cache_salt: str | None = None
+    adapter: str | None = None
+    priority: int = 0
+    """Not looked at: requests are served first come, first served."""
+
+
+class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """New tokens of one choice."""
+
+    request_id: str
+    choice: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    """Parallel to token_ids."""
+    finish_reason: str | None = None
+    """None: more to come. "stop" | "length" | "error". The ending token, if any, is the last of token_ids."""
+    stop_token_id: int | None = None
+    """With "stop": the token that ended the choice."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache, told with the choice's first tokens."""
+    error: str | None = None
+    queue_time_s: float | None = None
+    """How long the choice waited for its first admission, told with its first tokens."""

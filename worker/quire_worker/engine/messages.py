@@ -9,19 +9,22 @@ One message a frame, a msgspec tagged union. Text never crosses: the API process
 import msgspec
 
 from quire_worker.plan import ModelInfo
-from quire_worker.request import SamplingParams, TokenLogprobs
+from quire_worker.request import ChoiceOutput, Submit
 
-
-class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
-    """Generate `n` choices for one prompt; choice i uses seed + i."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
-    n: int = 1
-    cache_salt: str | None = None
-    adapter: str | None = None
-    priority: int = 0
+__all__ = [
+    "Abort",
+    "ChoiceOutput",
+    "Fatal",
+    "FromEngine",
+    "Outputs",
+    "Ready",
+    "Rejected",
+    "SetDraining",
+    "Shutdown",
+    "Stats",
+    "Submit",
+    "ToEngine",
+]
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="abort"):
@@ -57,23 +60,6 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rea
     replay_endpoint: str = ""
 
 
-class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """New tokens of one choice."""
-
-    request_id: str
-    choice: int
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None
-    """Parallel to token_ids."""
-    finish_reason: str | None = None
-    """None: more to come. "stop" | "length" | "error". The ending token, if any, is the last of token_ids."""
-    stop_token_id: int | None = None
-    """With "stop": the token that ended the choice."""
-    num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache, told with the choice's first tokens."""
-    error: str | None = None
-
-
 class Outputs(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="outputs"):
     """All that one commit brought, in one frame."""
 
@@ -97,6 +83,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
+    """Physical blocks, the null block included: an idle engine has num_blocks - 1 free ones."""
     num_preemptions: int
     num_prompt_tokens: int
     """Prompt tokens of admitted requests, cached ones included."""

@@ -1,0 +1,64 @@
+"""Composition root of the engine process: `python -m quire_worker.engine`, started by the API process.
+
+Standard input carries the configuration as one JSON line, then stays open for as long as the parent lives.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from quire_worker.engine.config import EngineConfig, decode_engine_config
+from quire_worker.engine.fake_model import build_fake_runner
+from quire_worker.engine.parent import exit_with_parent
+from quire_worker.engine.process import run_engine
+from quire_worker.errors import ConfigError
+from quire_worker.plan import ModelInfo, Runner
+
+CONFIG_EXIT_CODE = 2
+_MAX_CONFIG_BYTES = 2**20
+
+
+def main() -> int:
+    """Exit code 0 after Shutdown, 1 after Fatal, 2 for a bad configuration, 3 when the parent went away."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline(_MAX_CONFIG_BYTES)
+        try:
+            config = decode_engine_config(line)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return CONFIG_EXIT_CODE
+        exit_with_parent(stdin)
+        return run_engine(config, build_fake_runner if config.fake else _build_torch_runner)
+
+
+def _build_torch_runner(config: EngineConfig) -> tuple[Runner, ModelInfo]:
+    """Imports torch, which takes a second: only here, and only when it is wanted."""
+    from quire_worker.execution.build import build_runner
+    from quire_worker.execution.options import RunnerOptions
+
+    return build_runner(
+        RunnerOptions(
+            model_dir=Path(config.model_dir),
+            device=config.device,
+            dtype=config.dtype,
+            ops=config.ops,
+            compute_threads=config.compute_threads,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            block_size=config.block_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+            num_gpu_blocks_override=config.num_gpu_blocks_override,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

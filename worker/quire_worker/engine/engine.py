@@ -1,0 +1,92 @@
+"""One step of the engine: keep `depth` plans in flight, commit the oldest.
+
+Knows the scheduler and a runner; no sockets, threads or clocks.
+
+    depth 1    plan 0, launch 0, commit 0, plan 1, launch 1, commit 1, ...
+    depth 2    plan 0, launch 0, plan 1, launch 1, commit 0, plan 2, launch 2, commit 1, ...   the host plans while the device computes
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from quire_worker.engine.quarantine import Quarantine
+from quire_worker.errors import DeviceError
+from quire_worker.plan import Handle, Runner, StepPlan
+from quire_worker.request import ChoiceOutput
+from quire_worker.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Engine:
+    """Scheduler and runner, stepped by one thread."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, *, depth: int = 1) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+        self._depth = depth
+        self._in_flight: deque[tuple[StepPlan, Handle]] = deque()
+        self._quarantine = Quarantine(scheduler)
+        self.last_step_tokens = 0
+        """Tokens computed by the step that the last call of step() committed; 0 if it committed none."""
+        self.last_step_rows = 0
+        """Rows of that step."""
+
+    def step(self) -> list[ChoiceOutput]:
+        """Launch until `depth` plans are in flight or there is nothing to launch, then commit the oldest. Returns its tokens.
+
+        What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through."""
+        self.last_step_tokens = 0
+        try:
+            self._launch_ahead()
+            if not self._in_flight:
+                self._quarantine.on_idle()
+                return []
+            plan, handle = self._in_flight[0]
+            result = _attempt(plan, handle.result)
+        except _StepFailedError as failure:
+            self._in_flight.clear()
+            return self._quarantine.on_failure(failure.plan, failure.cause)
+        self._in_flight.popleft()
+        outputs = self.scheduler.commit(plan, result)
+        self.last_step_tokens = sum(plan.num_tokens)
+        self.last_step_rows = len(plan.rows)
+        self._quarantine.on_commit(outputs)
+        return outputs
+
+    def _launch_ahead(self) -> None:
+        while len(self._in_flight) < self._depth:
+            plan = self.scheduler.plan_step()
+            if not plan.rows:
+                return
+            self._in_flight.append((plan, _attempt(plan, partial(self._launch, plan))))
+
+    def _launch(self, plan: StepPlan) -> Handle:
+        handle = self._runner.launch(plan)
+        self._runner.sample(handle, None)
+        return handle
+
+
+class _StepFailedError(Exception):
+    """A plan raised."""
+
+    def __init__(self, plan: StepPlan, cause: Exception) -> None:
+        super().__init__(cause)
+        self.plan = plan
+        self.cause = cause
+
+
+def _attempt(plan: StepPlan, action: Callable[[], _T]) -> _T:
+    """Do `action` for `plan`; what it raises is the plan's failure."""
+    try:
+        return action()
+    except DeviceError:
+        raise
+    except Exception as error:
+        log.exception("step failed step_id=%d rows=%d tokens=%d", plan.step_id, len(plan.rows), sum(plan.num_tokens))
+        raise _StepFailedError(plan, error) from error

@@ -1,0 +1,131 @@
+"""The engine's loop: messages in, one step, tokens out.
+
+Knows sockets and times; not how a step works. With work in hand it never waits for a socket; idle it waits for nothing else.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from quire_worker.engine.engine import Engine
+from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.messages import (
+    Abort,
+    FromEngine,
+    Outputs,
+    Rejected,
+    SetDraining,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
+from quire_worker.engine.publisher import Publisher
+from quire_worker.engine.stats import Pace, StatsCollector
+from quire_worker.kv.events import CacheEvent
+
+
+class EngineLoop:
+    """Runs until a Shutdown message. Owned by one thread, as both sockets are."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbound: zmq.Socket[bytes],
+        outbound: zmq.Socket[bytes],
+        stats: StatsCollector,
+        speeds: StepSpeeds,
+        telling: "Telling | None" = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`telling` publishes KV events and load reports; None: nobody is told."""
+        self._engine = engine
+        self._inbound = inbound
+        self._outbound = outbound
+        self._stats = stats
+        self._speeds = speeds
+        self._telling = telling
+        self._clock = clock
+        self._pace = Pace()
+        self._is_draining = False
+        self._must_stop = False
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode
+
+    def run(self) -> None:
+        """Returns after Shutdown. Raises DeviceError when the device cannot go on."""
+        while not self._must_stop:
+            if not self._engine.scheduler.has_work:
+                self._inbound.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
+            self._receive()
+            if self._engine.scheduler.has_work:
+                self._step()
+            if self._pace.wait_s(self._clock()) == 0.0:
+                self._report()
+
+    def send(self, message: FromEngine) -> None:
+        """Hand a message to the API process; never waits (the socket has no high-water mark)."""
+        self._outbound.send(self._encode(message), zmq.DONTWAIT)
+
+    def _receive(self) -> None:
+        """Everything that has arrived, in order."""
+        with contextlib.suppress(zmq.Again):
+            while not self._must_stop:
+                self._handle(self._decode(self._inbound.recv(zmq.DONTWAIT)))
+
+    def _handle(self, message: ToEngine) -> None:
+        scheduler = self._engine.scheduler
+        match message:
+            case Submit():
+                rejection = scheduler.add(message)
+                if rejection is not None:
+                    self.send(
+                        Rejected(request_id=message.request_id, reason=rejection.reason, message=rejection.message)
+                    )
+            case Abort():
+                scheduler.abort(message.request_id, message.choice)
+            case SetDraining():
+                self._is_draining = message.draining
+            case Shutdown():
+                self._must_stop = True
+        self._pace.on_change()
+
+    def _step(self) -> None:
+        start = self._clock()
+        outputs = self._engine.step()
+        if outputs:
+            self.send(Outputs(items=outputs))
+        events = self._engine.scheduler.take_cache_events()
+        if self._engine.last_step_tokens:
+            time_s = self._clock() - start
+            self._stats.add_step(self._engine.last_step_tokens, time_s)
+            self._speeds.add(self._engine.last_step_tokens, self._engine.last_step_rows, time_s)
+        if self._telling is not None and events:
+            self._telling.publish(events)
+        self._pace.on_change()
+
+    def _report(self) -> None:
+        self.send(self._stats.take())
+        if self._telling is not None:
+            self._telling.report(draining=self._is_draining)
+        self._pace.on_sent(self._clock())
+
+
+class Telling:
+    """What routers are told: cache events after each step, load reports at the loop's pace."""
+
+    def __init__(self, publisher: Publisher, meter: LoadMeter, wall_clock: Callable[[], float]) -> None:
+        """`wall_clock` gives Unix time, seconds."""
+        self._publisher = publisher
+        self._meter = meter
+        self._wall_clock = wall_clock
+
+    def publish(self, events: list[CacheEvent]) -> None:
+        """Send what happened to the prefix cache."""
+        self._publisher.offer_events(events)
+
+    def report(self, *, draining: bool) -> None:
+        """Send a load report."""
+        self._publisher.offer_load(self._meter.report(self._wall_clock(), draining=draining))

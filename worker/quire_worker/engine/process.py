@@ -1,0 +1,182 @@
+"""The engine process: builds its parts from a configuration, says Ready, runs the loop, and says why when it cannot.
+
+Knows every part of the engine; gets the runner from outside, so that it needs no torch.
+"""
+
+import gc
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import zmq
+from quire_contract.load_report import LoadReport
+from quire_contract.trust import Trust, TrustError
+
+from quire_worker.engine.config import EngineConfig
+from quire_worker.engine.engine import Engine
+from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.loop import EngineLoop, Telling
+from quire_worker.engine.messages import Fatal, FromEngine, Ready
+from quire_worker.engine.publisher import Publisher, PublisherSettings
+from quire_worker.engine.stats import StatsCollector
+from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
+from quire_worker.kv.block_manager import BlockManager
+from quire_worker.kv.block_pool import BlockPool
+from quire_worker.plan import ModelInfo, Runner
+from quire_worker.request import SamplingParams, Submit
+from quire_worker.scheduling.counters import Counters
+from quire_worker.scheduling.limits import SchedulerLimits
+from quire_worker.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+FAILED_EXIT_CODE = 1
+_FATAL_LINGER_MS = 1000
+
+RunnerBuilder = Callable[[EngineConfig], tuple[Runner, ModelInfo]]
+
+
+def run_engine(config: EngineConfig, build_runner: RunnerBuilder) -> int:
+    """Serve until Shutdown (exit code 0) or until something is broken for good (Fatal is sent; another code)."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    inbound, outbound = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket in (inbound, outbound):
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.LINGER, _FATAL_LINGER_MS)
+    inbound.connect(config.inbound_endpoint)
+    outbound.connect(config.outbound_endpoint)
+    try:
+        _serve(config, build_runner, inbound, outbound)
+    except QuireWorkerError as error:
+        log.error("engine cannot go on reason=%s", error)
+        outbound.send(_encode(Fatal(message=str(error))))
+        return FAILED_EXIT_CODE
+    except BaseException as error:
+        outbound.send(
+            _encode(Fatal(message=f"the engine failed: {type(error).__name__}: {error} (its log has the traceback)"))
+        )
+        raise
+    finally:
+        inbound.close()
+        outbound.close()
+        context.term()
+    return 0
+
+
+def _serve(
+    config: EngineConfig, build_runner: RunnerBuilder, inbound: zmq.Socket[bytes], outbound: zmq.Socket[bytes]
+) -> None:
+    runner, info = build_runner(config)
+    epoch = uuid.uuid4().hex
+    scheduler = build_scheduler(config, info)
+    engine = Engine(scheduler, runner, depth=config.depth)
+    warm_up(engine)
+    speeds = StepSpeeds()
+    with _publishing(config, info, epoch) as publisher:
+        telling = None
+        if publisher is not None:
+            meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
+            telling = Telling(publisher, meter, time.time)
+        loop = EngineLoop(engine, inbound, outbound, StatsCollector(scheduler, info.num_blocks), speeds, telling)
+        # What lives now lives for good: the collector need not look at it again while serving.
+        gc.collect()
+        gc.freeze()
+        loop.send(
+            Ready(
+                info=info,
+                epoch=epoch,
+                events_endpoint="" if publisher is None else publisher.events_endpoint,
+                replay_endpoint="" if publisher is None else publisher.replay_endpoint,
+            )
+        )
+        log.info("engine ready epoch=%s blocks=%d max_model_len=%d", epoch, info.num_blocks, info.max_model_len)
+        loop.run()
+    runner.close()
+
+
+def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
+    """The scheduler for a runner of `info`'s shape."""
+    limits = SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+        max_num_queued_reqs=config.max_num_queued_reqs,
+        max_num_queued_tokens=config.max_num_queued_tokens,
+        vocab_size=info.vocab_size,
+    )
+    pool = BlockPool(info.num_blocks, len(info.groups))
+    kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
+    return Scheduler(kv, limits, time.monotonic)
+
+
+def warm_up(engine: Engine) -> None:
+    """One prefill and one decode step, so that Ready means that steps work. Raises LoadError if they do not."""
+    scheduler = engine.scheduler
+    rejection = scheduler.add(
+        Submit(request_id="warm-up", prompt_token_ids=[0], sampling=SamplingParams(max_tokens=2, temperature=0.0))
+    )
+    if rejection is not None:
+        raise LoadError(f"the engine cannot serve a one-token prompt: {rejection.message}")
+    while scheduler.has_work:
+        for output in engine.step():
+            if output.error is not None:
+                raise LoadError(f"the first step failed: {output.error}")
+    scheduler.counters = Counters()
+
+
+@contextmanager
+def _publishing(config: EngineConfig, info: ModelInfo, epoch: str) -> Iterator[Publisher | None]:
+    """A running publisher, if one is wanted."""
+    if config.events_endpoint is None:
+        yield None
+        return
+    settings = PublisherSettings(
+        pod=config.pod_name,
+        model=config.served_model_names[0],
+        epoch=epoch,
+        block_size=info.block_size,
+        events_endpoint=config.events_endpoint,
+        replay_endpoint=config.replay_endpoint,
+        with_token_ids=config.events_token_ids,
+    )
+    publisher = Publisher(settings, _trust(config), time.time)
+    publisher.start()
+    try:
+        yield publisher
+    finally:
+        publisher.close()
+
+
+def _trust(config: EngineConfig) -> Trust | None:
+    if config.trust_dir is None or config.events_plain:
+        return None
+    try:
+        return Trust.read(Path(config.trust_dir))
+    except TrustError as error:
+        raise ConfigError(f"--trust-dir: {error}") from error
+
+
+def _load_template(config: EngineConfig, info: ModelInfo, epoch: str) -> LoadReport:
+    return LoadReport(
+        pod=config.pod_name,
+        model=config.served_model_names[0],
+        epoch=epoch,
+        ts=0.0,
+        kv_seq=0,
+        running=0,
+        waiting=0,
+        free_blocks=0,
+        total_blocks=info.num_blocks - 1,
+        uncached_tokens=0,
+        block_size=info.block_size,
+        max_num_seqs=config.max_num_seqs,
+    )
+
+
+def _encode(message: FromEngine) -> bytes:
+    return msgspec.msgpack.encode(message)

@@ -1,0 +1,112 @@
+"""What is scheduled: one choice of one request, as num_computed catching up with num_known.
+
+Holds state and no policy. One choice's tokens (P prompt, half-open intervals):
+
+    0 ............ num_computed ........ num_planned ........ len(token_ids) ........ num_known ........ max_total
+    │ KV committed │ plans in flight      │ to be planned      │ sampled, on their way │ may still come
+    └───────────────── token_ids ────────────────────────────┘ └─ placeholders ──────┘
+"""
+
+from enum import IntEnum
+
+from quire_worker.kv.block_manager import BlockTable
+from quire_worker.kv.digest_chain import DigestChain
+from quire_worker.request import SamplingParams
+
+
+class Status(IntEnum):
+    """RUNNING is 0, so that the hot loops test truth only."""
+
+    RUNNING = 0
+    WAITING = 1
+    """In the queue, new or preempted. A preempted one keeps its blocks until the plans in flight that use them commit."""
+    SIBLING = 2
+    """Waits for the choice that computes the prompt for it."""
+    FINISHED = 3
+
+
+class Choice:
+    """One choice. Age is (arrival number of the request, index): a smaller age is older."""
+
+    __slots__ = (
+        "age",
+        "arrived_s",
+        "capacity",
+        "chain",
+        "ending",
+        "index",
+        "max_total",
+        "milestone",
+        "min_total",
+        "num_cached",
+        "num_computed",
+        "num_known",
+        "num_planned",
+        "num_prompt",
+        "queue_time_s",
+        "request_id",
+        "row",
+        "sampling",
+        "siblings",
+        "status",
+        "table",
+        "token_ids",
+        "was_admitted",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        index: int,
+        age: tuple[int, int],
+        token_ids: list[int],
+        sampling: SamplingParams,
+        chain: DigestChain,
+        max_total: int,
+        arrived_s: float,
+    ) -> None:
+        num_prompt = len(token_ids)
+        self.request_id = request_id
+        self.index = index
+        self.age = age
+        self.token_ids = token_ids
+        """Prompt and committed output."""
+        self.sampling = sampling
+        """With this choice's own seed."""
+        self.chain = chain
+        self.num_prompt = num_prompt
+        self.max_total = max_total
+        """Prompt + output tokens at most."""
+        self.min_total = num_prompt + sampling.min_tokens
+        self.ending = frozenset(sampling.ending_token_ids)
+        self.arrived_s = arrived_s
+        self.status = Status.WAITING
+        self.siblings: list[Choice] = []
+        """Choices that wait for this one's prompt."""
+        self.was_admitted = False
+        self.num_cached = 0
+        """Prompt tokens found in the cache at first admission, until they have been told."""
+        self.queue_time_s: float | None = None
+        """Time until the first admission, until it has been told."""
+        self.row = 0
+        """Valid while RUNNING."""
+        self.table: BlockTable | None = None
+        self.capacity = 0
+        """Tokens the table has room for."""
+        self.num_computed = 0
+        self.num_planned = 0
+        self.num_known = num_prompt
+        self.milestone = 0
+        """num_computed at which commit has more to do than to count: a block fills or the prompt is complete."""
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether a launched plan that has not been committed computes tokens of this choice."""
+        return self.num_planned > self.num_computed
+
+    def restart(self) -> None:
+        """Compute everything again: the blocks are gone."""
+        self.table = None
+        self.capacity = 0
+        self.num_computed = self.num_planned = 0
+        self.num_known = len(self.token_ids)

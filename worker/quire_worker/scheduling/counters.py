@@ -1,0 +1,37 @@
+"""What the scheduler counts. Counters never reset."""
+
+
+class Counters:
+    """Totals since the scheduler was made."""
+
+    __slots__ = (
+        "num_cached_tokens",
+        "num_generated_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_steps",
+        "prefix_hits",
+        "prefix_queries",
+        "queue_time_s",
+    )
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        """Steps committed."""
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        """Prompt tokens of choices at first admission, cached ones included."""
+        self.num_cached_tokens = 0
+        """Of those, found in the cache."""
+        self.num_generated_tokens = 0
+        self.prefix_queries = 0
+        """Tokens looked up in the prefix cache, at every admission."""
+        self.prefix_hits = 0
+        self.queue_time_s: list[float] = []
+        """Of each choice first admitted; the reader empties it."""
+
+    def on_first_admission(self, num_prompt: int, num_cached: int, queue_time_s: float) -> None:
+        """A choice enters the batch for the first time."""
+        self.num_prompt_tokens += num_prompt
+        self.num_cached_tokens += num_cached
+        self.queue_time_s.append(queue_time_s)

@@ -1,0 +1,92 @@
+"""What may enter the queue: a request becomes choices, or is rejected with a reason a client can act on.
+
+Knows limits and requests; not blocks or the state of the batch.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+from quire_contract.block_hash import ExtraKeys
+
+from quire_worker.kv.block_manager import BlockManager
+from quire_worker.request import Submit
+from quire_worker.scheduling.choice import Choice
+from quire_worker.scheduling.limits import SchedulerLimits
+
+_SEED_MODULUS = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a request was not taken; the values of messages.Rejected."""
+
+    reason: str
+    """"queue_full" | "too_long" | "invalid"."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """How full the queue is."""
+
+    num_choices: int
+    num_tokens: int
+    num_free_rows: int
+
+
+def rejection_of(submit: Submit, limits: SchedulerLimits, queue: QueueState) -> Rejection | None:
+    """Why `submit` cannot be taken now; None if it can."""
+    return _malformed(submit, limits) or _too_long(submit, limits) or _queue_full(submit, limits, queue)
+
+
+def choices_of(
+    submit: Submit, arrival: int, arrived_s: float, limits: SchedulerLimits, kv: BlockManager
+) -> list[Choice]:
+    """The request's choices, oldest first, hashed as far as its full blocks go."""
+    prompt, sampling = submit.prompt_token_ids, submit.sampling
+    max_total = min(len(prompt) + sampling.max_tokens, limits.max_model_len)
+    chain = kv.new_chain(ExtraKeys(adapter=submit.adapter, cache_salt=submit.cache_salt), prompt)
+    choices = []
+    for index in range(submit.n):
+        own = msgspec.structs.replace(sampling, seed=(sampling.seed + index) % _SEED_MODULUS)
+        age = (arrival, index)
+        choices.append(Choice(submit.request_id, index, age, prompt.copy(), own, chain.copy(), max_total, arrived_s))
+    return choices
+
+
+def _malformed(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
+    prompt, sampling = submit.prompt_token_ids, submit.sampling
+    if not prompt:
+        return Rejection("invalid", "prompt: needs at least one token")
+    if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+        return Rejection("invalid", f"prompt: token ids must lie in [0, {limits.vocab_size})")
+    if sampling.max_tokens < 1:
+        return Rejection("invalid", f"max_tokens: must be at least 1, got {sampling.max_tokens}")
+    most = limits.max_num_seqs + limits.max_num_queued_reqs
+    if not 1 <= submit.n <= most:
+        return Rejection("invalid", f"n: must be between 1 and {most} (rows and queue together), got {submit.n}")
+    return None
+
+
+def _too_long(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
+    num_prompt = len(submit.prompt_token_ids)
+    if num_prompt < limits.max_model_len:
+        return None
+    return Rejection(
+        "too_long",
+        f"prompt: has {num_prompt} tokens, but at most {limits.max_model_len - 1} leave room for one output token "
+        f"(the model's length is {limits.max_model_len})",
+    )
+
+
+def _queue_full(submit: Submit, limits: SchedulerLimits, queue: QueueState) -> Rejection | None:
+    most = limits.max_num_queued_reqs + queue.num_free_rows
+    if queue.num_choices + submit.n > most:
+        return Rejection("queue_full", f"{queue.num_choices} choices are waiting, at most {most} may; try again later")
+    num_tokens = len(submit.prompt_token_ids) * submit.n
+    if queue.num_choices and queue.num_tokens + num_tokens > limits.max_num_queued_tokens:
+        return Rejection(
+            "queue_full",
+            f"{queue.num_tokens} prompt tokens are waiting, at most {limits.max_num_queued_tokens} may; try again later",
+        )
+    return None
