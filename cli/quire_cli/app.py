@@ -1,0 +1,88 @@
+"""The commands of `quire`: options in, messages and exit codes out. The work is elsewhere.
+
+This module must not read the environment or the command line itself: `__main__` passes a `Host`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from quire_operator.api.crds.definitions import write_crds
+from quire_operator.platform import VERSION
+from rich.console import Console
+
+from quire_cli.errors import EXIT_FAILED, CommandError
+from quire_cli.host import Host
+from quire_cli.local.up import UpOptions, run_up
+from quire_cli.manifest_files import load_services
+from quire_cli.rendering import render, to_yaml
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...", help="Manifests with InferenceServices; several documents each.", show_default=False
+    ),
+]
+
+
+def build_app(host: Host) -> typer.Typer:
+    """The command line application."""
+    app = typer.Typer(
+        name="quire",
+        help="Serve large language models, on this machine or on Kubernetes.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.command()
+    def up(
+        files: Files,
+        port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the endpoint; 0 takes a free one.")] = 8000,
+        host_address: Annotated[
+            str, typer.Option("--host", help="Address that the endpoint listens on; 0.0.0.0 for every interface.")
+        ] = "127.0.0.1",
+        log_dir: Annotated[
+            Path | None, typer.Option(help="Folder for the logs; without it, they are removed at the end.")
+        ] = None,
+        compute_threads: Annotated[
+            int | None, typer.Option(min=1, help="Compute threads per worker.", show_default="cores / workers")
+        ] = None,
+    ) -> None:
+        """Serve the models of FILE... with local processes, as the operator would with pods. Ctrl-C stops."""
+        options = UpOptions(
+            files=tuple(files), port=port, address=host_address, log_dir=log_dir, compute_threads=compute_threads
+        )
+        run_up(options, host, Console(soft_wrap=True))
+
+    @app.command("render")
+    def render_command(files: Files) -> None:
+        """Print the Kubernetes objects that FILE... stand for."""
+        typer.echo(to_yaml(render(load_services(files)).manifests), nl=False)
+
+    @app.command()
+    def crds(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+        """Write the CustomResourceDefinitions as YAML files."""
+        for path in write_crds(folder):
+            typer.echo(path)
+
+    @app.command()
+    def version() -> None:
+        """Print the version."""
+        typer.echo(f"quire {VERSION}")
+
+    return app
+
+
+def run_command(host: Host, arguments: list[str]) -> int:
+    """Runs one command. The exit code."""
+    try:
+        build_app(host)(args=arguments)
+    except CommandError as error:
+        for line in error.lines:
+            typer.echo(f"error: {line}", err=True)
+        return error.exit_code
+    except SystemExit as end:  # how typer ends every command, usage errors included
+        return end.code if isinstance(end.code, int) else EXIT_FAILED
+    return 0

@@ -1,0 +1,1 @@
+"""Carries out Deployments as local processes: the embedded replacement of a cluster for `quire up`."""

@@ -1,0 +1,240 @@
+"""What to start for a Deployment: each replica as a command line, an environment and probes. Pure but for free ports.
+
+Does what scheduler and kubelet do on a cluster: names pods, gives addresses and folders, expands $(VAR).
+This module must not start anything.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quire_contract import names
+from quire_contract.router_config import EndpointEntry
+from quire_operator.api.types import quantity_value
+from quire_operator.manifests import parts
+from quire_operator.manifests.parts import Manifest
+
+from quire_cli.errors import EXIT_FAILED, CommandError
+from quire_cli.host import Host
+from quire_cli.local import devices
+from quire_cli.local.expansion import expand
+
+LOOPBACK = "127.0.0.1"
+_PASSED_ON = frozenset(
+    {
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "LD_LIBRARY_PATH",
+        "VIRTUAL_ENV",
+        "CUDA_VISIBLE_DEVICES",
+        "CC",
+        "CXX",
+    }
+)
+_PASSED_ON_PREFIXES = ("LC_", "PYTHON", "NVIDIA_", "SSL_CERT_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """An HTTP question about a container, as the kubelet asks it."""
+
+    url: str
+    period_s: float
+    timeout_s: float
+    max_failures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodPlan:
+    """One process to keep running."""
+
+    name: str
+    """The pod's name, unique in the run."""
+    role: str
+    """worker or router."""
+    service: str
+    """The InferenceService; empty for the router."""
+    argv: tuple[str, ...]
+    """Absolute program and its arguments."""
+    environ: Mapping[str, str]
+    """The whole environment."""
+    readiness: Probe
+    liveness: Probe
+    start_timeout_s: float
+    """Time to the first readiness after which the process is restarted."""
+    grace_s: float
+    """Time between SIGTERM and SIGKILL."""
+    endpoint: EndpointEntry | None
+    """What the router learns about it while it is ready; None for routers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the machine gives to pods in place of a cluster."""
+
+    host: Host
+    folders: Mapping[str, Path]
+    """Folder per volume name, for volumes that all pods share; others are below the pod's own."""
+    pod_folders: Iterator[Path]
+    """Folders for what belongs to one pod. Short paths: sockets lie in them, and a socket's path has at most 107 bytes."""
+    compute_threads: int
+    """Compute threads of one worker."""
+    free_ports: Iterator[int]
+    """Ports to give away, each once."""
+    devices: Iterator[str]
+    """Nvidia devices to give away, each once; enough for all workers."""
+
+
+def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: Surroundings) -> list[PodPlan]:
+    """The replicas of a worker's Deployment, on loopback."""
+    plans = []
+    for index in range(deployment["spec"]["replicas"]):
+        ports = [next(surroundings.free_ports) for _ in range(3)]
+        addresses = [f"tcp://{LOOPBACK}:{port}" for port in ports[1:]]
+        overrides = {
+            parts.ENV_MODEL_DIR: str(model),
+            names.ENV_HOST: LOOPBACK,
+            names.ENV_PORT: str(ports[0]),
+            names.ENV_EVENTS_ENDPOINT: addresses[0],
+            names.ENV_REPLAY_ENDPOINT: addresses[1],
+        }
+        served = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][parts.ANNOTATION_SERVED_NAMES])
+        name = f"{deployment['metadata']['name']}-{index}"
+        url = f"http://{LOOPBACK}:{ports[0]}"
+        endpoint = EndpointEntry(id=name, url=url, models=served, events=addresses[0], replay=addresses[1])
+        plans.append(_plan(deployment, name, service, overrides, url, endpoint, surroundings))
+    return plans
+
+
+def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surroundings) -> PodPlan:
+    """The router, on the address that the user chose."""
+    overrides = {names.ENV_HOST: host, names.ENV_PORT: str(port)}
+    asked = LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104  (where to ask, not where to listen)
+    url = f"http://{f'[{asked}]' if ':' in asked else asked}:{port}"
+    plan = _plan(deployment, deployment["metadata"]["name"], "", overrides, url, None, surroundings)
+    key = surroundings.host.environ.get(names.ENV_API_KEY)
+    return plan if key is None else _with_variable(plan, names.ENV_API_KEY, key)
+
+
+def _with_variable(plan: PodPlan, name: str, value: str) -> PodPlan:
+    fields = {**vars(plan), "environ": {**plan.environ, name: value}}
+    return PodPlan(**fields)
+
+
+def _plan(
+    deployment: Manifest,
+    name: str,
+    service: str,
+    overrides: Mapping[str, str],
+    url: str,
+    endpoint: EndpointEntry | None,
+    surroundings: Surroundings,
+) -> PodPlan:
+    spec = deployment["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    environ = _environ(container, spec["volumes"], name, overrides, surroundings) | _devices(container, surroundings)
+    command = [expand(part, environ) for part in container["command"]]
+    args = [expand(part, environ) for part in container.get("args", [])]
+    startup = container["startupProbe"]
+    return PodPlan(
+        name=name,
+        role=deployment["metadata"]["labels"][names.LABEL_ROLE],
+        service=service,
+        argv=(str(_program(command[0], surroundings.host)), *command[1:], *args),
+        environ={**_host_environ(surroundings.host), **environ},
+        readiness=_probe(container["readinessProbe"], url),
+        liveness=_probe(container["livenessProbe"], url),
+        start_timeout_s=startup["periodSeconds"] * startup["failureThreshold"],
+        grace_s=spec["terminationGracePeriodSeconds"],
+        endpoint=endpoint,
+    )
+
+
+def _program(command: str, host: Host) -> Path:
+    """An image's command is the console script of the same name in this installation."""
+    script = host.script(command)
+    if not script.is_file():
+        extra = command.removeprefix("quire-")
+        raise CommandError(f"{script}: missing; install it with `pip install quire[{extra}]`", exit_code=EXIT_FAILED)
+    return script
+
+
+def _probe(probe: Manifest, url: str) -> Probe:
+    return Probe(
+        url=url + probe["httpGet"]["path"],
+        period_s=probe["periodSeconds"],
+        timeout_s=probe["timeoutSeconds"],
+        max_failures=probe["failureThreshold"],
+    )
+
+
+def _host_environ(host: Host) -> dict[str, str]:
+    """What a program needs of the machine; keys and tokens of the user's shell stay out."""
+    return {
+        name: value
+        for name, value in host.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+
+
+def _environ(
+    container: Manifest, volumes: list[Manifest], pod: str, overrides: Mapping[str, str], surroundings: Surroundings
+) -> dict[str, str]:
+    """The container's variables in order, so that a later one may refer to an earlier one."""
+    mounts = _mounts(container, volumes, surroundings)
+    fields = {"metadata.name": pod, "status.podIP": LOOPBACK}
+    environ: dict[str, str] = {}
+    for variable in container["env"]:
+        name = variable["name"]
+        if name in overrides:
+            environ[name] = overrides[name]
+        elif "value" in variable:
+            environ[name] = _inside(expand(variable["value"], environ), mounts)
+        else:
+            environ[name] = _from_source(variable["valueFrom"], fields, container, surroundings)
+    return environ
+
+
+def _from_source(source: Manifest, fields: Mapping[str, str], container: Manifest, surroundings: Surroundings) -> str:
+    if "fieldRef" in source:
+        return fields[source["fieldRef"]["fieldPath"]]
+    assert source["resourceFieldRef"]["resource"] == "limits.cpu", f"not known locally: {source}"
+    limit: Any = container["resources"].get("limits", {}).get("cpu")
+    threads = surroundings.compute_threads
+    return str(threads if limit is None else min(threads, math.ceil(quantity_value(str(limit)))))
+
+
+def _devices(container: Manifest, surroundings: Surroundings) -> dict[str, str]:
+    """The container's own devices, as a variable."""
+    count = int(container["resources"].get("limits", {}).get(devices.RESOURCE, 0))
+    return {devices.VARIABLE: ",".join(itertools.islice(surroundings.devices, count))} if count else {}
+
+
+def _mounts(container: Manifest, volumes: list[Manifest], surroundings: Surroundings) -> list[tuple[str, Path]]:
+    """(path inside the container, folder on this machine); an emptyDir that nobody shares is made in the pod's own folder."""
+    empty = {volume["name"] for volume in volumes if "emptyDir" in volume} - surroundings.folders.keys()
+    own = next(surroundings.pod_folders)
+    mounts = []
+    for mount in container["volumeMounts"]:
+        name = mount["name"]
+        if name in empty:
+            (own / name).mkdir(parents=True, exist_ok=True)
+        if name in empty or name in surroundings.folders:
+            mounts.append((mount["mountPath"], own / name if name in empty else surroundings.folders[name]))
+    return sorted(mounts, key=lambda item: -len(item[0]))
+
+
+def _inside(value: str, mounts: list[tuple[str, Path]]) -> str:
+    """A path below a mount, as the folder that stands for the mount here."""
+    for path, folder in mounts:
+        if value == path or value.startswith(f"{path}/"):
+            return f"{folder}{value[len(path) :]}"
+    return value

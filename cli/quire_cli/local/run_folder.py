@@ -1,0 +1,79 @@
+"""The private folder of one run: credentials, router configuration, temporary files, logs. It goes when the run ends.
+
+A run that was killed cannot remove its own, so the next run removes folders whose process is gone.
+This module must not know what is in them.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_PREFIX = "quire-up-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """What belongs to one run. Readable by its owner only: it holds the run's credentials."""
+
+    path: Path
+    """The folder."""
+    logs: Path
+    """Where logs go; outside of the folder if the user wants to keep them."""
+
+    @property
+    def trust(self) -> Path:
+        """By which router and workers know each other."""
+        return self.path / "trust"
+
+    @property
+    def config(self) -> Path:
+        """The router's configuration."""
+        return self.path / "router"
+
+    @property
+    def pods(self) -> Path:
+        """Temporary files of single pods."""
+        return self.path / "pods"
+
+
+@contextmanager
+def run_folder(log_dir: Path | None) -> Iterator[RunFolder]:
+    """The folder while entered. With `log_dir`, logs go there and stay. Raises OSError if a folder cannot be made."""
+    remove_abandoned(Path(tempfile.gettempdir()))
+    path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    folder = RunFolder(path=path, logs=path / "logs" if log_dir is None else log_dir.resolve())
+    try:
+        for part in (folder.logs, folder.config, folder.pods):
+            part.mkdir(parents=True, exist_ok=True)
+        yield folder
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes this user's run folders below `parent` whose process has ended."""
+    for folder in parent.glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not _is_running(int(pid)) and _is_ours(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()
+    except OSError:
+        return False
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""CustomResourceDefinitions from the models; `python -m quire_operator.api.crds [FOLDER]` writes them."""

@@ -1,0 +1,1 @@
+"""Kubernetes objects as plain dictionaries, one module per thing that gets pods. Pure: no cluster, no files."""

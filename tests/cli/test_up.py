@@ -1,0 +1,236 @@
+"""`quire up` with stand-in programs: what it starts, how it restarts, how it ends."""
+
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from quire_cli.app import run_command
+from quire_cli.host import Host
+
+Quire = Callable[..., Any]
+Write = Callable[..., Path]
+
+
+def get(url: str) -> Any:
+    """The JSON at a URL."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def endpoint(command: Any) -> str:
+    """Waits until it serves; the base URL."""
+    url: str = command.wait_for(r"ready: (http://\S+)/v1 ")[1]
+    return url
+
+
+def test_workers_and_router_serve_until_interrupted_and_nothing_stays(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    command = quire("up", str(manifest()), "--port", "0", "--log-dir", str(tmp_path / "logs"))
+    base = endpoint(command)
+    config = get(f"{base}/ready")["config"]
+    processes = command.children()
+
+    command.process.send_signal(2)
+    code = command.end()
+
+    assert code == 0
+    assert [entry["models"] for entry in config["endpoints"]] == [["demo"], ["demo"]]
+    assert len({entry["url"] for entry in config["endpoints"]}) == 2
+    assert len(processes) == 5, "a router, two workers and the process that each worker has started"
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert [re.sub(r"-[0-9a-f]{10}-", "-REV-", name) for name in logs] == [
+        "demo-worker-REV-0.log",
+        "demo-worker-REV-1.log",
+        "quire-router.log",
+    ]
+    assert "drained" in (tmp_path / "logs" / logs[0]).read_text()
+    assert list((tmp_path / "tmp").iterdir()) == [], "the run's folder with its credentials is gone"
+
+
+def test_containers_get_their_environment_and_no_secret_of_the_shell(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    spec = "replicas: 1\npodTemplate: {env: [{name: LITERAL, value: 'a$(PORT)b$$'}]}"
+
+    command = quire("up", str(manifest(spec)), "--port", "0", "--compute-threads", "3", QUIRE_API_KEY="key")
+    base = endpoint(command)
+    router = get(f"{base}/ready")
+    (entry,) = router["config"]["endpoints"]
+    environ = get(f"{entry['url']}/health")
+
+    assert environ["LITERAL"] == "a$(PORT)b$$"
+    assert environ["COMPUTE_THREADS"] == "3"
+    assert environ["POD_NAME"] == entry["id"]
+    assert environ["MODEL_DIR"] == str(tmp_path / "models" / "demo")
+    assert len(environ["TMPDIR"]) < len(str(tmp_path / "tmp")) + 45, "a socket's path has at most 107 bytes"
+    assert environ["XDG_CACHE_HOME"] == str(tmp_path / ".cache" / "quire")
+    assert f"tcp://127.0.0.1:{entry['events'].rpartition(':')[2]}" == environ["KV_EVENTS_ENDPOINT"]
+    assert not {"SECRET_OF_THE_SHELL", "QUIRE_API_KEY"} & environ.keys()
+    assert router["environ"]["QUIRE_API_KEY"] == "key"
+
+
+def test_each_worker_gets_devices_of_its_own(quire: Quire, manifest: Write) -> None:
+    file = manifest("replicas: 2\naccelerator: {type: Nvidia}")
+
+    command = quire("up", str(file), "--port", "0", CUDA_VISIBLE_DEVICES="4,7")
+    endpoints = get(f"{endpoint(command)}/ready")["config"]["endpoints"]
+
+    environs = [get(f"{entry['url']}/health") for entry in endpoints]
+    assert sorted(environ["CUDA_VISIBLE_DEVICES"] for environ in environs) == ["4", "7"]
+
+
+def test_too_few_devices_are_told_before_anything_starts(
+    manifest: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest("replicas: 3\naccelerator: {type: Nvidia}")
+    host = Host(environ={"HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,1"}, python=tmp_path / "python")
+
+    code = run_command(host, ["up", str(file)])
+
+    assert code == 2
+    expected = f"error: {file}:9: spec.accelerator: needs 3 Nvidia devices for all workers, this machine has 2; lower spec.replicas"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_killed_worker_leaves_the_router_at_once_and_comes_back(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest()), "--port", "0")
+    base = endpoint(command)
+    victim = get(f"{base}/ready")["config"]["endpoints"][0]["id"]
+    process = psutil.Process(command.pid_of(victim))
+    engines = process.children()
+
+    process.kill()
+    command.wait_for(rf"{victim}: restarting \(killed by signal 9; starts again in 0.5 s\)")
+    without = get(f"{base}/ready")["config"]["endpoints"]
+    command.wait_for(rf"{victim}: ready")
+    back = get(f"{base}/ready")["config"]["endpoints"]
+
+    assert victim not in {entry["id"] for entry in without}
+    assert victim in {entry["id"] for entry in back}
+    assert engines and not psutil.wait_procs(engines, timeout=5)[1], "what the worker had started goes with it"
+
+
+def test_a_killed_router_comes_back_on_the_same_port(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest("replicas: 1")), "--port", "0")
+    base = endpoint(command)
+
+    psutil.Process(command.pid_of("quire-router")).kill()
+    command.wait_for(r"quire-router: ready")
+
+    assert get(f"{base}/ready")["ready_endpoints"] == 1
+
+
+def test_no_process_outlives_a_killed_supervisor(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest("replicas: 1")), "--port", "0")
+    endpoint(command)
+    pods = psutil.Process(command.process.pid).children()
+
+    command.process.kill()
+    _, alive = psutil.wait_procs(pods, timeout=5)
+
+    assert len(pods) == 2
+    assert alive == []
+
+
+def test_a_second_interrupt_does_not_wait_for_a_worker_that_hangs(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest("replicas: 1", ignore_term=True)), "--port", "0")
+    endpoint(command)
+    processes = command.children()
+
+    command.process.send_signal(2)
+    command.wait_for(r"demo-worker-\w+-0: stopping")
+    command.process.send_signal(2)
+
+    assert command.end(timeout_s=10) == 0
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+
+
+def test_an_interrupt_while_starting_ends_in_order(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest(never_ready=True)), "--port", "0")
+    command.wait_for(r"demo-worker-\w+-1: starting")
+    processes = command.children()
+
+    command.process.send_signal(2)
+
+    assert command.end() == 0
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+
+
+def test_a_worker_that_cannot_start_ends_the_command_with_its_last_words(quire: Quire, manifest: Write) -> None:
+    command = quire(
+        "up", str(manifest(exit=2, say="model.safetensors: is cut short; download it again")), "--port", "0"
+    )
+
+    code = command.end()
+
+    assert code == 1
+    assert re.search(r"error: demo-worker-\w+-\d cannot start \(exit code 2\); it said:", command.output)
+    assert "    model.safetensors: is cut short; download it again" in command.output
+    assert "restarting" not in command.output
+
+
+def test_a_port_in_use_is_told_before_anything_starts(quire: Quire, manifest: Write) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = quire("up", str(manifest()), "--port", str(port))
+
+        code = command.end()
+
+    assert code == 1
+    message = f"error: port {port} of 127.0.0.1 is in use; stop what listens there, or choose another one with --port\n"
+    assert command.output == message
+
+
+def test_an_address_that_the_machine_does_not_have_is_told(quire: Quire, manifest: Write) -> None:
+    command = quire("up", str(manifest()), "--host", "192.0.2.1")
+
+    code = command.end()
+
+    assert code == 1
+    assert command.output.startswith("error: --host 192.0.2.1: cannot be listened on: ")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file:nowhere", "spec.model.uri: names {folder}/nowhere, which is not a folder"),
+        ("file:models", "spec.model.uri: names {folder}/models, which has no config.json"),
+        (
+            "hf://a/b",
+            "spec.model.uri: a/b (main) is not in the Hugging Face cache {folder}/.cache/huggingface/hub; get it with",
+        ),
+        ("pvc://claim/x", "spec.model.uri: pvc:// needs a cluster"),
+    ],
+)
+def test_a_model_that_is_not_here_is_told_with_file_and_line(
+    manifest: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], uri: str, message: str
+) -> None:
+    file = manifest()
+    file.write_text(file.read_text().replace("file:models/demo", uri))
+    host = Host(environ={"HOME": str(tmp_path)}, python=tmp_path / "python")
+
+    code = run_command(host, ["up", str(file)])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}:7: {message.format(folder=tmp_path)}")
+
+
+def test_a_program_that_is_not_installed_is_named(
+    manifest: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Host(environ={"HOME": str(tmp_path)}, python=tmp_path / "python")
+
+    code = run_command(host, ["up", str(manifest()), "--port", "0"])
+
+    assert code == 1
+    assert "quire-worker: missing; install it with `pip install quire[worker]`" in capsys.readouterr().err

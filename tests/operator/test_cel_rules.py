@@ -1,0 +1,171 @@
+"""Each cross-field rule is stated twice, in CEL for the API server and in Python here: both must refuse the same documents.
+
+The CEL side is a stand-in for the API server: it applies the schema's defaults, then evaluates every rule at every object.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from quire_operator.api.base import RULE_BROKEN, ApiModel
+from quire_operator.api.crds.definitions import resource_schema
+from quire_operator.api.inference_service import INFERENCE_SERVICE
+from quire_operator.api.model_route import MODEL_ROUTE
+from quire_operator.api.resource import Kind
+from quire_operator.api.tenant import TENANT
+from quire_operator.api.types import quantity_value
+
+celpy = pytest.importorskip("celpy")
+
+Schema = dict[str, Any]
+
+SERVICES = [
+    "{}",
+    "model: {uri: 'pvc://a/b', revision: main}",
+    "model: {uri: 'hf://a/b', revision: main}",
+    "model: {uri: 'hf://a/b', name: x, aliases: [x]}",
+    "model: {uri: 'hf://a/b', name: x, aliases: [y, z]}",
+    "model: {uri: 'hf://a/b', aliases: [x, x]}",
+    "accelerator: {type: Nvidia, count: 2}",
+    "{accelerator: {type: Nvidia, count: 4}, parallelism: {tensor: 2, pipeline: 2}}",
+    "engine: {gpuMemoryUtilizationPercent: 90}",
+    "{accelerator: {type: Nvidia}, engine: {gpuMemoryUtilizationPercent: 90}}",
+    "resources: {limits: {nvidia.com/gpu: 1}}",
+    "resources: {requests: {ram: 1Gi}}",
+    "resources: {requests: {cpu: 1, vendor.example/nic: 1}}",
+    "resources: {requests: {cpu: 2}, limits: {cpu: 1500m}}",
+    "resources: {requests: {cpu: 2000m, memory: 1Gi}, limits: {cpu: 2}}",
+    "resources: {requests: {memory: 1G}, limits: {memory: 1Gi}}",
+    "resources: {requests: {memory: 1Gi}, limits: {memory: 1G}}",
+    "scaling: {minReplicas: 3, maxReplicas: 2}",
+    "scaling: {maxReplicas: 1}",
+    "rollout: {canary: {steps: [5, 100]}}",
+    "rollout: {canary: {}}",
+    "adapters: [{name: a, uri: 'hf://a/b'}, {name: a, uri: 'hf://a/b'}]",
+    "{model: {uri: 'hf://a/b', name: a}, adapters: [{name: a, uri: 'hf://a/b'}]}",
+    "{model: {uri: 'hf://a/b', aliases: [a]}, adapters: [{name: a, uri: 'hf://a/b'}]}",
+    "adapters: [{name: a, uri: 'hf://a/b'}, {name: b, uri: 'hf://a/b'}]",
+    "disaggregation: {prefill: {resources: {requests: {cpu: 2}, limits: {cpu: 1}}}}",
+    "placement: {tolerations: [{value: x}]}",
+    "placement: {tolerations: [{operator: Exists}, {key: a, value: b}]}",
+    "placement: {tolerations: [{operator: Exists, value: x}]}",
+    "podTemplate: {env: [{name: PORT, value: '1'}]}",
+    "podTemplate: {env: [{name: A}, {name: A}]}",
+    "podTemplate: {labels: {quire.dev/role: x}}",
+    "podTemplate: {labels: {app.kubernetes.io/name: x}}",
+    "podTemplate: {annotations: {quire.dev/x: x}}",
+    "podTemplate: {labels: {a: b}, annotations: {c: d}, env: [{name: A}, {name: B}]}",
+]
+ROUTES = [
+    "{model: m, targets: [{model: a, weight: 0}]}",
+    "{model: m, targets: [{model: a}, {model: a}]}",
+    "{model: m, targets: [{model: m}]}",
+    "{model: m, targets: [{model: a}], fallbacks: [m]}",
+    "{model: m, targets: [{model: a}, {model: b, weight: 0}], fallbacks: [c]}",
+]
+TENANTS = [
+    "{}",
+    f"keys: [{{id: a, sha256: '{'0' * 64}'}}, {{id: a, sha256: '{'1' * 64}'}}]",
+    f"keys: [{{id: a, sha256: '{'0' * 64}'}}, {{id: b, sha256: '{'1' * 64}'}}]",
+]
+CASES = [
+    *((INFERENCE_SERVICE, spec) for spec in SERVICES),
+    *((MODEL_ROUTE, spec) for spec in ROUTES),
+    *((TENANT, spec) for spec in TENANTS),
+]
+
+
+def with_defaults(schema: Schema, value: Any) -> Any:
+    """`value` as the API server stores it."""
+    if isinstance(value, dict) and "properties" in schema:
+        filled = {
+            name: with_defaults(inner, value[name] if name in value else json.loads(json.dumps(inner["default"])))
+            for name, inner in schema["properties"].items()
+            if name in value or "default" in inner
+        }
+        return {**value, **filled}
+    if isinstance(value, list):
+        return [with_defaults(schema["items"], item) for item in value]
+    return value
+
+
+def objects(schema: Schema, value: Any) -> Iterator[tuple[Schema, Any]]:
+    """Every (schema, value) below."""
+    yield schema, value
+    if isinstance(value, dict):
+        for name, inner in schema.get("properties", {}).items():
+            if name in value:
+                yield from objects(inner, value[name])
+    elif isinstance(value, list):
+        for item in value:
+            yield from objects(schema["items"], item)
+
+
+def is_greater(left: Decimal, right: Decimal) -> Any:
+    """Kubernetes' method of the same name."""
+    return celpy.celtypes.BoolType(left > right)
+
+
+def holds(rule: str, value: Any) -> bool:
+    """Whether a CEL rule holds for `self`."""
+    functions: dict[str, Callable[..., Any]] = {
+        "quantity": lambda text: quantity_value(str(text)),
+        "isGreaterThan": is_greater,
+        "contains": lambda text, part: celpy.celtypes.BoolType(part in text),
+    }
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(rule), functions=functions)
+    return bool(program.evaluate({"self": celpy.json_to_cel(value)}))
+
+
+def broken_in_cel(kind: Kind, document: Schema) -> list[str]:
+    """Messages of the rules that the API server would report."""
+    schema = resource_schema(kind)
+    stored = with_defaults(schema, document)
+    return sorted(
+        rule["message"]
+        for node, value in objects(schema, stored)
+        for rule in node.get("x-kubernetes-validations", [])
+        if not holds(rule["rule"], value)
+    )
+
+
+def broken_in_python(kind: Kind, document: Schema) -> list[str]:
+    """Messages of the rules that the models report."""
+    try:
+        kind.model.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        assert {detail["type"] for detail in error.errors()} == {RULE_BROKEN}
+        return sorted(str(detail["ctx"]["rule"]) for detail in error.errors())
+    return []
+
+
+def document_of(kind: Kind, spec: str) -> Schema:
+    """A whole document."""
+    parsed = yaml.safe_load(spec)
+    if kind is INFERENCE_SERVICE:
+        parsed = {"model": {"uri": "pvc://models/llama"}, **parsed}
+    return {"apiVersion": "quire.dev/v1alpha1", "kind": kind.kind, "metadata": {"name": "a"}, "spec": parsed}
+
+
+@pytest.mark.parametrize(("kind", "spec"), CASES, ids=[f"{kind.kind} {spec}" for kind, spec in CASES])
+def test_cel_and_python_agree(kind: Kind, spec: str) -> None:
+    document = document_of(kind, spec)
+
+    assert broken_in_cel(kind, document) == broken_in_python(kind, document)
+
+
+def test_the_cases_break_every_rule_at_least_once() -> None:
+    def rules_of(model: type[ApiModel]) -> Iterator[str]:
+        yield from (rule.message for rule in model.rules)
+        for child in model.__subclasses__():
+            yield from rules_of(child)
+
+    broken = {message for kind, spec in CASES for message in broken_in_cel(kind, document_of(kind, spec))}
+    metadata_rule = {rule.message for rule in INFERENCE_SERVICE.model.rules}
+
+    assert set(rules_of(ApiModel)) - metadata_rule == broken
