@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from protocol import serve
+
 from quire_worker.engine.engine import Engine
 from quire_worker.execution.build import build_runner
 from quire_worker.execution.options import RunnerOptions

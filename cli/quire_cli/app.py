@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from quire_operator.api.crds.definitions import write_crds
-from quire_operator.platform import VERSION
 from rich.console import Console
 
 from quire_cli.errors import EXIT_FAILED, CommandError
@@ -16,6 +14,8 @@ from quire_cli.host import Host
 from quire_cli.local.up import UpOptions, run_up
 from quire_cli.manifest_files import load_services
 from quire_cli.rendering import render, to_yaml
+from quire_operator.api.crds.definitions import write_crds
+from quire_operator.platform import VERSION
 
 Files = Annotated[
     list[Path],

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from quire_operator.api.inference_service import InferenceService
-from quire_operator.api.validation import KINDS, InvalidResourceError, Problem, parse_service
 
 from quire_cli.errors import CommandError
+from quire_operator.api.inference_service import InferenceService
+from quire_operator.api.validation import KINDS, InvalidResourceError, Problem, parse_service
 
 HANDLED_KIND = "InferenceService"
 MAX_FILE_BYTES = 3 * 1024 * 1024

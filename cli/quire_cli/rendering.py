@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+
+from quire_cli.errors import CommandError
+from quire_cli.manifest_files import LoadedService
 from quire_operator.api.validation import InvalidResourceError
 from quire_operator.desired_state import desired_state, name_conflicts, router_state
 from quire_operator.manifests.parts import Manifest
 from quire_operator.platform import Platform
 from quire_operator.revisions import current_revision
-
-from quire_cli.errors import CommandError
-from quire_cli.manifest_files import LoadedService
 
 LOCAL_PLATFORM = Platform(model_sources=frozenset({"file", "pvc", "hf"}))
 """A cluster's defaults; hf: counts as a source because `quire up` takes such models from the machine's Hugging Face cache."""

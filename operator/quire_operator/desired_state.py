@@ -6,7 +6,6 @@
 from collections.abc import Sequence
 
 from quire_contract import names
-
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.model_uri import parse_model_uri
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, Problem, unsupported_fields

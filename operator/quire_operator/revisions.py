@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire_contract import names
-
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.manifests import worker
 from quire_operator.manifests.parts import Manifest

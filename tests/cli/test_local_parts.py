@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from quire_cli.local.cores import threads_per_engine, usable_cores
 from quire_cli.local.devices import visible_devices
 from quire_cli.local.expansion import expand

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from quire_cli.app import run_command
 from quire_cli.errors import CommandError
 from quire_cli.host import Host

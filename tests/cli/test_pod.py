@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from quire_cli.local.child import Child
 from quire_cli.local.pod import Pod, PodFailedError, PodState, RestartPolicy
 from quire_cli.local.pod_plan import PodPlan, Probe

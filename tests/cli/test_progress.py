@@ -5,10 +5,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from rich.console import Console
+
 from quire_cli.local.pod import Pod, PodState
 from quire_cli.local.pod_plan import PodPlan, Probe
 from quire_cli.local.progress import LiveProgress, PlainProgress, progress_for, say
-from rich.console import Console
 
 PROBE = Probe(url="http://127.0.0.1:9/", period_s=1, timeout_s=1, max_failures=1)
 PLAN = PodPlan(

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from quire_cli.app import run_command
 from quire_cli.host import Host
 

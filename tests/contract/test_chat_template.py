@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from quire_contract.chat_template import ChatTemplate, PromptError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+from quire_contract.chat_template import ChatTemplate, PromptError
 
 TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>"}
 TOOL = {

@@ -5,8 +5,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quire_contract.detokenize import Detokenizer
 from tokenizers import Tokenizer
+
+from quire_contract.detokenize import Detokenizer
 
 TEXTS = [
     "the quick brown fox",

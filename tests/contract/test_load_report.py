@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+
 from quire_contract.load_report import LoadReport, decode_report, encode_report
 from quire_contract.wire import WireError
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quire_contract.openai.decode import decode_request, decode_routing_fields
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits

@@ -1,6 +1,7 @@
 """Checks against the model's numbers."""
 
 import pytest
+
 from quire_contract.openai.decode import decode_request
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.model_checks import check_token_ids, check_vocabulary, resolve_max_tokens

@@ -8,6 +8,7 @@ from openai.types import Completion as SdkCompletion
 from openai.types import Model as SdkModel
 from openai.types.chat import ChatCompletion as SdkChat
 from openai.types.chat import ChatCompletionChunk as SdkChunk
+
 from quire_contract.openai.errors import (
     ApiError,
     body_too_large,

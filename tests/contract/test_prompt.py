@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
 from quire_contract.openai.decode import decode_request, decode_routing_fields
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest, TokenizeRequest
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12 + 30? 日本"}]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quire_contract.model_folder import ModelFolderError, load_tokenizer
 from quire_contract.prompt_bundle import PromptBundle, digest_of, sampling_default
 from quire_contract.wire import WireError

@@ -1,6 +1,7 @@
 """Request ids are fit for logs and headers."""
 
 import pytest
+
 from quire_contract.request_id import new_request_id, request_id_from
 
 

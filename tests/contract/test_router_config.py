@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from quire_contract.router_config import (
     EndpointEntry,
     ModelEntry,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+
 from quire_contract.trust import Trust, TrustError, bearer_token, presented_token
 
 

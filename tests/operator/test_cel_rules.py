@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
+
 from quire_operator.api.base import RULE_BROKEN, ApiModel
 from quire_operator.api.crds.definitions import resource_schema
 from quire_operator.api.inference_service import INFERENCE_SERVICE

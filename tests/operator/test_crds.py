@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quire_operator.api.base import NOT_YET_KEY
 from quire_operator.api.crds.definitions import crd, crd_yaml, resource_schema, write_crds
 from quire_operator.api.resource import GROUP, Kind

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from quire_contract.router_config import decode_config
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, parse_service
 from quire_operator.desired_state import desired_state, router_state

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from quire_operator.api.inference_service import INFERENCE_SERVICE
 from quire_operator.api.model_route import MODEL_ROUTE
 from quire_operator.api.tenant import TENANT

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire_cli.errors import EXIT_FAILED, CommandError
+from quire_cli.host import Host
+from quire_cli.local import devices
+from quire_cli.local.expansion import expand
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry
 from quire_operator.api.types import quantity_value
 from quire_operator.manifests import parts
 from quire_operator.manifests.parts import Manifest
-
-from quire_cli.errors import EXIT_FAILED, CommandError
-from quire_cli.host import Host
-from quire_cli.local import devices
-from quire_cli.local.expansion import expand
 
 LOOPBACK = "127.0.0.1"
 _PASSED_ON = frozenset(

@@ -11,11 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire_contract.router_config import ModelEntry
-from quire_contract.trust import Trust
-from quire_operator.api.validation import InvalidResourceError
-from quire_operator.manifests import parts, router
-from quire_operator.manifests.parts import Manifest
 from rich.console import Console
 
 from quire_cli.errors import EXIT_FAILED, CommandError
@@ -32,6 +27,11 @@ from quire_cli.local.run_folder import RunFolder, run_folder
 from quire_cli.local.supervisor import Supervisor
 from quire_cli.manifest_files import LoadedService, load_services
 from quire_cli.rendering import Rendered, render
+from quire_contract.router_config import ModelEntry
+from quire_contract.trust import Trust
+from quire_operator.api.validation import InvalidResourceError
+from quire_operator.manifests import parts, router
+from quire_operator.manifests.parts import Manifest
 
 _CACHE_FOLDER = "quire"
 

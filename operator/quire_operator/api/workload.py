@@ -6,8 +6,8 @@ A change in any of these makes a new revision. This module must not know manifes
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from quire_contract import names
 
+from quire_contract import names
 from quire_operator.api.base import ApiModel, NotYet, Rule
 from quire_operator.api.model_uri import ModelUriText
 from quire_operator.api.types import (

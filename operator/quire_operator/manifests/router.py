@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from quire_contract import names
 from quire_contract.router_config import ModelEntry, RouterConfig, encode_config
-
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.manifests import parts
 from quire_operator.manifests.parts import Manifest

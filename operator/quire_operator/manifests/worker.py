@@ -9,7 +9,6 @@ import posixpath
 from decimal import ROUND_CEILING
 
 from quire_contract import names
-
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.model_uri import parse_model_uri
 from quire_operator.api.types import quantity_value

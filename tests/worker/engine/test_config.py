@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from quire_worker.engine.config import decode_engine_config
 from quire_worker.errors import ConfigError
 

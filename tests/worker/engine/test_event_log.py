@@ -1,6 +1,7 @@
 """Batches and snapshots of KV events."""
 
 import pytest
+
 from quire_contract.block_hash import hash_blocks, wire_hashes
 from quire_contract.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent, decode_batch
 from quire_worker.engine.event_log import EventLog, net_effect

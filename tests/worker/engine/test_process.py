@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+
 from quire_contract.kv_events import BlockStored, decode_batch, decode_frames, snapshot_request
 from quire_worker.engine.messages import (
     Abort,

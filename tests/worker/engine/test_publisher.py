@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import zmq
+
 from quire_contract.block_hash import hash_blocks, wire_hashes
 from quire_contract.kv_events import (
     AllBlocksCleared,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
+
 from quire_worker.errors import DeviceError
 from quire_worker.plan import Handle, Runner, StepPlan, StepResult, TokenMasks
 

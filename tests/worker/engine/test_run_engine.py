@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.fake_model import build_fake_runner
 from quire_worker.engine.messages import Fatal, FromEngine

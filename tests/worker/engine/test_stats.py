@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from quire_worker.engine.load_meter import StepSpeeds
 from quire_worker.engine.stats import Pace, StatsCollector
 

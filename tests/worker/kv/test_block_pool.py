@@ -1,4 +1,5 @@
 import pytest
+
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.kv.events import BlockEvicted
 

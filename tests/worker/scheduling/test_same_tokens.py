@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from quire_worker.plan import Handle, Runner, StepPlan, TokenMasks
 
 NUM_PROMPTS = 16

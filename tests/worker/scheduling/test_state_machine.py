@@ -13,6 +13,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from quire_worker.plan import StepPlan, StepResult
 
 PREFIX = [5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8]

@@ -3,10 +3,10 @@
 Standard input carries the configuration as one JSON line, then stays open for as long as the parent lives.
 """
 
-import logging
 import sys
 from pathlib import Path
 
+from quire_contract.telemetry import configure_logging
 from quire_worker.engine.config import EngineConfig, decode_engine_config
 from quire_worker.engine.fake_model import build_fake_runner
 from quire_worker.engine.parent import exit_with_parent
@@ -20,12 +20,6 @@ _MAX_CONFIG_BYTES = 2**20
 
 def main() -> int:
     """Exit code 0 after Shutdown, 1 after Fatal, 2 for a bad configuration, 3 when the parent went away."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S%z",
-    )
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline(_MAX_CONFIG_BYTES)
         try:
@@ -33,6 +27,7 @@ def main() -> int:
         except ConfigError as error:
             print(error, file=sys.stderr)
             return CONFIG_EXIT_CODE
+        configure_logging(level=config.log_level, process="engine")
         exit_with_parent(stdin)
         return run_engine(config, build_fake_runner if config.fake else _build_torch_runner)
 

@@ -73,6 +73,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trust_dir: str | None = None
     """Folder with token, curve.pub and curve.key. None: the sockets are plain."""
 
+    log_level: str = "info"
+    """"debug" | "info" | "warning" | "error"."""
+
     # FakeRunner
     fake: bool = False
     """Deterministic tokens without torch or weights, for tests of everything around the engine."""

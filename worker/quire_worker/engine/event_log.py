@@ -11,7 +11,6 @@ from itertools import groupby
 
 from quire_contract.block_hash import wire_hash
 from quire_contract.kv_events import BlockRemoved, BlockStored, KVEvent, KVEventBatch, encode_batch, first_batch
-
 from quire_worker.kv.events import BlockEvicted, BlocksStored, CacheEvent
 
 MAX_REPLAY_BATCHES = 10_000

@@ -4,7 +4,6 @@ Pure: the caller gives times.
 """
 
 from quire_contract.load_report import LoadReport
-
 from quire_worker.scheduling.scheduler import Scheduler
 
 _SMOOTHING = 0.1

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 import zmq
+
 from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
-
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds

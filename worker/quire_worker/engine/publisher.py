@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 import zmq
+
 from quire_contract.kv_events import (
     ReplayRequest,
     decode_replay_request,
@@ -27,7 +28,6 @@ from quire_contract.kv_events import (
 from quire_contract.load_report import MAX_INTERVAL_S, LoadReport, encode_report
 from quire_contract.trust import Trust
 from quire_contract.wire import WireError
-
 from quire_worker.engine.event_log import EventLog, net_effect
 from quire_worker.errors import ConfigError, PublisherError
 from quire_worker.kv.events import CacheEvent

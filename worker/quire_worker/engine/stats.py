@@ -6,7 +6,6 @@ Pure: the caller gives times.
 from collections import deque
 
 from quire_contract.load_report import MAX_INTERVAL_S, MIN_INTERVAL_S
-
 from quire_worker.engine.messages import Stats
 from quire_worker.scheduling.scheduler import Scheduler
 

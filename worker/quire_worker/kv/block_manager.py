@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from quire_contract.block_hash import ExtraKeys
-
 from quire_worker.kv.block_pool import NULL_BLOCK, BlockPool
 from quire_worker.kv.digest_chain import DigestChain
 from quire_worker.kv.events import BlocksStored

@@ -6,8 +6,8 @@ Knows limits and requests; not blocks or the state of the batch.
 from dataclasses import dataclass
 
 import msgspec
-from quire_contract.block_hash import ExtraKeys
 
+from quire_contract.block_hash import ExtraKeys
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.request import Submit
 from quire_worker.scheduling.choice import Choice

@@ -1,0 +1,187 @@
+"""Pieces of choices as OpenAI's JSON: whole answers and stream events, for chats and completions.
+
+Pure: pieces in, bytes out. A stream's events, put together, say what the whole answer says.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from quire_contract.openai.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    Completion,
+    CompletionChoice,
+    FinishReason,
+    ResponseMessage,
+    Usage,
+    sse_event,
+)
+from quire_worker.server.choice import Piece, TokenEntry
+from quire_worker.server.logprobs import Vocabulary, chat_logprobs, completion_logprobs
+
+_finish_reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """What every part of one answer repeats."""
+
+    id: str
+    created: int
+    """Unix seconds."""
+    model: str
+    """The name the client asked for."""
+
+
+ShownUsage = Usage | UnsetType | None
+"""The `usage` of a chunk with choices: left out, null because a last chunk brings it, or the usage so far."""
+
+
+class Answer(Protocol):
+    """One answer's form."""
+
+    def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
+        """The SSE events of these pieces, in one run of bytes."""
+        ...
+
+    def usage_event(self, usage: Usage) -> bytes: ...
+
+    def whole(self, choices: Sequence["Gathered"], usage: Usage) -> bytes:
+        """The JSON of the answer in one go."""
+        ...
+
+
+class Gathered:
+    """A choice's pieces put together, for an answer in one go."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self.entries: list[TokenEntry] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+    def add(self, piece: Piece) -> None:
+        self._texts.append(piece.text)
+        self.entries.extend(piece.entries)
+        self.finish_reason = piece.finish_reason
+        self.stop_reason = piece.stop_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def reason(self) -> FinishReason:
+        """The finish reason of a choice that has ended."""
+        assert self.finish_reason is not None, "the choice has not ended"
+        return _finish_reasons[self.finish_reason]
+
+
+class ChatAnswer:
+    """chat.completion and chat.completion.chunk."""
+
+    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+        self._head = head
+        self._vocabulary = vocabulary
+        self._logprobs = logprobs
+        self._begun: set[int] = set()
+
+    def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
+        """Of each choice: first the role, then text, then a chunk with the finish reason only."""
+        events: list[bytes] = []
+        for index, piece in arrived:
+            if index not in self._begun:
+                self._begun.add(index)
+                opening = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
+                events.append(self._event([opening], usage))
+            if piece.text or piece.entries:
+                logprobs = chat_logprobs(piece.entries, self._vocabulary) if self._logprobs else None
+                delta = ChatDelta(content=piece.text)
+                events.append(self._event([ChatChunkChoice(index=index, delta=delta, logprobs=logprobs)], usage))
+            if piece.finish_reason is not None:
+                closing = ChatChunkChoice(
+                    index=index,
+                    delta=ChatDelta(),
+                    finish_reason=_finish_reasons[piece.finish_reason],
+                    stop_reason=piece.stop_reason,
+                )
+                events.append(self._event([closing], usage))
+        return b"".join(events)
+
+    def usage_event(self, usage: Usage) -> bytes:
+        return self._event([], usage)
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
+        head = self._head
+        shown = [
+            ChatChoice(
+                index=index,
+                message=ResponseMessage(content=choice.text),
+                finish_reason=choice.reason,
+                logprobs=chat_logprobs(choice.entries, self._vocabulary) if self._logprobs else None,
+                stop_reason=choice.stop_reason,
+            )
+            for index, choice in enumerate(choices)
+        ]
+        return msgspec.json.encode(
+            ChatCompletion(id=head.id, created=head.created, model=head.model, choices=shown, usage=usage)
+        )
+
+    def _event(self, choices: list[ChatChunkChoice], usage: ShownUsage) -> bytes:
+        head = self._head
+        return sse_event(
+            ChatCompletionChunk(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage)
+        )
+
+
+class CompletionAnswer:
+    """text_completion, whole or in pieces."""
+
+    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+        self._head = head
+        self._vocabulary = vocabulary
+        self._logprobs = logprobs
+
+    def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
+        """One event a piece; the last one of a choice has its finish reason."""
+        return b"".join(self._event([self._choice(index, piece)], usage) for index, piece in arrived)
+
+    def usage_event(self, usage: Usage) -> bytes:
+        return self._event([], usage)
+
+    def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
+        shown = [
+            CompletionChoice(
+                index=index,
+                text=choice.text,
+                finish_reason=choice.reason,
+                logprobs=completion_logprobs(choice.entries, self._vocabulary) if self._logprobs else None,
+                stop_reason=choice.stop_reason,
+            )
+            for index, choice in enumerate(choices)
+        ]
+        return msgspec.json.encode(self._completion(shown, usage))
+
+    def _choice(self, index: int, piece: Piece) -> CompletionChoice:
+        ended = piece.finish_reason is not None
+        return CompletionChoice(
+            index=index,
+            text=piece.text,
+            logprobs=completion_logprobs(piece.entries, self._vocabulary) if self._logprobs else None,
+            finish_reason=_finish_reasons[piece.finish_reason] if piece.finish_reason is not None else None,
+            stop_reason=piece.stop_reason if ended else UNSET,
+        )
+
+    def _event(self, choices: list[CompletionChoice], usage: ShownUsage) -> bytes:
+        return sse_event(self._completion(choices, usage))
+
+    def _completion(self, choices: list[CompletionChoice], usage: ShownUsage) -> Completion:
+        head = self._head
+        return Completion(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage)

@@ -1,0 +1,121 @@
+"""What happens around every handler: request id, access, errors as JSON, counting.
+
+Must not know what any route does.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from quire_contract import names
+from quire_contract.openai.errors import (
+    CODE_METHOD_NOT_ALLOWED,
+    ApiError,
+    body_too_large,
+    internal,
+    path_not_found,
+    unauthorized,
+)
+from quire_contract.request_id import request_id_from
+from quire_worker.server import errors
+from quire_worker.server.access import Access
+from quire_worker.server.engine_client import EngineDeadError
+from quire_worker.server.lifecycle import Lifecycle
+from quire_worker.server.metrics import Metrics
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = logging.getLogger(__name__)
+_CLIENT_WENT_AWAY = 499
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    request_id: str
+    """The client's X-Request-Id if it was fit for logs, else made here. Not unique: clients repeat theirs."""
+    trusted: bool
+    """May use x-quire-* headers."""
+
+
+CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+
+
+class Edge:
+    """Stands between aiohttp and the handlers."""
+
+    def __init__(self, access: Access, metrics: Metrics, lifecycle: Lifecycle) -> None:
+        self._access = access
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+
+    def install(self, app: web.Application) -> None:
+        app.middlewares.append(self.around)
+        app.on_response_prepare.append(self._stamp)
+
+    @web.middleware
+    async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The middleware."""
+        request[CALLER] = Caller(
+            request_id_from(request.headers.get(names.HEADER_REQUEST_ID)), self._access.is_trusted(request.headers)
+        )
+        code = _CLIENT_WENT_AWAY
+        try:
+            response = await self._answer(request, handler)
+            code = response.status
+            return response
+        finally:
+            self._metrics.on_response(_route(request), code)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if not self._access.may_call(request.path, request.headers):
+                raise unauthorized()
+            return await handler(request)
+        except ApiError as error:
+            return error_response(error)
+        except EngineDeadError as error:
+            return error_response(errors.engine_dead(str(error)))
+        except web.HTTPException as error:
+            return error_response(_of_http(error, request))
+        except (asyncio.CancelledError, ConnectionResetError):
+            raise
+        except Exception:  # noqa: BLE001 - one broken request must not show its insides, nor end the server
+            _log.exception("request failed request_id=%s", request[CALLER].request_id)
+            return error_response(internal())
+
+    async def _stamp(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "quire"  # aiohttp's own tells versions
+        if self._lifecycle.phase in ("draining", "failed"):
+            response.headers["Connection"] = "close"  # the client's next request opens a connection, to somebody else
+            response.force_close()
+        if CALLER in request:
+            response.headers["X-Request-Id"] = request[CALLER].request_id
+
+
+def error_response(error: ApiError) -> web.Response:
+    """The error as an HTTP response."""
+    return web.Response(body=error.body(), status=error.status, headers=error.headers, content_type="application/json")
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:
+    """What aiohttp raises on its own: unknown path, wrong method, large body."""
+    if error.status == web.HTTPNotFound.status_code:
+        return path_not_found(request.path)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers = {"Allow": ", ".join(sorted(error.allowed_methods))}
+        message = f"{request.path} does not take {request.method}."
+        return ApiError(405, message, code=CODE_METHOD_NOT_ALLOWED, headers=headers)
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return body_too_large(request.client_max_size)
+    return ApiError(error.status, error.reason)
+
+
+def _route(request: web.Request) -> str:
+    """The route's pattern; raw paths would make a metric for every typo."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unknown"

@@ -1,0 +1,85 @@
+"""The model as the API process knows it: names, limits, prompts in, text out. No weights.
+
+Made once, when the engine has said what it loaded.
+"""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Sequence
+from typing import Any
+
+from quire_contract.openai.errors import model_not_found
+from quire_contract.prompt import PromptRenderer, TokenStream
+from quire_contract.prompt_bundle import PromptBundle, digest_of
+from quire_contract.prompt_input import ChatInput, HasPrompt, PromptInput
+from quire_worker.engine.messages import Ready
+from quire_worker.server import errors
+from quire_worker.server.sampling import SamplingDefaults
+
+_INLINE_CHARS = 2048
+"""Shorter prompts are tokenised on the event loop: handing them to a thread costs more."""
+
+
+class ServedModel:
+    """Facts and text tools of the one model that this worker serves."""
+
+    def __init__(self, renderer: PromptRenderer, bundle: PromptBundle, ready: Ready, created: int) -> None:
+        """`bundle` is the renderer's, completed with what the engine said; `created` in Unix seconds."""
+        self.text = renderer
+        self.names = bundle.served_model_names
+        self.max_model_len = bundle.max_model_len
+        self.vocab_size = bundle.vocab_size
+        self.eos_token_ids = tuple(bundle.eos_token_ids)
+        self.defaults = SamplingDefaults.of(bundle.default_sampling)
+        self.ready = ready
+        self.created = created
+        self.bundle_bytes = bundle.to_bytes()
+        self.bundle_digest = digest_of(self.bundle_bytes)
+
+    def check_name(self, name: str | None) -> str:
+        """The name to answer with. ApiError 404 for one that is not served; None is the first."""
+        if name is not None and name not in self.names:
+            raise model_not_found(name, self.names)
+        return name or self.names[0]
+
+    def new_stream(self, skip_special_tokens: bool, prompt_ids: Sequence[int]) -> TokenStream:
+        """Turns one choice's tokens into text that goes on where the prompt ends."""
+        return self.text.stream(skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids)
+
+
+class Tokeniser:
+    """Prompts to token ids, long ones in threads, so that the event loop goes on; tokenising releases the interpreter lock.
+
+    At most `max_waiting` long prompts wait.
+    """
+
+    def __init__(self, renderer: PromptRenderer, threads: concurrent.futures.Executor, *, max_waiting: int) -> None:
+        self._renderer = renderer
+        self._threads = threads
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    async def prompts(self, request: HasPrompt) -> list[list[int]]:
+        """One list of ids for each prompt. ApiError 400 for what cannot be a prompt of this model, 429 if too many wait."""
+        if num_chars(request.prompt_input()) <= _INLINE_CHARS:
+            return self._renderer.request_prompts(request)
+        if self._num_waiting >= self._max_waiting:
+            raise errors.tokenising_full()
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._renderer.request_prompts, request
+            )
+        finally:
+            self._num_waiting -= 1
+
+
+def num_chars(source: PromptInput) -> int:
+    """Characters of text; token ids count nothing."""
+    if isinstance(source, ChatInput):
+        return sum(_content_chars(message.get("content")) for message in source.messages)
+    return sum(len(prompt) for prompt in source.prompts if isinstance(prompt, str))
+
+
+def _content_chars(content: Any) -> int:
+    return len(content) if isinstance(content, str) else 0

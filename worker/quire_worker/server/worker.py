@@ -1,0 +1,332 @@
+"""The API process as a whole: starts the engine process, serves, drains, and ends with a code that tells the truth.
+
+bind port ── start engine process ──┬── serve HTTP: /health 200, /ready 503 ──┬── ready
+             load tokenizer (thread)┴── engine says Ready ────────────────────┘
+
+SIGTERM ── ready off, new requests 503 ── wait for running ones, up to the drain timeout ── exit 0
+engine gone ── everybody gets 503 ── exit 1, within a second
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import ipaddress
+import logging
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from quire_contract.chat_template import PromptError
+from quire_contract.model_folder import ModelFolderError
+from quire_contract.openai.limits import Limits
+from quire_contract.prompt import PromptRenderer
+from quire_contract.prompt_bundle import PromptBundle
+from quire_contract.telemetry import log_event
+from quire_contract.trust import Trust
+from quire_worker.config import WorkerConfig
+from quire_worker.engine.config import decode_engine_config
+from quire_worker.engine.messages import Ready
+from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.server import errors
+from quire_worker.server.access import Access
+from quire_worker.server.app import make_app
+from quire_worker.server.engine_client import EngineClient, EngineDeadError
+from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
+from quire_worker.server.engine_settings import engine_config
+from quire_worker.server.generate import Generate
+from quire_worker.server.internal_routes import InternalRoutes
+from quire_worker.server.lifecycle import Lifecycle
+from quire_worker.server.metrics import Metrics
+from quire_worker.server.middleware import Edge
+from quire_worker.server.model_routes import ModelRoutes
+from quire_worker.server.probes import Probes
+from quire_worker.server.served_model import ServedModel, Tokeniser
+from quire_worker.server.serving import Loaded, Serving
+from quire_worker.server.waiting import first, settled
+
+_log = logging.getLogger(__name__)
+_ACCESS_LOG_FORMAT = "%a %r %s %b %Tf"
+"""Peer, request line, status, bytes, seconds. No headers."""
+_TOKENISER_THREADS = 2
+_LAST_WORDS_S = 0.4
+"""How long handlers may take to tell their clients that it is over."""
+_ENGINE_EXIT_S = 5.0
+"""How long a healthy engine may take to let go of its device."""
+_MAX_FOLDER_CHARS = 80
+"""Unix socket paths end at 107 characters, the sockets' names included."""
+
+
+class Worker:
+    """One API process."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        trust: Trust | None,
+        listening: socket.socket,
+        version: str,
+        *,
+        engine_command: Sequence[str] = ENGINE_COMMAND,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`listening` is bound already, so that a busy port is found before anything is loaded. Call within a running loop."""
+        self._config = config
+        self._listening = listening
+        self._version = version
+        self._engine_command = engine_command
+        self._clock = clock
+        self._access = Access(config.api_keys, trust)
+        self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
+        self._terminate = asyncio.Event()
+        self._force = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until told to stop; the process's exit code. Raises QuireWorkerError if it cannot start."""
+        started_s = self._clock()
+        metrics = Metrics(self._config.model_names[0], self._version)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+            folder = stack.enter_context(_private_folder())
+            engine = EngineClient(folder, self._clock, metrics.on_stats)
+            stack.callback(engine.close)
+            serving = self._make_serving(engine, metrics)
+            self._install_signals()
+            await stack.enter_async_context(self._http(serving))
+            process = await self._start_engine(engine)
+            stack.push_async_callback(process.stop, 0)
+            watch = asyncio.create_task(_watch(engine, process))
+            stack.push_async_callback(_cancel, watch)
+            await self._until_ready(serving, started_s)
+            if not self._terminate.is_set():
+                await first(settled(engine.died), self._terminate.wait())
+            return await self._end(serving, process)
+
+    def _make_serving(self, engine: EngineClient, metrics: Metrics) -> Serving:
+        config = self._config
+
+        def on_change(lifecycle: Lifecycle) -> None:
+            draining = lifecycle.phase == "draining"
+            metrics.set_state(ready=lifecycle.phase == "ready", draining=draining)
+            engine.set_draining(draining)
+
+        return Serving(
+            lifecycle=Lifecycle(on_change),
+            engine=engine,
+            metrics=metrics,
+            limits=Limits(max_body_bytes=config.max_body_bytes, max_logprobs=config.max_logprobs),
+            clock=self._clock,
+            base_seed=config.seed,
+            log_requests=not config.disable_log_requests,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _http(self, serving: Serving) -> AsyncIterator[None]:
+        """The HTTP server, while entered."""
+        config = self._config
+        app = make_app(
+            edge=Edge(self._access, serving.metrics, serving.lifecycle),
+            generate=Generate(serving),
+            model_routes=ModelRoutes(serving),
+            probes=Probes(serving, self._version, config.health_timeout_s),
+            internal=InternalRoutes(serving, self._access, config.pod_name),
+            max_body_bytes=config.max_body_bytes,
+        )
+        quiet = logging.getLogger("quire_worker.http")
+        quiet.setLevel(logging.CRITICAL)  # aiohttp logs broken requests with parts of their headers
+        runner = web.AppRunner(
+            app,
+            logger=quiet,
+            handler_cancellation=True,
+            handle_signals=False,
+            access_log=logging.getLogger("quire_worker.access") if config.enable_access_log else None,
+            access_log_format=_ACCESS_LOG_FORMAT,
+            shutdown_timeout=_LAST_WORDS_S,
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, self._listening, backlog=1024).start()
+            host, port = self._listening.getsockname()[:2]
+            log_event(_log, logging.INFO, "listening", host=host, port=port)
+            if self._access.is_open and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+                log_event(_log, logging.WARNING, "everybody who reaches this port may use it; set --api-key", host=host)
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _start_engine(self, engine: EngineClient) -> EngineProcess:
+        told = engine_config(
+            self._config,
+            inbound_endpoint=engine.inbound_endpoint,
+            outbound_endpoint=engine.outbound_endpoint,
+        )
+        config_json = msgspec.json.encode(told)
+        decode_engine_config(config_json)  # the engine would refuse it too, but nobody reads that as easily
+        return await EngineProcess.start(config_json, self._engine_command)
+
+    async def _until_ready(self, serving: Serving, started_s: float) -> None:
+        """Load the tokenizer while the engine loads weights; then take requests. Returns early on SIGTERM."""
+        serving.lifecycle.loading("tokenizer")
+        renderer = await _load_renderer(self._config)
+        tokenizer_s = self._clock() - started_s
+        serving.lifecycle.loading("weights")
+        await first(settled(serving.engine.ready), self._terminate.wait())
+        if self._terminate.is_set():
+            return
+        try:
+            ready = serving.engine.ready.result()
+        except EngineDeadError as error:
+            raise QuireWorkerError(str(error)) from None
+        serving.set_loaded(await self._complete(renderer, ready))
+        phases_s = {**ready.info.phases_s, "tokenizer": tokenizer_s, "total": self._clock() - started_s}
+        serving.metrics.on_ready(ready, phases_s, enable_prefix_caching=self._config.enable_prefix_caching)
+        gc.collect()
+        gc.freeze()  # what lives now lives on; collections need not look at it while serving
+        serving.lifecycle.loaded()
+        self._log_ready(ready, phases_s)
+
+    async def _complete(self, renderer: PromptRenderer, ready: Ready) -> Loaded:
+        """The served model: what the folder says, with what the engine made of it."""
+        info = ready.info
+        bundle = renderer.bundle.replace(
+            block_size=info.block_size, max_model_len=info.max_model_len, vocab_size=info.vocab_size
+        )
+        if bundle != renderer.bundle:
+            renderer = await asyncio.to_thread(PromptRenderer, bundle)
+        tokeniser = Tokeniser(renderer, self._threads, max_waiting=self._config.max_num_queued_reqs)
+        return Loaded(model=ServedModel(renderer, bundle, ready, int(time.time())), tokeniser=tokeniser)
+
+    def _log_ready(self, ready: Ready, phases_s: dict[str, float]) -> None:
+        info = ready.info
+        wanted = self._config.max_model_len
+        if wanted is not None and info.max_model_len < wanted:
+            log_event(
+                _log,
+                logging.WARNING,
+                "max_model_len was fitted to the KV pool",
+                wanted=wanted,
+                fitted=info.max_model_len,
+            )
+        phases = {f"{name}_s": round(seconds, 2) for name, seconds in phases_s.items()}
+        log_event(
+            _log,
+            logging.INFO,
+            "ready",
+            model=self._config.model_names[0],
+            device=info.device,
+            dtype=info.dtype,
+            max_model_len=info.max_model_len,
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            epoch=ready.epoch,
+            **phases,
+        )
+
+    async def _end(self, serving: Serving, process: EngineProcess) -> int:
+        """The engine is gone (1), or we were told to stop (0)."""
+        engine = serving.engine
+        if not engine.died.done():
+            await self._drain(serving)
+        if engine.died.done():
+            reason = str(engine.died.result())
+            serving.lifecycle.fail(reason)
+            log_event(_log, logging.ERROR, "engine died", reason=reason)
+            await first(serving.wait_empty(), timeout_s=_LAST_WORDS_S)
+            return 1
+        engine.shut_down()
+        await process.stop(_ENGINE_EXIT_S)
+        log_event(_log, logging.INFO, "stopped")
+        return 0
+
+    async def _drain(self, serving: Serving) -> None:
+        """Let running requests finish, up to the drain timeout or a second signal; then end each with an error."""
+        engine, timeout_s = serving.engine, self._config.drain_timeout_s
+        serving.lifecycle.terminate()
+        log_event(_log, logging.INFO, "draining", num_requests=serving.num_inside, timeout_s=timeout_s)
+        await first(serving.wait_empty(), self._force.wait(), settled(engine.died), timeout_s=timeout_s)
+        if serving.num_inside and not engine.died.done():
+            log_event(
+                _log, logging.WARNING, "drain cut short", num_requests=serving.num_inside, forced=self._force.is_set()
+            )
+            engine.end_all(errors.drained())
+            await first(serving.wait_empty(), timeout_s=_LAST_WORDS_S)
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        """The first drains, the second forces."""
+        (self._force if self._terminate.is_set() else self._terminate).set()
+
+
+async def _load_renderer(config: WorkerConfig) -> PromptRenderer:
+    """Tokenizer and chat template, read in a thread. ConfigError names the file that is wrong."""
+    try:
+        return await asyncio.to_thread(_read_renderer, config)
+    except (ModelFolderError, PromptError) as error:
+        raise ConfigError(f"--model: {error}") from None
+
+
+def _read_renderer(config: WorkerConfig) -> PromptRenderer:
+    template = None
+    if config.chat_template is not None:
+        try:
+            template = config.chat_template.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--chat-template: cannot read {config.chat_template}: {error}") from None
+    bundle = PromptBundle.from_model_dir(
+        config.model,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len or _likely_max_model_len(config.model),
+        served_model_names=config.model_names,
+        generation_config=config.generation_config,
+        chat_template=template,
+    )
+    return PromptRenderer(bundle)
+
+
+def _likely_max_model_len(folder: Path) -> int:
+    """What the engine will most likely say. A wrong guess costs reading the tokenizer a second time."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        model = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, object])
+        length = model.get("max_position_embeddings")
+        return length if isinstance(length, int) and length > 0 else 1
+    return 1
+
+
+async def _watch(engine: EngineClient, process: EngineProcess) -> None:
+    """Hand out what the engine says until it ends; then tell everybody why it did."""
+    receiving = asyncio.create_task(engine.receive())
+    try:
+        await first(settled(receiving), process.wait())
+        how = f"its messages cannot be read: {receiving.exception()}" if receiving.done() else await process.wait()
+    finally:
+        await _cancel(receiving)
+    await engine.drain_inbox(0.05)
+    engine.fail(how)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that only this user may enter, for the sockets to the engine."""
+    default = tempfile.gettempdir()
+    parent = default if len(default) <= _MAX_FOLDER_CHARS else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    folder = Path(tempfile.mkdtemp(prefix="quire-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
