@@ -6,6 +6,9 @@ Prints a line `name shared_bytes` for each kernel and fails on the first that do
 import sys
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from quire_kernels import launch_configs
 from quire_kernels.gpu import (
     copy_blocks,
@@ -19,8 +22,6 @@ from quire_kernels.gpu import (
     store_kv,
     token_bias,
 )
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 MAX_SHARED_BYTES = 227 * 1024
 ELEMENT = {2: "bf16", 4: "fp32"}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from quire_kernels.ops import OpsName, load_ops
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from quire_kernels.ops import load_ops
 
 WITHOUT_TRITON = """

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from quire_kernels.ops import OpsName, load_ops
 from torch import Tensor
+
+from quire_kernels.ops import OpsName, load_ops
 
 GARBAGE_BLOCK = 2**30
 

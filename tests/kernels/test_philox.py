@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from quire_kernels.cpu.philox import CHUNK, gumbel_noise_cpu
 from quire_kernels.philox import GUMBEL_MAX, GUMBEL_MIN, gumbel_noise, gumbel_of_words, philox4x32
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from quire_kernels.ops import OpsName, load_ops
 from torch import Tensor
+
+from quire_kernels.ops import OpsName, load_ops
 
 
 def checkpoint_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from quire_kernels.ops import OpsName, load_ops
-from quire_kernels.rotary import LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling, rotary_cos_sin
 from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from quire_kernels.ops import OpsName, load_ops
+from quire_kernels.rotary import LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling, rotary_cos_sin
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}

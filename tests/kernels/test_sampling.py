@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from quire_kernels.gpu.sampling import sample_triton
 from quire_kernels.ops import OpsName, load_ops
 from quire_kernels.sampling import SamplingTensors, perturbed_logits
-from torch import Tensor
 
 NAMES: list[OpsName] = ["reference", "cpu", "triton"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from quire_kernels.ops import OpsName, load_ops
 from torch import Tensor
+
+from quire_kernels.ops import OpsName, load_ops
 
 
 def fused_projection(tokens: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

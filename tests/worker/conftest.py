@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+
 from quire_worker.engine.engine import Engine
 from quire_worker.execution.fake_runner import FakeRunner
 from quire_worker.kv.block_manager import BlockManager
