@@ -1,0 +1,233 @@
+"""quire-router: parse, validate, build, run. The only module of the router that reads the environment or builds the graph."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import aiohttp
+import uvloop
+import zmq.asyncio
+from aiohttp import http_parser, http_writer, web
+
+from quire_contract import names
+from quire_contract.openai.limits import Limits
+from quire_contract.router_config import RouterConfigError
+from quire_contract.telemetry import configure_logging, log_event
+from quire_contract.trust import Trust, TrustError
+from quire_router.access import Access
+from quire_router.app import RouterApp
+from quire_router.calls import CallHandler
+from quire_router.config import RouterSettings, parse_args
+from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.keeper import EndpointKeeper, FileSource
+from quire_router.kv_follower import KvFollower
+from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.kv_subscriber import KvSubscriber
+from quire_router.loop_lag import LoopLag
+from quire_router.metrics import RouterMetrics
+from quire_router.picker import Picker
+from quire_router.prober import Prober
+from quire_router.prompts import PromptReader
+from quire_router.proxy import Proxy, Timeouts
+from quire_router.retry_budget import RetryBudget
+from quire_router.server import RouterServer
+
+log = logging.getLogger("quire_router")
+
+UPSTREAM_KEEPALIVE_S = 15.0
+"""Idle connections to workers; shorter than any worker's own limit, so that a request rarely meets one that is just being closed."""
+BACKLOG = 2048
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Requests make few cycles: the collector's defaults would look for them several times in each."""
+
+
+def main() -> None:
+    """Console script."""
+    env_keys = [key for key in [os.environ.get(names.ENV_API_KEY, "")] if key]
+    settings = parse_args(sys.argv[1:], env_keys)
+    configure_logging(level=settings.log_level, process="router")
+    logging._srcfile = None  # lines do not show the calling function; the logging documentation advises this for speed
+    try:
+        require_c_extensions()
+        trust = None if settings.trust_dir is None else Trust.read(settings.trust_dir)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, trust))
+    except (TrustError, RouterConfigError, MissingExtensionError, OSError) as error:
+        print(f"quire-router: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class MissingExtensionError(RuntimeError):
+    """aiohttp without its compiled parts would be several times slower."""
+
+
+def require_c_extensions() -> None:
+    """MissingExtensionError unless aiohttp's parser and writer are the compiled ones."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy or (
+        http_writer._serialize_headers is http_writer._py_serialize_headers
+    ):
+        raise MissingExtensionError(
+            "aiohttp runs without its C extension; install the aiohttp wheel for this platform, and unset AIOHTTP_NO_EXTENSIONS"
+        )
+
+
+async def serve(settings: RouterSettings, trust: Trust | None) -> None:
+    """Run until SIGTERM or SIGINT, then let requests finish."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, trust) as (app, address):
+        log_event(log, logging.INFO, "listening", address=address, pid=os.getpid())
+        gc.collect()
+        gc.freeze()  # what lives for ever need not be looked at again by the collector
+        gc.set_threshold(*GC_THRESHOLDS)
+        await stop.wait()
+        log_event(log, logging.INFO, "stopping", timeout_s=settings.shutdown_timeout_s)
+        app.draining = True
+    log_event(log, logging.INFO, "stopped")
+
+
+@contextlib.asynccontextmanager
+async def running(settings: RouterSettings, trust: Trust | None) -> AsyncIterator[tuple[RouterApp, str]]:
+    """The whole router, listening; its app and its address "http://host:port". At the end requests may finish."""
+    metrics = RouterMetrics()
+    pool, index, sent = EndpointPool(), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
+    async with contextlib.AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
+        reader = PromptReader(executor)
+        session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
+        context = zmq.asyncio.Context()
+        stack.callback(context.destroy, linger=0)
+        zmq_trust = None if settings.kv_events_plain else trust
+
+        def watchers(endpoint: Endpoint) -> list[Coroutine[Any, Any, None]]:
+            follower = KvFollower(endpoint, index, sent, metrics)
+            subscriber = KvSubscriber(endpoint, follower, context, trust=zmq_trust, clock=time.monotonic)
+            return [Prober(endpoint, session, reader, trust).run(), subscriber.run()]
+
+        keeper = EndpointKeeper(pool, index, sent, reader, watchers)
+        stack.push_async_callback(keeper.close)
+        source = FileSource(settings.config, keeper)
+        await source.load()
+        picker = Picker(
+            pool=pool,
+            index=index,
+            sent=sent,
+            reader=reader,
+            metrics=metrics,
+            rng=random.Random(),  # noqa: S311 - breaks ties, guards nothing
+            clock=time.monotonic,
+            wall_clock=time.time,
+        )
+        app = build_app(settings, trust, pool, index, picker, metrics, session)
+        address = await stack.enter_async_context(listening(app, settings))
+        tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
+        stack.push_async_callback(cancel_all, tasks)
+        yield app, address
+
+
+def build_app(
+    settings: RouterSettings,
+    trust: Trust | None,
+    pool: EndpointPool,
+    index: KvIndex,
+    picker: Picker,
+    metrics: RouterMetrics,
+    session: aiohttp.ClientSession,
+) -> RouterApp:
+    """What answers requests."""
+    proxy = Proxy(
+        session=session,
+        picker=picker,
+        budget=RetryBudget(),
+        timeouts=Timeouts(
+            first_byte=settings.first_byte_timeout_s, answer=settings.answer_timeout_s, idle=settings.idle_timeout_s
+        ),
+        trust=trust,
+        on_retry=lambda reason: metrics.retries.labels(reason).inc(),
+        clock=time.monotonic,
+    )
+    calls = CallHandler(
+        pool=pool,
+        picker=picker,
+        proxy=proxy,
+        metrics=metrics,
+        limits=Limits(max_body_bytes=settings.max_body_bytes),
+        keep_key=trust is None and not settings.api_keys,
+        log_requests=settings.log_requests,
+        clock=time.monotonic,
+    )
+    return RouterApp(
+        pool=pool,
+        index=index,
+        picker=picker,
+        calls=calls,
+        access=Access(settings.api_keys),
+        metrics=metrics,
+        clock=time.monotonic,
+        started_ts=int(time.time()),
+    )
+
+
+@contextlib.asynccontextmanager
+async def listening(app: RouterApp, settings: RouterSettings) -> AsyncIterator[str]:
+    """Accept connections; at the end stop accepting and give running requests their time."""
+    server = RouterServer(app.handle, max_body_bytes=settings.max_body_bytes)
+    runner = web.ServerRunner(server, shutdown_timeout=settings.shutdown_timeout_s)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def client_session(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
+    """Connections to workers: as many as needed, kept alive, answers left as they are."""
+    connector = aiohttp.TCPConnector(
+        limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, socket_factory=keepalive_socket, use_dns_cache=True
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        yield session
+
+
+def keepalive_socket(address: Any) -> socket.socket:
+    """A socket whose other end is missed within 20 s, should it vanish without a word."""
+    family, kind, protocol, _name, _address = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
+        if hasattr(socket, option):  # Linux
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made
+
+
+async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel background tasks and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    main()

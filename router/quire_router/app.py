@@ -1,0 +1,125 @@
+"""The router's HTTP face: dispatch by path, and the answers that need no worker.
+
+aiohttp's low-level server with a table of paths: no application and no middlewares, since each request pays for every microsecond here.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from quire_contract import names
+from quire_contract.openai.errors import CODE_METHOD_NOT_ALLOWED, ApiError, model_not_found, path_not_found, unavailable
+from quire_contract.openai.responses import ModelCard, ModelList
+from quire_contract.request_id import request_id_from
+from quire_router.access import Access
+from quire_router.calls import CallHandler
+from quire_router.debug_route import describe_endpoints, explain_decisions
+from quire_router.endpoints import EndpointPool
+from quire_router.kv_index import KvIndex
+from quire_router.metrics import RouterMetrics
+from quire_router.picker import Picker
+from quire_router.responses import error_response, json_response
+
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+
+
+class RouterApp:
+    """Answers every request. `handle` is the server's handler."""
+
+    def __init__(
+        self,
+        *,
+        pool: EndpointPool,
+        index: KvIndex,
+        picker: Picker,
+        calls: CallHandler,
+        access: Access,
+        metrics: RouterMetrics,
+        clock: Callable[[], float],
+        started_ts: int,
+    ) -> None:
+        self._pool = pool
+        self._index = index
+        self._picker = picker
+        self._access = access
+        self._metrics = metrics
+        self._clock = clock
+        self._started_ts = started_ts
+        self.draining = False
+        """Whether readiness is off because the process is about to end."""
+        self._routes: Mapping[str, tuple[str, Handler]] = {
+            names.PATH_CHAT: ("POST", calls.handle),
+            names.PATH_COMPLETIONS: ("POST", calls.handle),
+            names.PATH_TOKENIZE: ("POST", calls.handle),
+            names.PATH_DETOKENIZE: ("POST", calls.handle),
+            names.PATH_MODELS: ("GET", self._models),
+            names.PATH_HEALTH: ("GET", self._health),
+            names.PATH_READY: ("GET", self._ready),
+            names.PATH_METRICS: ("GET", self._show_metrics),
+            names.PATH_DEBUG_ROUTE: ("GET", self._debug_route),
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to any request."""
+        request_id = request_id_from(request.headers.get(names.HEADER_REQUEST_ID))
+        try:
+            handler = self._find(request.path, request.method)
+            self._access.check(request.path, request.headers)
+            return await handler(request, request_id)
+        except ApiError as error:
+            return error_response(error, request_id)
+
+    def _find(self, path: str, method: str) -> Handler:
+        route = self._routes.get(path)
+        if route is None and path.startswith(names.PATH_MODELS + "/"):
+            route = ("GET", self._model)
+        if route is None:
+            raise path_not_found(path)
+        wanted, handler = route
+        if method != wanted and not (wanted == "GET" and method == "HEAD"):
+            raise ApiError(405, f"Use {wanted} for {path}.", code=CODE_METHOD_NOT_ALLOWED, headers={"Allow": wanted})
+        return handler
+
+    async def _models(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """All declared names, whether a worker is ready or not: a model at zero replicas exists."""
+        return json_response(ModelList(data=[self._card(name) for name in self._pool.models]), request_id)
+
+    async def _model(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """One name, which may contain slashes."""
+        name = request.path.removeprefix(names.PATH_MODELS + "/")
+        if self._pool.serving(name) is None:
+            raise model_not_found(name, sorted(self._pool.models))
+        return json_response(self._card(name), request_id)
+
+    def _card(self, name: str) -> ModelCard:
+        return ModelCard(id=name, created=self._started_ts, max_model_len=self._max_model_len(name))
+
+    def _max_model_len(self, model: str) -> int | None:
+        """The least over the workers that told: any of them may get the request."""
+        return min(
+            (e.max_model_len for e in self._pool.serving(model) or () if e.max_model_len is not None), default=None
+        )
+
+    async def _health(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """The event loop runs."""
+        return json_response({"status": "ok"}, request_id)
+
+    async def _ready(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """Ready as soon as the configuration is loaded, which is before the port opens: not only with a ready worker, or requests that
+        should wait for a model to wake could never arrive."""
+        if self.draining:
+            raise unavailable("The router is shutting down.", code="draining")
+        ready = sum(endpoint.ready for endpoint in self._pool)
+        return json_response({"status": "ready", "endpoints": len(self._pool), "ready_endpoints": ready}, request_id)
+
+    async def _show_metrics(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        self._metrics.show_state(self._pool, self._index)
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _debug_route(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        shown = {
+            "decisions": explain_decisions(self._picker.decisions, request.query),
+            "endpoints": describe_endpoints(self._pool, self._index, self._clock()),
+        }
+        return json_response(shown, request_id)

@@ -1,0 +1,167 @@
+"""Takes one call that goes to a worker: reads its body, finds its model, hands it to the proxy, and accounts for it.
+
+Only what the router must know is checked here; the rest of the body is the worker's to judge.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from quire_contract import names
+from quire_contract.openai.decode import decode_routing_fields
+from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError, body_too_large, invalid, model_not_found
+from quire_contract.openai.limits import Limits
+from quire_contract.telemetry import log_event
+from quire_router.endpoints import EndpointPool
+from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
+from quire_router.picker import Picker
+from quire_router.proxy import STATUS_CLIENT_GONE, Call, Outcome, Proxy
+from quire_router.responses import error_response
+from quire_router.scoring import Choice
+
+log = logging.getLogger("quire_router.request")
+
+BODY_TIMEOUT_S = 60.0
+"""For a client to send its body."""
+WITH_PROMPT = frozenset({names.PATH_CHAT, names.PATH_COMPLETIONS})
+
+
+class ModelField(msgspec.Struct, frozen=True):
+    """The one field that routes a call without a prompt."""
+
+    model: str | None = None
+
+
+class CallHandler:
+    """One for the process. Every call ends in one log line and one count, however it ends."""
+
+    def __init__(
+        self,
+        *,
+        pool: EndpointPool,
+        picker: Picker,
+        proxy: Proxy,
+        metrics: RouterMetrics,
+        limits: Limits,
+        keep_key: bool,
+        log_requests: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._pool = pool
+        self._picker = picker
+        self._proxy = proxy
+        self._metrics = metrics
+        self._limits = limits
+        self._keep_key = keep_key
+        self._log_requests = log_requests
+        self._clock = clock
+
+    async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        """The answer: a worker's, or an error of our own."""
+        started_s = self._clock()
+        outcome = Outcome()
+        try:
+            call = await self._read(request, request_id, outcome)
+            return await self._proxy.forward(request, call, outcome)
+        except ApiError as error:
+            outcome.status = error.status
+            outcome.problem = outcome.problem or error.message
+            return error_response(error, request_id)
+        except asyncio.CancelledError:
+            outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left"
+            raise
+        finally:
+            self._account(request, request_id, outcome, started_s)
+
+    async def _read(self, request: web.BaseRequest, request_id: str, outcome: Outcome) -> Call:
+        body = await _read_body(request, self._limits.max_body_bytes)
+        if request.path in WITH_PROMPT:
+            fields = decode_routing_fields(body, self._limits)
+            outcome.model = model = self._known(fields.model)
+            prompt = await self._picker.read(model, fields, body)
+            is_stream = fields.stream is True
+        else:
+            outcome.model = model = self._known(_model_of(body))
+            prompt, is_stream = None, False
+        return Call(
+            request_id=request_id,
+            model=model,
+            path=request.path,
+            body=body,
+            is_stream=is_stream,
+            prompt=prompt,
+            keep_key=self._keep_key,
+        )
+
+    def _known(self, model: str | None) -> str:
+        if model is None:
+            if len(self._pool.models) == 1:
+                return self._pool.models[0]
+            raise invalid("model", "is required", "missing_required_parameter")
+        if self._pool.serving(model) is None:
+            raise model_not_found(model, sorted(self._pool.models))
+        return model
+
+    def _account(self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float) -> None:
+        model = outcome.model or UNKNOWN_MODEL
+        total_s = self._clock() - started_s
+        first_s = None if outcome.first_byte_s is None else outcome.first_byte_s - started_s
+        self._metrics.count_request(model, outcome.status, total_s, first_s)
+        if not self._log_requests:
+            return
+        choice = outcome.choice
+        fields = {} if choice is None else _chosen(choice)
+        log_event(
+            log,
+            logging.INFO,
+            "request",
+            request_id=request_id,
+            path=request.path,
+            model=model,
+            status=outcome.status,
+            attempts=outcome.attempts,
+            first_byte_ms=None if first_s is None else round(first_s * 1000, 1),
+            total_ms=round(total_s * 1000, 1),
+            **fields,
+            problem=outcome.problem or None,
+        )
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    """The choice for a log line."""
+    return {
+        "endpoint": choice.endpoint_id,
+        "ladder_level": choice.level,
+        "cached_tokens": choice.matched_tokens,
+        "prompt_tokens": choice.num_tokens,
+        "why": choice.reason,
+    }
+
+
+async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """The whole body. ApiError 413 if it is too large, 408 if it does not come."""
+    if request.content_length is not None and request.content_length > max_bytes:
+        raise body_too_large(max_bytes)
+    try:
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise body_too_large(max_bytes) from None
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="request_timeout") from None
+
+
+def _model_of(body: bytes) -> str | None:
+    """`model` of a body without a prompt to route by. ApiError 400 if the body is no JSON object with a usable one."""
+    try:
+        return msgspec.json.decode(body, type=ModelField).model
+    except msgspec.ValidationError as error:
+        raise invalid("model", str(error), "invalid_type") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None

@@ -1,0 +1,107 @@
+"""The router's flags and the frozen configuration made of them. Reads no environment: `__main__` passes what it found there."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from quire_contract import names
+from quire_contract.openai.limits import Limits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RouterSettings:
+    """One router process."""
+
+    config: Path
+    """The router_config file; polled, replaced as a whole by its writer."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = names.PORT_ROUTER
+    """Port to listen on; 0 lets the system choose one."""
+    trust_dir: Path | None = None
+    """Folder with the token and CURVE keys shared with workers; None: workers are plain servers."""
+    kv_events_plain: bool = False
+    """Event sockets are not encrypted although there is a trust folder: the workers run with the same flag."""
+    api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """Keys of which clients must send one; none: anybody may call."""
+    max_body_bytes: int = Limits().max_body_bytes
+    """Of a request's body; more is a 413."""
+    connect_timeout_s: float = 1.5
+    """Until a worker accepts a connection."""
+    first_byte_timeout_s: float = 300.0
+    """Until the first event of a stream: it includes waiting in the worker's queue."""
+    answer_timeout_s: float = 1800.0
+    """Until the whole of an answer that is not streamed."""
+    idle_timeout_s: float = 120.0
+    """Between two parts of a stream, preemption at the worker included, and for a client to take what was sent."""
+    shutdown_timeout_s: float = 60.0
+    """After SIGTERM: how long requests may go on."""
+    max_index_blocks: int = 4_000_000
+    """KV blocks remembered over all endpoints; about 150 bytes each."""
+    tokenizer_threads: int = 2
+    """Threads that tokenise long prompts."""
+    log_requests: bool = True
+    """One log line for each request."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+
+def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterSettings:
+    """Settings of the flags. `env_api_keys` are used when no --api-key is given. Exits with code 2 and names the flag if one is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="quire-router",
+        description="One OpenAI-compatible endpoint in front of workers; sends each request where its prefix is cached.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    defaults = {field.name: field.default for field in dataclasses.fields(RouterSettings)}
+    add("--config", type=Path, required=True, metavar="FILE", help="router configuration (JSON): models and endpoints")
+    add("--host", default=defaults["host"], help="address to listen on")
+    add("--port", type=_port, default=defaults["port"], help="port to listen on")
+    add("--trust-dir", type=Path, metavar="DIR", help="folder with token, curve.pub and curve.key shared with workers")
+    add("--kv-events-plain", action="store_true", help="workers' event sockets are not encrypted")
+    add("--api-key", action="append", default=[], metavar="KEY", help="key that clients must send; may be repeated")
+    add("--max-body-bytes", type=_positive_int, default=defaults["max_body_bytes"], help="largest request body")
+    for name, text in _TIMEOUTS.items():
+        add(
+            f"--{name.replace('_', '-')[:-2]}", dest=name, type=_seconds, default=defaults[name], metavar="S", help=text
+        )
+    add("--max-index-blocks", type=_positive_int, default=defaults["max_index_blocks"], help="KV blocks remembered")
+    add("--tokenizer-threads", type=_positive_int, default=defaults["tokenizer_threads"], help="for long prompts")
+    add("--disable-log-requests", dest="log_requests", action="store_false", help="no log line for each request")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
+    values = vars(parser.parse_args(argv))
+    keys = values.pop("api_key") or list(env_api_keys)
+    return RouterSettings(**values, api_keys=tuple(dict.fromkeys(keys)))
+
+
+_TIMEOUTS = {
+    "connect_timeout_s": "seconds until a worker accepts a connection",
+    "first_byte_timeout_s": "seconds until the first event of a stream",
+    "answer_timeout_s": "seconds until the whole of an answer that is not streamed",
+    "idle_timeout_s": "seconds between two parts of a stream",
+    "shutdown_timeout_s": "seconds that requests may go on after SIGTERM",
+}
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port; use 0 to 65535")
+    return port
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a positive number of seconds")
+    return value

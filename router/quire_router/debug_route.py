@@ -1,0 +1,86 @@
+"""What /debug/route shows: the last choices and why, and the endpoints as the router sees them. Never a prompt.
+
+?limit=N       at most N choices, newest first (default 20)
+?explain=1     with the score of every candidate
+?request_id=X  only choices for this request
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from quire_contract.openai.errors import invalid
+from quire_router.endpoints import Endpoint
+from quire_router.kv_index import KvIndex
+from quire_router.picker import Decision
+from quire_router.scoring import Score
+
+DEFAULT_LIMIT = 20
+
+
+def explain_decisions(decisions: Iterable[Decision], query: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The choices that `query` asks for, newest first. `decisions` are oldest first. ApiError 400 for a bad limit."""
+    limit = query.get("limit", str(DEFAULT_LIMIT))
+    if not limit.isdecimal():
+        raise invalid("limit", f"{limit[:20]!r} is not a number")
+    wanted = query.get("request_id")
+    explain = query.get("explain", "0") not in ("", "0", "false")
+    found = [d for d in reversed(list(decisions)) if wanted is None or d.request_id == wanted]
+    return [_decision(decision, explain) for decision in found[: int(limit)]]
+
+
+def describe_endpoints(endpoints: Iterable[Endpoint], index: KvIndex, now_s: float) -> list[dict[str, Any]]:
+    """The state that choices are made from."""
+    return [_endpoint(endpoint, index, now_s) for endpoint in endpoints]
+
+
+def _decision(decision: Decision, explain: bool) -> dict[str, Any]:
+    choice = decision.choice
+    shown: dict[str, Any] = {
+        "ts": decision.ts,
+        "request_id": decision.request_id,
+        "model": decision.model,
+        "attempt": decision.attempt,
+        "endpoint": choice.endpoint_id,
+        "level": choice.level,
+        "matched_tokens": choice.matched_tokens,
+        "prompt_tokens": choice.num_tokens,
+        "reason": choice.reason,
+    }
+    if explain:
+        shown["candidates"] = [_score(score) for score in choice.scores]
+    return shown
+
+
+def _score(score: Score) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "endpoint": score.endpoint_id,
+        "matched_tokens": score.matched_tokens,
+        "load": score.load,
+        "prefill_ms": round(score.prefill_ms, 3),
+        "promised_ms": round(score.promised_ms, 3),
+        "decode_ms": round(score.decode_ms, 3),
+        "blocks_ms": round(score.blocks_ms, 3),
+        "cost_ms": round(score.cost_ms, 3),
+    }
+    return shown if score.dropped is None else shown | {"dropped": score.dropped}
+
+
+def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any]:
+    report = endpoint.report
+    load, promised_tokens = endpoint.load()
+    return {
+        "id": endpoint.id,
+        "url": endpoint.url,
+        "ready": endpoint.ready,
+        "why_not": endpoint.why_not,
+        "draining": endpoint.draining,
+        "bundle": endpoint.digest,
+        "events_in_step": endpoint.synced,
+        "blocks_known": index.num_blocks(endpoint.id),
+        "in_flight": endpoint.num_in_flight,
+        "load": load,
+        "promised_tokens": promised_tokens,
+        "free_blocks": report and report.free_blocks,
+        "report_age_s": report and round(now_s - endpoint.report_s, 3),
+        "ms_per_token": endpoint.learnt_ms_per_token,
+    }

@@ -1,0 +1,252 @@
+"""The endpoints and what is known of each: readiness, load, prefill speed, and the requests we have there.
+
+State only: what changes it (probes, events, the proxy) lives elsewhere, and so does every socket. Where the list of endpoints comes from
+(a file now, the cluster's API later) is not known here either: a source calls `EndpointPool.apply` with a whole configuration.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from quire_contract.load_report import LoadReport
+from quire_contract.router_config import EndpointEntry, RouterConfig
+from quire_router.scoring import DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
+
+REPORT_LAG_S = 0.05
+"""A reservation counts as unreported until a report arrives this much later: the request had to travel and be admitted first."""
+RECENT_LIFE_S = 30.0
+"""Time in which the memory of work given to an endpoint falls to 1/e."""
+SPEED_MIN_TOKENS = 64
+SPEED_WEIGHT = 0.1
+SPEED_RANGE_MS = (0.002, 20.0)
+SPEED_SAME = 2.0
+"""Prefill speeds within this ratio of the pool's are taken as the pool's: noise must not send all cold prompts to one endpoint."""
+
+
+class Reservation:
+    """One request at one endpoint: counted there from `with` to its end, whatever ends it."""
+
+    __slots__ = ("closed", "endpoint", "idle_start", "started_s", "uncached", "waiting")
+
+    def __init__(self, endpoint: "Endpoint", uncached: int, now_s: float) -> None:
+        self.endpoint = endpoint
+        self.uncached = uncached
+        self.started_s = now_s
+        self.waiting = True
+        self.closed = False
+        self.idle_start = endpoint.is_idle()
+
+    def __enter__(self) -> Self:
+        self.endpoint.admit(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.endpoint.release(self)
+
+    def first_byte(self, now_s: float, *, is_stream: bool) -> None:
+        """The answer begins: the prompt is prefilled. A stream's delay tells the endpoint's speed, if nothing else ran there."""
+        self.endpoint.prefilled(self)
+        if is_stream and self.idle_start and self.uncached >= SPEED_MIN_TOKENS:
+            self.endpoint.learn_speed((now_s - self.started_s) * 1000.0 / self.uncached)
+
+
+class Endpoint:
+    """One worker. Times are seconds of the process's monotonic clock."""
+
+    def __init__(self, entry: EndpointEntry) -> None:
+        self.entry = entry
+        self.id = entry.id
+        self.url = entry.url.rstrip("/")
+        self.ready = False
+        self.why_not = "not probed yet"
+        """Why it is not ready, in words."""
+        self.draining = False
+        self.digest: str | None = None
+        """Of its prompt bundle. None: not fetched, or it has none."""
+        self.max_model_len: int | None = None
+        """Prompt and output together, in tokens, as its bundle says."""
+        self.synced = False
+        """Whether the KV index holds its events without a gap."""
+        self.report: LoadReport | None = None
+        self.report_s = -math.inf
+        self.num_in_flight = 0
+        self.pending_tokens = 0
+        """Uncached tokens of our requests there that have not answered yet."""
+        self.on_suspect: Callable[[], None] = lambda: None
+        """Called when something suggests that it is gone, so that its prober looks at once."""
+        self._unreported: deque[Reservation] = deque()
+        self._ms_per_token: float | None = None
+        self._recent_ms = 0.0
+        self._recent_s = 0.0
+
+    # Readiness
+
+    def mark_ready(self) -> None:
+        """A probe succeeded."""
+        self.ready, self.why_not, self.draining = True, "", False
+
+    def mark_not_ready(self, why: str) -> None:
+        """A probe failed."""
+        self.ready, self.why_not = False, why
+
+    def mark_down(self, why: str) -> None:
+        """Somebody else than its prober found it gone: out of the pool at once, until a probe succeeds."""
+        self.mark_not_ready(why)
+        self.on_suspect()
+
+    def mark_draining(self) -> None:
+        """It said so itself: no new requests, though what runs there goes on."""
+        self.draining = True
+        self.on_suspect()
+
+    def restarted(self) -> None:
+        """Its engine began a new life at the same address: its prompt bundle may be another one."""
+        self.digest = None
+        self.forget_report()
+        self.on_suspect()
+
+    # Load
+
+    def take_report(self, report: LoadReport, now_s: float) -> None:
+        """The newest load report; it also says whether the endpoint is draining."""
+        self.report, self.report_s, self.draining = report, now_s, report.draining
+
+    def forget_report(self) -> None:
+        """The event socket is gone: fall back to what we know ourselves."""
+        self.report, self.report_s = None, -math.inf
+
+    def is_idle(self) -> bool:
+        """Nothing of ours runs there, and nothing else is reported."""
+        report = self.report
+        return self.num_in_flight == 0 and (report is None or report.running + report.waiting == 0)
+
+    def load(self) -> tuple[int, int]:
+        """(requests running or waiting, uncached tokens to prefill) there: reported, plus ours that no report can include yet."""
+        report = self.report
+        if report is None:
+            return self.num_in_flight, self.pending_tokens
+        self._prune_reported()
+        tokens = sum(r.uncached for r in self._unreported if r.waiting)
+        return report.running + report.waiting + len(self._unreported), report.uncached_tokens + tokens
+
+    def admit(self, reservation: Reservation) -> None:
+        """Count a request. Only `Reservation` calls this."""
+        self.num_in_flight += 1
+        self.pending_tokens += reservation.uncached
+        self._unreported.append(reservation)
+        if len(self._unreported) > 2 * self.num_in_flight + 16:
+            self._prune_reported()
+        work_ms = reservation.uncached * (self.learnt_ms_per_token or DEFAULT_MS_PER_TOKEN) + DECODE_MS_PER_REQUEST
+        self._recent_ms = self.recent_ms(reservation.started_s) + work_ms
+        self._recent_s = reservation.started_s
+
+    def prefilled(self, reservation: Reservation) -> None:
+        """Its prompt is no longer waiting. Only `Reservation` calls this."""
+        if reservation.waiting:
+            reservation.waiting = False
+            self.pending_tokens -= reservation.uncached
+
+    def release(self, reservation: Reservation) -> None:
+        """The request is over. Only `Reservation` calls this."""
+        self.prefilled(reservation)
+        reservation.closed = True
+        self.num_in_flight -= 1
+
+    def recent_ms(self, now_s: float) -> float:
+        """Work given lately, in ms, decaying."""
+        return self._recent_ms * math.exp((self._recent_s - now_s) / RECENT_LIFE_S)
+
+    # Speed
+
+    @property
+    def learnt_ms_per_token(self) -> float | None:
+        """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
+        report = self.report
+        if report is not None and report.prefill_tokens_per_s > 0:
+            return _in_range(1000.0 / report.prefill_tokens_per_s)
+        return self._ms_per_token
+
+    def learn_speed(self, ms_per_token: float) -> None:
+        """One measurement; bounded and averaged, so that a stall does not brand the endpoint."""
+        sample = _in_range(ms_per_token)
+        known = self._ms_per_token
+        self._ms_per_token = sample if known is None else known + SPEED_WEIGHT * (sample - known)
+
+    def _prune_reported(self) -> None:
+        limit_s = self.report_s - REPORT_LAG_S
+        kept = [r for r in self._unreported if not r.closed and r.started_s > limit_s]
+        if len(kept) != len(self._unreported):
+            self._unreported = deque(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a new configuration did to the pool."""
+
+    added: tuple[Endpoint, ...]
+    removed: tuple[Endpoint, ...]
+
+
+class EndpointPool:
+    """All endpoints by id and by model name. A changed entry is a new endpoint: nothing learnt of the old one holds."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Endpoint] = {}
+        self._by_model: dict[str, tuple[Endpoint, ...]] = {}
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(tuple(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names that requests may use, whether anything is ready or not."""
+        return tuple(self._by_model)
+
+    def get(self, endpoint_id: str) -> Endpoint | None:
+        """The endpoint of that id now."""
+        return self._by_id.get(endpoint_id)
+
+    def serving(self, model: str) -> tuple[Endpoint, ...] | None:
+        """The endpoints of a model, ready or not. None: nobody declared such a model."""
+        return self._by_model.get(model)
+
+    def apply(self, config: RouterConfig) -> Changes:
+        """Make the pool what the configuration says. Endpoints whose entry is unchanged keep their state."""
+        entries = {entry.id: entry for entry in config.endpoints}
+        removed = tuple(e for e in self._by_id.values() if entries.get(e.id) != e.entry)
+        for endpoint in removed:
+            del self._by_id[endpoint.id]
+            endpoint.ready, endpoint.why_not = False, "removed from the configuration"
+        added = tuple(Endpoint(entry) for entry in config.endpoints if entry.id not in self._by_id)
+        self._by_id.update({endpoint.id: endpoint for endpoint in added})
+        by_model: dict[str, list[Endpoint]] = {model.name: [] for model in config.models}
+        for entry in config.endpoints:
+            for name in entry.models:
+                by_model[name].append(self._by_id[entry.id])
+        self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
+        return Changes(added=added, removed=removed)
+
+
+def _in_range(ms_per_token: float) -> float:
+    low, high = SPEED_RANGE_MS
+    return min(max(ms_per_token, low), high)
+
+
+def pooled_speed(endpoints: Sequence[Endpoint]) -> dict[str, float]:
+    """Prefill cost in ms a token for each endpoint: the mean of what was learnt, but its own where that differs clearly."""
+    learnt = [speed for e in endpoints if (speed := e.learnt_ms_per_token) is not None]
+    mean = sum(learnt) / len(learnt) if learnt else DEFAULT_MS_PER_TOKEN
+    speeds = {}
+    for endpoint in endpoints:
+        own = endpoint.learnt_ms_per_token
+        same = own is None or mean / SPEED_SAME <= own <= mean * SPEED_SAME
+        speeds[endpoint.id] = mean if same or own is None else own
+    return speeds

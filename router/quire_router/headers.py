@@ -1,0 +1,80 @@
+"""Which headers pass the router, in both directions. Knows no bodies."""
+
+from collections.abc import Mapping
+
+from aiohttp import hdrs
+from multidict import CIMultiDict
+
+from quire_contract import names
+from quire_contract.trust import Trust
+
+HEADER_ROUTE = "x-quire-route"
+
+# Of one connection only (RFC 9110, 7.6.1), or written anew on each side.
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_NOT_TO_WORKER = _HOP_BY_HOP | {
+    "host",
+    "content-length",
+    "expect",  # answered by the server here
+    "accept-encoding",  # a compressed stream could not be cut at its events
+    "content-encoding",  # the server here has decoded the body
+    "cookie",
+    names.HEADER_REQUEST_ID,
+}
+_NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", names.HEADER_REQUEST_ID}
+_OPTIONS_OF_CONNECTION = hdrs.CONNECTION
+
+
+def to_worker(headers: Mapping[str, str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
+    """Headers of the request to a worker: the client's without those of its connection and without any internal one.
+
+    `keep_key`: the client's Authorization is meant for the worker, not for us."""
+    dropped = _named_by_connection(headers)
+    passed: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in _NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped:
+            continue
+        if lower == "authorization" and not keep_key:
+            continue
+        passed.add(name, value)
+    passed[names.HEADER_REQUEST_ID] = request_id
+    if trust is not None:
+        passed[names.HEADER_TOKEN] = trust.token
+    return passed
+
+
+def to_client(headers: Mapping[str, str], request_id: str, endpoint_id: str, route: str) -> CIMultiDict[str]:
+    """Headers of the answer: the worker's without those of its connection and without internal ones but our own."""
+    dropped = _named_by_connection(headers)
+    passed: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower == names.HEADER_REASON or not (
+            lower in _NOT_TO_CLIENT or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped
+        ):
+            passed.add(name, value)
+    passed[names.HEADER_REQUEST_ID] = request_id
+    passed[names.HEADER_WORKER] = endpoint_id
+    passed[HEADER_ROUTE] = route
+    return passed
+
+
+def _named_by_connection(headers: Mapping[str, str]) -> frozenset[str]:
+    """Further headers that the sender declares to be of its connection only."""
+    value = headers.get(_OPTIONS_OF_CONNECTION)
+    if value is None or value.lower() in ("keep-alive", "close"):
+        return frozenset()
+    return frozenset(option.strip().lower() for option in value.split(","))

@@ -1,0 +1,122 @@
+"""Keeps the pool and its watchers in line with the configuration: one prober and one event subscriber for each endpoint.
+
+`apply` takes a whole configuration from whichever source: a file now, the cluster's API later.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from quire_contract.router_config import RouterConfig, RouterConfigError, read_config
+from quire_contract.telemetry import log_event
+from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.prompts import PromptReader
+
+log = logging.getLogger("quire_router.keeper")
+
+POLL_S = 0.25
+RESTART_S = 1.0
+
+Watcher = Callable[[Endpoint], list[Coroutine[Any, Any, None]]]
+"""Makes the coroutines that watch one endpoint."""
+
+
+class EndpointKeeper:
+    """Applies configurations. Use from one task."""
+
+    def __init__(
+        self, pool: EndpointPool, index: KvIndex, sent: SentIndex, reader: PromptReader, watcher: Watcher
+    ) -> None:
+        self._pool = pool
+        self._index = index
+        self._sent = sent
+        self._reader = reader
+        self._watcher = watcher
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def apply(self, config: RouterConfig) -> None:
+        """Serve what the configuration says, from now on. Requests that run at removed endpoints go on there."""
+        changes = self._pool.apply(config)
+        for endpoint in changes.removed:
+            await self._stop(endpoint)
+        for endpoint in changes.added:
+            self._tasks[endpoint.id] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.id}")
+        self._reader.keep_only(endpoint.digest for endpoint in self._pool if endpoint.digest is not None)
+        log_event(
+            log,
+            logging.INFO,
+            "configured",
+            models=len(self._pool.models),
+            endpoints=len(self._pool),
+            added=len(changes.added),
+            removed=len(changes.removed),
+        )
+
+    async def close(self) -> None:
+        """Stop watching."""
+        for endpoint in self._pool:
+            await self._stop(endpoint)
+
+    async def _stop(self, endpoint: Endpoint) -> None:
+        task = self._tasks.pop(endpoint.id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._index.clear(endpoint.id)
+        self._sent.clear(endpoint.id)
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for watching in self._watcher(endpoint):
+                        group.create_task(watching)
+            except* Exception:  # the one loop that must live: an endpoint that nobody watches would be lost for good
+                log.exception("watching endpoint %s failed; it starts anew", endpoint.id)
+            endpoint.mark_not_ready("its watcher failed and starts anew")
+            await asyncio.sleep(RESTART_S)
+
+
+class FileSource:
+    """A router_config file, polled: the last good content holds until a better one is there."""
+
+    def __init__(self, path: Path, keeper: EndpointKeeper) -> None:
+        self._path = path
+        self._keeper = keeper
+        self._seen: tuple[int, int, int] | None = None
+
+    async def load(self) -> None:
+        """Apply the file as it is. RouterConfigError if it cannot be used."""
+        self._seen = _version_of(self._path)
+        await self._keeper.apply(read_config(self._path))
+
+    async def run(self) -> None:
+        """Follow the file until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.poll()
+
+    async def poll(self) -> bool:
+        """Look once. Whether a new content was applied."""
+        version = _version_of(self._path)
+        if version == self._seen:
+            return False
+        self._seen = version
+        try:
+            config = read_config(self._path)
+        except RouterConfigError as error:
+            log_event(log, logging.ERROR, "configuration_refused", kept="last good one", problem=str(error))
+            return False
+        await self._keeper.apply(config)
+        return True
+
+
+def _version_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size

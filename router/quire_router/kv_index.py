@@ -1,0 +1,195 @@
+"""Which endpoint holds which blocks: from KV events, and from what this router sent lately.
+
+Pure data structures: no sockets, no clocks (the caller passes the time), no tokens. Blocks are named by their wire hash (64 bits,
+`quire_contract.block_hash.wire_hash`). A key carries no scheme: a lookup names the endpoints it may match, and the caller names only
+those whose prompt bundle made the hashes, so hashes of one bundle are never compared with blocks of another.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+_NO_BLOCKS: frozenset[int] = frozenset()
+_NO_TIMES: Mapping[int, float] = {}
+
+
+class KvIndex:
+    """What each endpoint said it holds. An entry is one (endpoint, block); `max_blocks` bounds their number over all endpoints.
+
+    A full index refuses new entries and keeps the old ones: an LRU here would drop roots of long-lived prefixes first, and a prefix
+    without its root matches nothing. What is refused only costs hits. Each endpoint may use an even share, so that none starves others.
+    """
+
+    def __init__(self, *, max_blocks: int = 4_000_000) -> None:
+        self._max_blocks = max_blocks
+        self._holders: dict[int, int] = {}
+        """Block hash -> bit set of slots: one small int for each block, however many endpoints hold it."""
+        self._blocks: dict[str, set[int]] = {}
+        self._bits: dict[str, int] = {}
+        self._free_slots: list[int] = []
+        self._refused = 0
+
+    @property
+    def num_entries(self) -> int:
+        """(endpoint, block) pairs held now."""
+        return sum(len(blocks) for blocks in self._blocks.values())
+
+    @property
+    def num_refused(self) -> int:
+        """Entries not taken because the index was full, since the start."""
+        return self._refused
+
+    def num_blocks(self, endpoint_id: str) -> int:
+        """Blocks known of one endpoint; 0 for an unknown one."""
+        return len(self._blocks.get(endpoint_id, ()))
+
+    def add(self, endpoint_id: str, hashes: Iterable[int]) -> None:
+        """The endpoint stored these blocks. Blocks known already change nothing."""
+        bit = self._bit_for(endpoint_id)
+        blocks = self._blocks[endpoint_id]
+        room = self._max_blocks // len(self._blocks) - len(blocks)
+        holders = self._holders
+        for block in hashes:
+            if block in blocks:
+                continue
+            if room <= 0:
+                self._refused += 1
+                continue
+            room -= 1
+            blocks.add(block)
+            holders[block] = holders.get(block, 0) | bit
+
+    def remove(self, endpoint_id: str, hashes: Iterable[int]) -> None:
+        """The endpoint evicted these blocks. Unknown ones are ignored: they may have been refused."""
+        blocks = self._blocks.get(endpoint_id)
+        if blocks is None:
+            return
+        bit = self._bits[endpoint_id]
+        for block in hashes:
+            if block in blocks:
+                blocks.remove(block)
+                self._unset(block, bit)
+
+    def clear(self, endpoint_id: str) -> None:
+        """Forget all of one endpoint (it restarted, left, or said so)."""
+        blocks = self._blocks.pop(endpoint_id, None)
+        if blocks is None:
+            return
+        bit = self._bits.pop(endpoint_id)
+        self._free_slots.append(bit.bit_length() - 1)
+        for block in blocks:
+            self._unset(block, bit)
+
+    def blocks_of(self, endpoint_id: str) -> AbstractSet[int]:
+        """All blocks known of one endpoint, to look into."""
+        return self._blocks.get(endpoint_id, _NO_BLOCKS)
+
+    def match_prefix(self, hashes: Sequence[int], endpoint_ids: Collection[str]) -> dict[str, int]:
+        """For each endpoint, how many leading blocks of `hashes` it holds without a hole. Endpoints with none are left out."""
+        bits = self._bits
+        alive = 0
+        slots: dict[int, str] = {}
+        for endpoint_id in endpoint_ids:
+            bit = bits.get(endpoint_id)
+            if bit is not None:
+                alive |= bit
+                slots[bit] = endpoint_id
+        found: dict[str, int] = {}
+        if not alive:
+            return found
+        holders = self._holders
+        depth = 0
+        for depth, block in enumerate(hashes):
+            still = alive & holders.get(block, 0)
+            if still != alive:
+                if depth:
+                    _note_depth(found, alive & ~still, slots, depth)
+                alive = still
+                if not alive:
+                    return found
+        if hashes:
+            _note_depth(found, alive, slots, depth + 1)
+        return found
+
+    def _bit_for(self, endpoint_id: str) -> int:
+        bit = self._bits.get(endpoint_id)
+        if bit is None:
+            slot = self._free_slots.pop() if self._free_slots else len(self._bits)
+            bit = 1 << slot
+            self._bits[endpoint_id] = bit
+            self._blocks[endpoint_id] = set()
+        return bit
+
+    def _unset(self, block: int, bit: int) -> None:
+        left = self._holders[block] & ~bit
+        if left:
+            self._holders[block] = left
+        else:
+            del self._holders[block]
+
+
+def _note_depth(found: dict[str, int], dropped: int, slots: dict[int, str], depth: int) -> None:
+    while dropped:
+        bit = dropped & -dropped
+        found[slots[bit]] = depth
+        dropped ^= bit
+
+
+class SentIndex:
+    """What this router sent to each endpoint, and when: for each endpoint a bounded LRU of block hashes.
+
+    Read with a short `max_age_s` it fills the gap between sending a prompt and the worker's event (so that a burst with one prefix does
+    not scatter); read with a long one it is the approximate knowledge for endpoints without events. Times: seconds of a monotonic clock.
+    """
+
+    def __init__(self, *, max_blocks_per_endpoint: int = 32_768) -> None:
+        self._max_blocks = max_blocks_per_endpoint
+        self._sent: dict[str, dict[int, float]] = {}
+
+    def record(self, endpoint_id: str, hashes: Iterable[int], now_s: float) -> None:
+        """A prompt with these blocks goes to the endpoint now."""
+        sent = self._sent.setdefault(endpoint_id, {})
+        for block in hashes:
+            sent.pop(block, None)  # re-inserted at the end: a dict remembers its order, oldest first
+            sent[block] = now_s
+        for _ in range(len(sent) - self._max_blocks):
+            del sent[next(iter(sent))]
+
+    def clear(self, endpoint_id: str) -> None:
+        """Forget what was sent to one endpoint: it restarted, or left."""
+        self._sent.pop(endpoint_id, None)
+
+    def num_blocks(self, endpoint_id: str) -> int:
+        """Blocks remembered for one endpoint."""
+        return len(self._sent.get(endpoint_id, ()))
+
+    def times_of(self, endpoint_id: str) -> Mapping[int, float]:
+        """When each remembered block went to the endpoint, to look into."""
+        return self._sent.get(endpoint_id, _NO_TIMES)
+
+    def match_prefix(self, endpoint_id: str, hashes: Sequence[int], since_s: float) -> int:
+        """Leading blocks of `hashes` all sent to the endpoint at `since_s` or later."""
+        sent = self._sent.get(endpoint_id)
+        if not sent:
+            return 0
+        never = float("-inf")
+        for depth, block in enumerate(hashes):
+            if sent.get(block, never) < since_s:
+                return depth
+        return len(hashes)
+
+
+def extend_match(
+    index: KvIndex, sent: SentIndex, endpoint_id: str, hashes: Sequence[int], matched: int, since_s: float
+) -> int:
+    """The match from events, lengthened by blocks that were sent at `since_s` or later and are still being computed.
+
+    `matched` leading blocks are held for sure; each following one counts while it is held or was just sent."""
+    held, sent_at = index.blocks_of(endpoint_id), sent.times_of(endpoint_id)
+    if not sent_at:
+        return matched
+    never = float("-inf")
+    for depth in range(matched, len(hashes)):
+        block = hashes[depth]
+        if sent_at.get(block, never) < since_s and block not in held:
+            return depth
+    return len(hashes)

@@ -1,0 +1,116 @@
+"""The router's metrics, in a registry of their own. Names come from the contract; labels are bounded by configuration, never by clients."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from quire_contract import names
+from quire_router.endpoints import Endpoint
+from quire_router.kv_index import KvIndex
+
+UNKNOWN_MODEL = "unknown"
+"""Label of requests whose model nobody declared: what clients write must not make series."""
+
+
+class ModelMetrics:
+    """What is counted for one model; looking labels up anew would cost each request a few microseconds."""
+
+    __slots__ = ("first_byte_s", "prefix_hit_tokens", "prefix_tokens", "request_s")
+
+    def __init__(self, all_models: "RouterMetrics", model: str) -> None:
+        self.request_s = all_models.request_s.labels(model)
+        self.first_byte_s = all_models.first_byte_s.labels(model)
+        self.prefix_tokens = all_models.prefix_tokens.labels(model)
+        self.prefix_hit_tokens = all_models.prefix_hit_tokens.labels(model)
+
+
+class RouterMetrics:
+    """All instruments. Gauges of state are set when somebody scrapes."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(names.QUIRE_ROUTER_REQUESTS, "Requests answered.", ["model", "code"], registry=registry)
+        self.request_s = Histogram(
+            names.QUIRE_ROUTER_REQUEST_SECONDS,
+            "Time of a request, the answer's last byte included.",
+            ["model"],
+            buckets=names.BUCKETS_REQUEST_S,
+            registry=registry,
+        )
+        self.first_byte_s = Histogram(
+            names.QUIRE_ROUTER_TIME_TO_FIRST_BYTE,
+            "Time to the first byte of an answer's body.",
+            ["model"],
+            buckets=names.BUCKETS_TTFT_S,
+            registry=registry,
+        )
+        self.choice_s = Histogram(
+            names.QUIRE_ROUTER_CHOICE_SECONDS,
+            "Time to read the prompt and choose an endpoint.",
+            buckets=names.BUCKETS_TOKEN_S,
+            registry=registry,
+        )
+        self.choices = Counter(
+            names.QUIRE_ROUTER_CHOICES, "Choices by the level of knowledge used.", ["model", "level"], registry=registry
+        )
+        self.retries = Counter(
+            names.QUIRE_ROUTER_RETRIES, "Attempts repeated on another endpoint.", ["reason"], registry=registry
+        )
+        self.in_flight = Gauge(
+            names.QUIRE_ROUTER_IN_FLIGHT, "Requests at each endpoint.", ["endpoint"], registry=registry
+        )
+        self.endpoints = Gauge(
+            names.QUIRE_ROUTER_ENDPOINTS, "Endpoints by state: ready, draining, down.", ["state"], registry=registry
+        )
+        self.index_blocks = Gauge(
+            names.QUIRE_ROUTER_INDEX_BLOCKS, "Blocks that endpoints said they hold.", registry=registry
+        )
+        self.kv_batches = Counter(names.QUIRE_ROUTER_KV_BATCHES, "KV event batches applied.", registry=registry)
+        self.kv_gaps = Counter(
+            names.QUIRE_ROUTER_KV_GAPS, "Times that KV events were found missing or out of step.", registry=registry
+        )
+        self.kv_snapshots = Counter(names.QUIRE_ROUTER_KV_SNAPSHOTS, "KV snapshots applied.", registry=registry)
+        self.prefix_tokens = Counter(
+            names.QUIRE_ROUTER_PREFIX_TOKENS, "Prompt tokens of chosen requests.", ["model"], registry=registry
+        )
+        self.prefix_hit_tokens = Counter(
+            names.QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+            "Prompt tokens that the chosen endpoint was believed to hold.",
+            ["model"],
+            registry=registry,
+        )
+        self.loop_lag_s = Gauge(
+            names.QUIRE_ROUTER_EVENT_LAG_SECONDS, "How late the event loop runs what is due.", registry=registry
+        )
+
+        self._by_model: dict[str, ModelMetrics] = {}
+
+    def of_model(self, model: str) -> ModelMetrics:
+        """The instruments of one declared model (or UNKNOWN_MODEL)."""
+        found = self._by_model.get(model)
+        if found is None:
+            found = self._by_model[model] = ModelMetrics(self, model)
+        return found
+
+    def count_request(self, model: str, status: int, total_s: float, first_byte_s: float | None) -> None:
+        """A request has ended. Times are from its arrival; None: no byte of a worker's answer came."""
+        self.requests.labels(model, str(status)).inc()
+        mine = self.of_model(model)
+        mine.request_s.observe(total_s)
+        if first_byte_s is not None:
+            mine.first_byte_s.observe(first_byte_s)
+
+    def show_state(self, endpoints: Iterable[Endpoint], index: KvIndex) -> None:
+        """Set the gauges to what is true now."""
+        states = {"ready": 0, "draining": 0, "down": 0}
+        self.in_flight.clear()
+        for endpoint in endpoints:
+            states["draining" if endpoint.draining else "ready" if endpoint.ready else "down"] += 1
+            self.in_flight.labels(endpoint.id).set(endpoint.num_in_flight)
+        for state, number in states.items():
+            self.endpoints.labels(state).set(number)
+        self.index_blocks.set(index.num_entries)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

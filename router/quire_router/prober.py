@@ -1,0 +1,157 @@
+"""Asks one endpoint whether it is ready, and fetches its prompt bundle. Runs at once when somebody suspects the endpoint.
+
+Load never comes this way: it is pushed in load reports.
+"""
+
+import asyncio
+import logging
+
+import aiohttp
+import msgspec
+
+from quire_contract import names
+from quire_contract.prompt_bundle import PromptBundle, digest_of
+from quire_contract.telemetry import log_event
+from quire_contract.trust import Trust
+from quire_contract.wire import WireError
+from quire_router.endpoints import Endpoint
+from quire_router.prompts import BundleError, PromptReader
+
+log = logging.getLogger("quire_router.prober")
+
+INTERVAL_DOWN_S = 0.25
+INTERVAL_READY_S = 0.5
+INTERVAL_REPORTED_S = 2.0
+"""With load reports coming in, death shows as a broken connection and probes are only a second look."""
+GAP_S = 0.05
+"""Shortest time between two probes, whoever suspects whatever."""
+TIMEOUT_S = 1.0
+MAX_MISSES = 2
+"""Probes in a row that may time out; a refused connection needs no second one."""
+LEARN_TIMEOUT_S = 30.0
+RELEARN_S = 5.0
+"""Time until a bundle that could not be had is asked for again."""
+
+
+class BundleInfo(msgspec.Struct, frozen=True):
+    """What the router reads of the answer that names a worker's bundle."""
+
+    digest: str
+
+
+class Prober:
+    """Runs until cancelled."""
+
+    def __init__(
+        self, endpoint: Endpoint, session: aiohttp.ClientSession, reader: PromptReader, trust: Trust | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._session = session
+        self._reader = reader
+        self._headers = {} if trust is None else {names.HEADER_TOKEN: trust.token}
+        self._suspected = asyncio.Event()
+        self._misses = 0
+        self._relearn_s = 0.0
+        self._complained = ""
+        endpoint.on_suspect = self._suspected.set
+
+    async def run(self) -> None:
+        """Probe for ever."""
+        while True:
+            self._suspected.clear()
+            await self.probe()
+            if self._endpoint.ready and not self._knows_bundle():
+                await self._learn()
+            await asyncio.sleep(GAP_S)
+            try:
+                async with asyncio.timeout(self._interval_s() - GAP_S):
+                    await self._suspected.wait()
+            except TimeoutError:
+                continue
+
+    async def probe(self) -> None:
+        """Ask once."""
+        try:
+            async with self._session.get(
+                self._endpoint.url + names.PATH_READY, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+            ) as answer:
+                self._take_answer(answer.status, answer.headers.get(names.HEADER_REASON, ""))
+        except TimeoutError:
+            self._misses += 1
+            if self._misses >= MAX_MISSES:
+                self._down("does not answer its readiness probe")
+        except (aiohttp.ClientError, ConnectionError) as error:
+            self._down(f"cannot be reached ({type(error).__name__})")
+
+    def _take_answer(self, status: int, reason: str) -> None:
+        self._misses = 0
+        if status == 200:
+            if not self._endpoint.ready:
+                log_event(log, logging.INFO, "ready", endpoint=self._endpoint.id)
+            self._endpoint.mark_ready()
+            return
+        self._endpoint.draining = reason == names.REASON_DRAINING
+        self._down(reason or f"answers its readiness probe with {status}")
+
+    def _down(self, why: str) -> None:
+        if self._endpoint.ready:
+            log_event(log, logging.WARNING, "down", endpoint=self._endpoint.id, why=why)
+        self._endpoint.mark_not_ready(why)
+
+    def _interval_s(self) -> float:
+        if not self._endpoint.ready:
+            return INTERVAL_DOWN_S
+        return INTERVAL_READY_S if self._endpoint.report is None else INTERVAL_REPORTED_S
+
+    def _knows_bundle(self) -> bool:
+        digest = self._endpoint.digest
+        return digest is not None and self._reader.knows(digest)
+
+    async def _learn(self) -> None:
+        """Find out which prompt bundle the endpoint uses, and fetch it if it is new. Failing costs only precision."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._relearn_s:
+            return
+        self._relearn_s = now_s + RELEARN_S
+        try:
+            async with asyncio.timeout(LEARN_TIMEOUT_S):
+                digest = msgspec.json.decode(await self._get(names.PATH_PROMPT_BUNDLE), type=BundleInfo).digest
+                if not self._reader.knows(digest):
+                    await self._fetch(digest)
+        except (
+            aiohttp.ClientError,
+            ConnectionError,
+            TimeoutError,
+            msgspec.DecodeError,
+            WireError,
+            BundleError,
+        ) as error:
+            self._complain(f"{type(error).__name__}: {error}")
+            return
+        self._relearn_s = 0.0
+        bundle = self._reader.bundle(digest)
+        self._endpoint.digest = digest
+        self._endpoint.max_model_len = None if bundle is None else bundle.max_model_len
+        log_event(log, logging.INFO, "bundle", endpoint=self._endpoint.id, digest=digest[:16])
+
+    async def _fetch(self, digest: str) -> None:
+        data = await self._get(f"{names.PATH_PROMPT_BUNDLE}/{digest}")
+        if digest_of(data) != digest:
+            raise BundleError(f"its bytes do not have the digest {digest[:16]} that it gave")
+        loop = asyncio.get_running_loop()
+        bundle = PromptBundle.from_bytes(data)
+        await loop.run_in_executor(None, self._reader.add, digest, bundle)
+
+    async def _get(self, path: str) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=LEARN_TIMEOUT_S)
+        async with self._session.get(self._endpoint.url + path, headers=self._headers, timeout=timeout) as answer:
+            if answer.status in (401, 403):
+                raise BundleError("it does not accept our token; router and worker need the same --trust-dir")
+            if answer.status != 200:
+                raise BundleError(f"GET {path.split('/')[2]} gave {answer.status}")
+            return await answer.read()
+
+    def _complain(self, problem: str) -> None:
+        if problem != self._complained:
+            self._complained = problem
+            log_event(log, logging.WARNING, "no_bundle", endpoint=self._endpoint.id, problem=problem)

@@ -1,0 +1,330 @@
+"""Carries one request to a worker and its answer back: original bytes, whole SSE events as they come, retries before the first byte.
+
+    connect -> (retry) -> headers -> (retry) -> first event -> to the client -> ... -> end | broken -> error event, [DONE]
+
+A retry goes to another endpoint, only while nothing was sent to the client, at most MAX_RETRIES times and within the retry budget.
+It must not know how endpoints are chosen or what bodies mean.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from yarl import URL
+
+from quire_contract import names
+from quire_contract.openai.errors import ApiError, unavailable
+from quire_contract.telemetry import log_event
+from quire_contract.trust import Trust
+from quire_router import headers as header_rules
+from quire_router.endpoints import Endpoint, Reservation
+from quire_router.picker import Picker, ReadablePrompt
+from quire_router.retry_budget import RetryBudget
+from quire_router.scoring import Choice
+from quire_router.sse import EventCutter
+
+log = logging.getLogger("quire_router.proxy")
+
+MAX_RETRIES = 2
+MAX_HELD_BYTES = 1024 * 1024
+"""An answer that is no stream is read whole before a byte is sent on, up to this size, so that a worker's death can still be mended."""
+RETRYABLE_STATUS = 503
+STATUS_CLIENT_GONE = 499
+"""For logs and metrics only: nobody reads it."""
+MAX_URLS = 4096
+MAX_SENT_AT_ONCE_BYTES = 1024 * 1024
+"""Larger bodies are sent in parts, so that they do not hold up the event loop."""
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """All in seconds. The connect timeout is the session's."""
+
+    first_byte: float
+    """Until a stream's first event."""
+    answer: float
+    """Until the whole of an answer that is not streamed."""
+    idle: float
+    """Between two parts of a stream that has begun, and for a client to take what was sent to it."""
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A request that was looked at and may go to a worker."""
+
+    request_id: str
+    model: str
+    path: str
+    body: bytes
+    is_stream: bool
+    prompt: ReadablePrompt | None
+    """None: the call has no prompt to route by."""
+    keep_key: bool
+    """Whether the client's Authorization header is for the worker."""
+
+
+class Outcome:
+    """What became of a call; filled in as it goes, for logs and metrics."""
+
+    __slots__ = ("attempts", "choice", "first_byte_s", "model", "problem", "status")
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        """None: nobody declared the model that was asked for."""
+        self.attempts = 0
+        self.choice: Choice | None = None
+        self.status = 0
+        self.first_byte_s: float | None = None
+        self.problem = ""
+
+
+class RetryableError(Exception):
+    """This attempt failed before anything was sent to the client."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BrokenStreamError(Exception):
+    """A stream ended or stalled after its first byte went to the client."""
+
+
+class ClientGoneError(Exception):
+    """The client left, or took nothing for too long."""
+
+
+class Proxy:
+    """Forwards calls. One for the process."""
+
+    def __init__(
+        self,
+        *,
+        session: aiohttp.ClientSession,
+        picker: Picker,
+        budget: RetryBudget,
+        timeouts: Timeouts,
+        trust: Trust | None,
+        on_retry: Callable[[str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._session = session
+        self._picker = picker
+        self._budget = budget
+        self._timeouts = timeouts
+        self._trust = trust
+        self._on_retry = on_retry
+        self._clock = clock
+        self._urls: dict[tuple[str, str], URL] = {}
+
+    async def forward(self, request: web.BaseRequest, call: Call, outcome: Outcome) -> web.StreamResponse:
+        """The answer to a call, sent on. ApiError if no endpoint gave one."""
+        tried: frozenset[str] = frozenset()
+        self._budget.note_request()
+        while True:
+            reservation, choice = self._picker.pick(call.request_id, call.model, call.prompt, tried)
+            if reservation is None:
+                if tried:
+                    raise unavailable(f"{outcome.problem}; {choice.reason}")
+                outcome.choice = choice
+                raise unavailable(
+                    f"The model `{call.model}` has no ready worker now: {choice.reason}.", retry_after_s=1
+                )
+            outcome.choice = choice
+            outcome.attempts += 1
+            try:
+                with reservation:
+                    return await self._attempt(request, call, reservation, outcome)
+            except RetryableError as error:
+                outcome.problem = str(error)
+                tried |= {reservation.endpoint.id}
+                if outcome.attempts > MAX_RETRIES or not self._budget.take():
+                    raise unavailable(f"No worker could answer: {error}.") from None
+                self._on_retry(error.reason)
+                log_event(
+                    log,
+                    logging.INFO,
+                    "retry",
+                    request_id=call.request_id,
+                    endpoint=reservation.endpoint.id,
+                    reason=error.reason,
+                )
+
+    async def _attempt(
+        self, request: web.BaseRequest, call: Call, reservation: Reservation, outcome: Outcome
+    ) -> web.StreamResponse:
+        endpoint = reservation.endpoint
+        limit_s = self._timeouts.first_byte if call.is_stream else self._timeouts.answer
+        upstream: aiohttp.ClientResponse | None = None
+        try:
+            try:
+                async with asyncio.timeout(limit_s):
+                    upstream = await self._open(request, call, endpoint)
+                    begun = await _begin(endpoint, upstream)
+            except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+                raise _failure(endpoint, error, limit_s) from None
+            outcome.first_byte_s = self._clock()
+            reservation.first_byte(outcome.first_byte_s, is_stream=begun.cutter is not None)
+            return await self._send_on(request, call, endpoint, upstream, begun, outcome)
+        finally:
+            if upstream is not None:
+                upstream.close()  # nothing to close if all of it was read: the connection went back to the session then
+
+    async def _open(self, request: web.BaseRequest, call: Call, endpoint: Endpoint) -> aiohttp.ClientResponse:
+        key = (endpoint.url, call.path)
+        url = self._urls.get(key)
+        if url is None:
+            if len(self._urls) >= MAX_URLS:
+                self._urls.clear()
+            url = self._urls[key] = URL(endpoint.url + call.path)
+        passed = header_rules.to_worker(request.headers, call.request_id, self._trust, keep_key=call.keep_key)
+        data = call.body if len(call.body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(call.body)
+        return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
+
+    async def _send_on(
+        self,
+        request: web.BaseRequest,
+        call: Call,
+        endpoint: Endpoint,
+        upstream: aiohttp.ClientResponse,
+        begun: "Begun",
+        outcome: Outcome,
+    ) -> web.StreamResponse:
+        assert outcome.choice is not None, "an attempt has been chosen"
+        outcome.status = upstream.status
+        passed = header_rules.to_client(upstream.headers, call.request_id, endpoint.id, route_in_short(outcome.choice))
+        if begun.is_whole:
+            return web.Response(status=upstream.status, headers=passed, body=begun.data)
+        response = web.StreamResponse(status=upstream.status, headers=passed)
+        try:
+            await self._relay(request, response, upstream, begun)
+        except BrokenStreamError as error:
+            outcome.problem = f"{endpoint.id} {error}"
+            endpoint.on_suspect()
+            await self._end_broken(request, response, begun, outcome)
+        except ClientGoneError:
+            outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left or took nothing for too long"
+            _abort(request)
+        return response
+
+    async def _relay(
+        self, request: web.BaseRequest, response: web.StreamResponse, upstream: aiohttp.ClientResponse, begun: "Begun"
+    ) -> None:
+        """Send on what comes until the stream's end. The idle limit holds for each wait: for the worker, and for the client."""
+        loop, idle_s, cutter = asyncio.get_running_loop(), self._timeouts.idle, begun.cutter
+        part, reading = begun.data, False
+        try:
+            async with asyncio.timeout(idle_s) as limit:
+                await response.prepare(request)
+                while True:
+                    if part:
+                        await response.write(part)
+                    reading = True
+                    arrived = await upstream.content.readany()
+                    if not arrived:
+                        break
+                    reading = False
+                    limit.reschedule(loop.time() + idle_s)
+                    part = arrived if cutter is None else cutter.cut(arrived)
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            if not reading:
+                raise ClientGoneError from None
+            stalled = isinstance(error, TimeoutError)
+            raise BrokenStreamError(f"sent nothing for {idle_s:g} s" if stalled else "died") from None
+        if cutter is not None and not cutter.is_between_events:
+            raise BrokenStreamError("ended within an event")
+
+    async def _end_broken(
+        self, request: web.BaseRequest, response: web.StreamResponse, begun: "Begun", outcome: Outcome
+    ) -> None:
+        """A stream broke after its first byte. The client gets an error event, never a bare cut that looks like an end.
+
+        This is the place where a stream will go on at another worker: all that was sent on ended with a whole event."""
+        if begun.cutter is None:
+            _abort(request)
+            return
+        error = ApiError(
+            502,
+            f"The stream broke: {outcome.problem}. What was sent is incomplete.",
+            type="server_error",
+            code="stream_broken",
+        )
+        try:
+            async with asyncio.timeout(self._timeouts.idle):
+                await response.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n")
+        except (TimeoutError, ConnectionError):
+            _abort(request)
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The beginning of an answer, at a point where a byte may go to the client."""
+
+    data: bytes
+    is_whole: bool
+    cutter: EventCutter | None
+    """None: not a stream of events."""
+
+
+async def _begin(endpoint: Endpoint, upstream: aiohttp.ClientResponse) -> Begun:
+    """Read a stream's first events, or an answer that is no stream whole if it is not too large."""
+    if upstream.status == RETRYABLE_STATUS:
+        reason = upstream.headers.get(names.HEADER_REASON, "")
+        if reason == names.REASON_DRAINING:
+            endpoint.mark_draining()
+        else:
+            endpoint.on_suspect()
+        raise RetryableError(reason or "unavailable", f"{endpoint.id} is {reason or 'unavailable'}")
+    content = upstream.content
+    if not upstream.headers.get("Content-Type", "").startswith("text/event-stream"):
+        return await _begin_whole(content)
+    cutter = EventCutter()
+    while True:
+        arrived = await content.readany()
+        if not arrived:
+            raise RetryableError("reset", f"{endpoint.id} ended the stream before its first event")
+        events = cutter.cut(arrived)
+        if events:
+            return Begun(data=events, is_whole=False, cutter=cutter)
+
+
+async def _begin_whole(content: aiohttp.StreamReader) -> Begun:
+    first = await content.readany()
+    if content.at_eof() or not first:
+        return Begun(data=first, is_whole=True, cutter=None)
+    parts, size = [first], len(first)
+    while size < MAX_HELD_BYTES:
+        arrived = await content.readany()
+        if not arrived:
+            return Begun(data=b"".join(parts), is_whole=True, cutter=None)
+        parts.append(arrived)
+        size += len(arrived)
+    return Begun(data=b"".join(parts), is_whole=False, cutter=None)
+
+
+def _failure(endpoint: Endpoint, error: Exception, limit_s: float) -> Exception:
+    """What an attempt's error means: another endpoint may be tried, or the time is over."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        endpoint.mark_down(f"cannot be connected to ({type(error).__name__})")
+        return RetryableError("connect", f"{endpoint.id} cannot be connected to")
+    endpoint.on_suspect()
+    if isinstance(error, TimeoutError):
+        return ApiError(
+            504,
+            f"Worker {endpoint.id} did not answer within {limit_s:g} s.",
+            type="server_error",
+            code="worker_timeout",
+        )
+    return RetryableError("reset", f"{endpoint.id} closed the connection before it answered")
+
+
+def _abort(request: web.BaseRequest) -> None:
+    """Cut the client's connection: it must not take a part for the whole."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def route_in_short(choice: Choice) -> str:
+    """The choice as a header's value."""
+    return f"{choice.level}; cached={choice.matched_tokens}/{choice.num_tokens or 0}"

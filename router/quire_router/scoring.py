@@ -1,0 +1,245 @@
+"""Choose the endpoint for a request: a pure function of the request, a snapshot of the candidates and a random source.
+
+    drop    not ready | draining | tried before | silent (while others speak) | over the bounded-load guard
+    score   cost in milliseconds = uncached tokens to prefill + work already promised + decode load + wait for free blocks
+    pick    least cost, but the longest prefix is left only for a clear gain; of those within a hair of each other the one with the
+            longer prefix, then the one given less work lately, then any
+
+Knowledge of caches is a ladder, and the level used is part of the answer:
+
+    precise      the candidates' KV events (and what was sent in the last seconds, its event still to come)
+    approximate  what this router sent before
+    hash         nobody is known to hold it: rendezvous hashing of the prompt's beginning, so that several routers agree
+    least_load   a prompt that cannot be read, or shorter than a block: load alone
+
+This module knows nothing of sockets, clocks, configuration files or how the snapshot came about.
+"""
+
+import random
+import zlib
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import msgspec
+
+Knowledge = Literal["precise", "approximate", "none"]
+Level = Literal["precise", "approximate", "hash", "least_load", "none"]
+
+DEFAULT_MS_PER_TOKEN = 0.1
+"""Prefill cost of one token, in ms, until it is learnt (10,000 tokens a second: between a CPU and a large GPU)."""
+PROMISED_WEIGHT = 0.5
+"""A token that waits before ours costs half of an uncached token of ours: both delay this request, but the uncached one is also work that
+did not have to be done. So a burst with one prefix stays together until the queue is twice what the prefix would cost elsewhere."""
+DECODE_MS_PER_REQUEST = 2.0
+"""What one more running or waiting request at an endpoint adds to the latency felt by ours, in ms."""
+BLOCK_WAIT_MS = 500.0
+"""An endpoint whose free blocks cannot hold the prompt must first finish or preempt another request: about half a second, and as much again
+in proportion to what is missing."""
+GUARD_FACTOR = 1.25
+GUARD_SLACK = 8
+"""Bounded load: no endpoint gets a request while it has more than max(1.25 x mean, mean + 8) of them. The slack keeps the guard out of
+the way when there are few: three against one is no hot spot."""
+LEAVE_MS = 20.0
+LEAVE_SHARE = 0.1
+"""An endpoint without the longest prefix must be cheaper by 20 ms and by 10 %: computing a prefix a second time also takes cache
+from others, and the conversation's next turns pay again."""
+TIE_MS = 1.0
+TIE_SHARE = 0.01
+"""Costs within 1 ms + 1 % of the best are equal: the estimates are no better than that."""
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What is known of one endpoint that serves the model, for this request, at this moment."""
+
+    endpoint_id: str
+    ready: bool = True
+    draining: bool = False
+    silent: bool = False
+    """It sent reports before and has stopped, though its port answers: perhaps its engine hangs."""
+    knowledge: Knowledge = "none"
+    """Where `matched_tokens` comes from."""
+    matched_tokens: int = 0
+    """Leading prompt tokens it is believed to hold."""
+    load: int = 0
+    """Requests running or waiting there, ours that it has not reported yet included."""
+    promised_tokens: int = 0
+    """Uncached prompt tokens it still has to prefill for others, ours that it has not reported yet included."""
+    ms_per_token: float = DEFAULT_MS_PER_TOKEN
+    free_tokens: int | None = None
+    """Tokens that fit its free blocks. None: not known."""
+    recent_ms: float = 0.0
+    """Work this router gave it lately, decaying. Only breaks ties, so that cold prompts spread."""
+
+
+class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What choosing needs of a request."""
+
+    model: str
+    num_tokens: int | None = None
+    """Length of the prompt, exact or estimated. None: it could not be read."""
+    affinity_key: int | None = None
+    """Hash of the prompt's beginning. None: no such."""
+    excluded: frozenset[str] = frozenset()
+    """Endpoints already tried for this request."""
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The cost of one candidate in ms, and what it is made of. Dropped ones have no cost, but a reason."""
+
+    endpoint_id: str
+    matched_tokens: int
+    load: int
+    prefill_ms: float
+    promised_ms: float
+    decode_ms: float
+    blocks_ms: float
+    cost_ms: float
+    dropped: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The endpoint (None: there is none) and why."""
+
+    endpoint_id: str | None
+    level: Level
+    matched_tokens: int
+    num_tokens: int | None
+    reason: str
+    """For a person, in words."""
+    scores: tuple[Score, ...]
+    """Every candidate, in the snapshot's order."""
+
+
+def choose(request: RouteRequest, snapshot: Sequence[Candidate], rng: random.Random) -> Choice:
+    """Pick an endpoint for the request. Pure but for `rng`, which breaks ties."""
+    dropped = _drop(request, snapshot)
+    left = [c for c in snapshot if c.endpoint_id not in dropped]
+    scores = tuple(_score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
+    if not left:
+        return Choice(
+            endpoint_id=None,
+            level="none",
+            matched_tokens=0,
+            num_tokens=request.num_tokens,
+            reason=_why_none(dropped),
+            scores=scores,
+        )
+    level = ladder_level(request, left)
+    if level == "hash":
+        assert request.affinity_key is not None
+        key = request.affinity_key
+        best = max(left, key=lambda c: _rendezvous(key, c.endpoint_id))
+    else:
+        best = _cheapest(left, {s.endpoint_id: s.cost_ms for s in scores}, rng)
+    return Choice(
+        endpoint_id=best.endpoint_id,
+        level=level,
+        matched_tokens=best.matched_tokens,
+        num_tokens=request.num_tokens,
+        reason=_in_words(best, left, level, request),
+        scores=scores,
+    )
+
+
+def ladder_level(request: RouteRequest, left: Collection[Candidate]) -> Level:
+    """The best level whose knowledge is there: precise only if it holds for every candidate, or a stale one would never be chosen."""
+    if request.num_tokens is not None:
+        if all(c.knowledge == "precise" for c in left):
+            return "precise"
+        if any(c.matched_tokens for c in left):
+            return "approximate"
+    return "least_load" if request.affinity_key is None else "hash"
+
+
+def _drop(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
+    """Why each unfit candidate is out. Preferences (silence, load) drop a candidate only while another is left."""
+    dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
+    if len(snapshot) - len(dropped) < 2:
+        return dropped
+    left = [c for c in snapshot if c.endpoint_id not in dropped]
+    speaking = [c for c in left if not c.silent]
+    if speaking and len(speaking) < len(left):
+        dropped.update({c.endpoint_id: "silent" for c in left if c.silent})
+        left = speaking
+    mean = (sum(c.load for c in left) + 1) / len(left)
+    most = max(GUARD_FACTOR * mean, mean + GUARD_SLACK)
+    dropped.update({c.endpoint_id: "over its share of the load" for c in left if c.load + 1 > most})
+    return dropped
+
+
+def _unfit(request: RouteRequest, candidate: Candidate) -> str | None:
+    if candidate.endpoint_id in request.excluded:
+        return "tried before"
+    if candidate.draining:
+        return "draining"
+    return None if candidate.ready else "not ready"
+
+
+def _score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> Score:
+    num_tokens = request.num_tokens or 0
+    uncached = max(0, num_tokens - candidate.matched_tokens)
+    prefill_ms = uncached * candidate.ms_per_token
+    promised_ms = candidate.promised_tokens * candidate.ms_per_token * PROMISED_WEIGHT
+    decode_ms = candidate.load * DECODE_MS_PER_REQUEST
+    blocks_ms = 0.0
+    if candidate.free_tokens is not None and candidate.free_tokens < uncached:
+        blocks_ms = BLOCK_WAIT_MS * (1 + (uncached - candidate.free_tokens) / uncached)
+    return Score(
+        endpoint_id=candidate.endpoint_id,
+        matched_tokens=candidate.matched_tokens,
+        load=candidate.load,
+        prefill_ms=prefill_ms,
+        promised_ms=promised_ms,
+        decode_ms=decode_ms,
+        blocks_ms=blocks_ms,
+        cost_ms=prefill_ms + promised_ms + decode_ms + blocks_ms,
+        dropped=dropped,
+    )
+
+
+def _cheapest(left: Sequence[Candidate], costs: dict[str, float], rng: random.Random) -> Candidate:
+    if len(left) == 1:
+        return left[0]
+    best = _least(left, costs, rng)
+    longest = max(c.matched_tokens for c in left)
+    if best.matched_tokens == longest:
+        return best
+    holder = _least([c for c in left if c.matched_tokens == longest], costs, rng)
+    stay_ms, leave_ms = costs[holder.endpoint_id], costs[best.endpoint_id]
+    return best if stay_ms - leave_ms > max(LEAVE_MS, LEAVE_SHARE * stay_ms) else holder
+
+
+def _least(left: Sequence[Candidate], costs: dict[str, float], rng: random.Random) -> Candidate:
+    least = min(costs[c.endpoint_id] for c in left)
+    limit = least + TIE_MS + TIE_SHARE * least
+    tied = [c for c in left if costs[c.endpoint_id] <= limit]
+    return tied[0] if len(tied) == 1 else min(tied, key=lambda c: (-c.matched_tokens, c.recent_ms, rng.random()))
+
+
+def _rendezvous(key: int, endpoint_id: str) -> int:
+    """A 64-bit mix of key and endpoint, equal in every process: the highest wins, and an endpoint that leaves moves only its own keys."""
+    mixed = (key ^ (zlib.crc32(endpoint_id.encode()) * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return mixed ^ (mixed >> 31)
+
+
+def _why_none(dropped: dict[str, str]) -> str:
+    if not dropped:
+        return "no endpoint serves the model"
+    return "no endpoint left: " + ", ".join(f"{endpoint_id} {word}" for endpoint_id, word in dropped.items())
+
+
+def _in_words(best: Candidate, left: Sequence[Candidate], level: Level, request: RouteRequest) -> str:
+    if len(left) == 1:
+        return f"the only endpoint left, holds {best.matched_tokens} of {request.num_tokens or 'unknown'} tokens"
+    if level == "hash":
+        return "nobody is known to hold the prefix: by hash of the prompt's beginning"
+    if level == "least_load":
+        return "too little of the prompt is known to look for it: least work"
+    longest = max(c.matched_tokens for c in left)
+    if longest == 0:
+        return "nobody holds the prefix: least work"
+    if best.matched_tokens == longest:
+        return f"holds the longest prefix, {longest} of {request.num_tokens} tokens"
+    return f"holds {best.matched_tokens} of {request.num_tokens} tokens; the endpoint with {longest} costs more to wait for"

@@ -1,0 +1,59 @@
+"""aiohttp's server with our errors: a nested JSON body also for what never reaches the app, and no line of a client's bytes in the log.
+
+Knows nothing of routes.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from quire_contract.openai.errors import ApiError, internal
+from quire_contract.request_id import new_request_id
+from quire_contract.telemetry import log_event
+from quire_router.responses import error_response
+
+log = logging.getLogger("quire_router.server")
+
+
+class NestedErrorHandler(RequestHandler):
+    """One client connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer bytes that are no HTTP, and failures that nothing else caught; then close."""
+        request_id = new_request_id()
+        if status >= 500:
+            log.error("request %s failed", request_id, exc_info=exc)
+            error = internal()
+        else:
+            log_event(log, logging.INFO, "bad_http", remote=request.remote, error=type(exc).__name__)
+            error = ApiError(status, "The request is not valid HTTP.", code="invalid_http")
+        if request.writer.output_size > 0:
+            raise ConnectionError("part of an answer was sent already")
+        response = error_response(error, request_id)
+        response.force_close()
+        return response
+
+
+class RouterServer(web.Server):
+    """Makes a NestedErrorHandler for each connection. `max_body_bytes` bounds what `request.read` takes."""
+
+    def __init__(self, handler: Any, *, max_body_bytes: int) -> None:
+        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+        self._max_body_bytes = max_body_bytes
+        self._own_loop = asyncio.get_running_loop()
+
+    def __call__(self) -> RequestHandler:
+        """A new connection."""
+        return NestedErrorHandler(self, loop=self._own_loop, access_log=None)  # type: ignore[arg-type]
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, self._own_loop, client_max_size=self._max_body_bytes
+        )

@@ -1,0 +1,198 @@
+"""What the router answers itself."""
+
+import asyncio
+import json
+
+import pytest
+
+from quire_contract import names
+from quire_contract.router_config import ModelEntry, RouterConfig
+
+EMPTY = RouterConfig(models=[ModelEntry(name="m"), ModelEntry(name="org/other")], endpoints=[])
+
+
+async def error_of(answer):
+    return (await answer.json())["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "code"),
+    [
+        (b"{not json", 400, None, "invalid_json"),
+        (b"", 400, None, "invalid_json"),
+        (b'{"model": "m", "prompt": "\xff"}', 400, None, "invalid_json"),
+        (b"[1]", 400, None, "invalid_type"),
+        (b'{"model": 7, "prompt": "x"}', 400, "model", "invalid_type"),
+        (b'{"model": "m", "prompt": "x", "stream": "yes"}', 400, "stream", "invalid_type"),
+        (b'{"prompt": "x"}', 400, "model", "missing_required_parameter"),
+        (b'{"model": "m"}', 400, "messages", None),
+        (b'{"model": "nobody", "prompt": "x"}', 404, "model", "model_not_found"),
+        (b'{"model": "m", "prompt": "%s"}' % (b"x" * 5_000_000), 413, None, "request_too_large"),
+    ],
+    ids=["broken", "empty", "utf-8", "array", "model type", "stream type", "no model", "no prompt", "unknown", "5 MB"],
+)
+async def test_a_body_that_no_worker_need_see_is_refused_at_once(body, status, param, code, start_router):
+    router = await start_router(EMPTY)
+
+    async with router.post(body) as answer:
+        error = await error_of(answer)
+
+    assert (answer.status, error["param"]) == (status, param)
+    assert code is None or error["code"] == code
+    assert answer.headers["x-request-id"]
+
+
+async def test_an_unknown_model_is_told_which_ones_there_are(start_router):
+    router = await start_router(EMPTY)
+
+    async with router.post({"model": "nobody", "prompt": "x"}) as answer:
+        error = await error_of(answer)
+
+    assert "Served: m, org/other." in error["message"]
+
+
+async def test_a_known_model_without_a_ready_worker_is_unavailable_for_now(start_router, make_config, start_upstream):
+    worker = await start_upstream("a")
+    worker.ready_status = 503
+    router = await start_router(make_config(worker))
+
+    async with router.post({"model": "m", "prompt": "x"}) as answer:
+        error = await error_of(answer)
+
+    assert (answer.status, answer.headers["Retry-After"], error["code"]) == (503, "1", "not_ready")
+    assert answer.headers["x-quire-reason"] == "not_ready"
+    assert "a not ready" in error["message"]
+
+
+async def test_models_are_listed_whether_a_worker_is_ready_or_not(start_router):
+    router = await start_router(EMPTY)
+
+    async with router.get("/v1/models") as answer:
+        listed = await answer.json()
+    async with router.get("/v1/models/org/other") as answer:
+        one = await answer.json()
+    async with router.get("/v1/models/nobody") as missing:
+        error = await error_of(missing)
+
+    assert [card["id"] for card in listed["data"]] == ["m", "org/other"]
+    assert one["object"] == "model"
+    assert (missing.status, error["code"]) == (404, "model_not_found")
+
+
+async def test_health_and_readiness_do_not_need_a_worker_or_a_key(start_router):
+    router = await start_router(EMPTY, api_keys=("k",))
+
+    async with router.get("/health") as health, router.get("/ready") as ready, router.get("/v1/models") as models:
+        statuses = health.status, ready.status, models.status
+
+    assert statuses == (200, 200, 401)
+
+
+async def test_unknown_paths_and_methods_get_nested_errors(start_router):
+    router = await start_router(EMPTY)
+
+    async with router.get("/nowhere") as nowhere, router.get("/v1/completions") as wrong:
+        errors = await error_of(nowhere), await error_of(wrong)
+
+    assert (nowhere.status, errors[0]["code"]) == (404, "not_found")
+    assert (wrong.status, wrong.headers["Allow"], errors[1]["code"]) == (405, "POST", "method_not_allowed")
+
+
+async def test_every_promised_metric_is_exposed(start_router, start_upstream, make_config):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+    async with router.post({"model": "m", "prompt": "x" * 600}):
+        pass
+    async with router.post({"model": "unheard of", "prompt": "x"}):
+        pass
+
+    async with router.get("/metrics") as answer:
+        text = await answer.text()
+
+    missing = [name for name in names.ROUTER_METRICS if f"# TYPE {name.removesuffix('_total')}" not in text]
+    assert missing == []
+    assert 'quire_router_requests_total{code="200",model="m"} 1.0' in text
+    assert 'quire_router_requests_total{code="404",model="unknown"} 1.0' in text
+    assert 'quire_router_endpoints{state="ready"} 1.0' in text
+    assert "quire_router_choice_seconds_count 1.0" in text
+
+
+async def test_debug_route_explains_choices_and_shows_no_prompt(start_router, start_upstream, make_config):
+    workers = [await start_upstream("a"), await start_upstream("b")]
+    router = await start_router(make_config(*workers))
+    await router.until_ready(2)
+    async with router.post({"model": "m", "prompt": "secret " * 100}, headers={"x-request-id": "mine"}):
+        pass
+
+    async with router.get("/debug/route?explain=1&request_id=mine") as answer:
+        text, shown = await answer.text(), await answer.json()
+    async with router.get("/debug/route?limit=many") as wrong:
+        error = await error_of(wrong)
+
+    (decision,) = shown["decisions"]
+    assert decision["endpoint"] in ("a", "b")
+    assert decision["reason"]
+    assert {candidate["endpoint"] for candidate in decision["candidates"]} == {"a", "b"}
+    assert {endpoint["id"] for endpoint in shown["endpoints"]} == {"a", "b"}
+    assert "secret" not in text
+    assert (wrong.status, error["param"]) == (400, "limit")
+
+
+async def test_tokenize_goes_to_a_worker_even_without_a_model_if_there_is_only_one(
+    start_router, start_upstream, make_config
+):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+
+    async with (
+        router.post({"prompt": "x"}, "/tokenize") as first,
+        router.post({"tokens": [1]}, "/detokenize") as second,
+    ):
+        statuses = first.status, second.status
+
+    assert statuses == (200, 200)
+    assert worker.bodies == [b'{"prompt": "x"}', b'{"tokens": [1]}']
+
+
+async def test_a_request_leaves_one_line_without_its_prompt(start_router, start_upstream, make_config, logged):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+
+    async with router.post({"model": "m", "prompt": "secret words"}, headers={"x-request-id": "mine"}):
+        pass
+
+    (line,) = [line for line in logged().splitlines() if "event=request" in line]
+    assert "request_id=mine path=/v1/completions model=m status=200 attempts=1 " in line
+    assert "endpoint=a" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /secret HTTP/1.1\r\nBad Header\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx-secret: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"secret nonsense\r\n\r\n",
+    ],
+    ids=["header", "smuggling", "long header", "nonsense"],
+)
+async def test_bytes_that_are_no_http_get_a_nested_error_and_leave_no_trace_of_themselves(data, start_router, logged):
+    router = await start_router(EMPTY)
+    host, port = router.url.removeprefix("http://").split(":")
+
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    async with router.get("/health") as after:
+        healthy = after.status
+
+    assert head.split(b" ")[1] == b"400"
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    assert "event=bad_http" in logged()
+    assert "secret" not in logged().lower()
+    assert healthy == 200

@@ -1,0 +1,92 @@
+"""The configuration file while the router runs, the flags, and small parts without a file of their own."""
+
+import pytest
+
+from quire_contract.router_config import ModelEntry, RouterConfig, write_config
+from quire_router.config import parse_args
+from quire_router.retry_budget import RetryBudget
+
+
+async def test_a_new_file_changes_the_pool_and_keeps_what_is_known_of_the_rest(
+    start_router, start_upstream, make_config, until
+):
+    a, b, c = [await start_upstream(name) for name in "abc"]
+    router = await start_router(make_config(a, b))
+    await router.until_ready(2)
+    kept = router.app._pool.get("b")
+
+    write_config(router.config_path, make_config(b, c))
+    await until(lambda: {e.id for e in router.app._pool} == {"b", "c"})
+    await router.until_ready(2)
+    async with router.post({"model": "m", "prompt": "x"}) as answer:
+        worker = answer.headers["x-quire-worker"]
+
+    assert router.app._pool.get("b") is kept
+    assert worker in ("b", "c")
+
+
+async def test_a_bad_file_keeps_the_last_good_one_and_the_log_says_why(
+    start_router, start_upstream, make_config, until, logged
+):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+
+    router.config_path.write_text('{"models": [], "endpoints": [], "modles": []}')
+    await until(lambda: "configuration_refused" in logged())
+    async with router.post({"model": "m", "prompt": "x"}) as answer:
+        status = answer.status
+    write_config(router.config_path, RouterConfig(models=[ModelEntry(name="n")], endpoints=[]))
+    await until(lambda: router.app._pool.models == ("n",))
+
+    assert status == 200
+    assert "modles" in logged()
+    assert str(router.config_path) in logged()
+
+
+async def test_a_changed_address_is_another_endpoint(start_router, start_upstream, make_config, until):
+    a, other = await start_upstream("a"), await start_upstream("other")
+    router = await start_router(make_config(a))
+    await router.until_ready(1)
+    before = router.app._pool.get("a")
+
+    other.id = "a"
+    write_config(router.config_path, make_config(other))
+    await until(lambda: router.app._pool.get("a") is not before)
+    await router.until_ready(1)
+
+    assert not before.ready
+    assert router.app._pool.get("a").url == other.url
+
+
+def test_flags_become_settings():
+    settings = parse_args(
+        ["--config", "f.json", "--port", "0", "--idle-timeout", "2.5", "--disable-log-requests"], ["env"]
+    )
+
+    assert (settings.port, settings.idle_timeout_s, settings.log_requests) == (0, 2.5, False)
+    assert settings.api_keys == ("env",)
+    assert "env" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--port", "99999"], ["--idle-timeout", "0"], ["--max-body-bytes", "-1"], ["--conf", "x"]]
+)
+def test_a_wrong_flag_is_named(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--config", "f", *flags])
+
+    assert caught.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_the_retry_budget_is_a_share_of_the_requests_and_a_reserve():
+    budget = RetryBudget(ratio=0.5, reserve=2)
+
+    first = [budget.take() for _ in range(3)]
+    budget.note_request()
+    budget.note_request()
+    later = [budget.take() for _ in range(2)]
+
+    assert first == [True, True, False]
+    assert later == [True, False]

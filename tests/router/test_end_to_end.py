@@ -1,0 +1,246 @@
+"""The router in front of real workers: `quire-worker --fake` processes with the real scheduler, prefix cache and event sockets."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+
+import aiohttp
+import pytest
+
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+from quire_contract.trust import Trust
+
+START_TIMEOUT_S = 60.0
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Worker:
+    """One worker process on ports that stay its own over restarts."""
+
+    def __init__(self, worker_id, model_dir, log_path, *flags):
+        self.id, self.log_path = worker_id, log_path
+        port, events, replay = free_ports(3)
+        self.entry = EndpointEntry(
+            id=worker_id,
+            url=f"http://127.0.0.1:{port}",
+            models=["m"],
+            events=f"tcp://127.0.0.1:{events}",
+            replay=f"tcp://127.0.0.1:{replay}",
+        )
+        self.command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(model_dir)]
+        self.command += ["--served-model-name", "m", "--port", str(port), "--pod-name", worker_id]
+        self.command += ["--kv-events-endpoint", self.entry.events, "--kv-replay-endpoint", self.entry.replay]
+        self.command += ["--disable-log-requests", *flags]
+        self.process = None
+
+    def start(self):
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+
+    def kill(self):
+        """SIGKILL to everything of the worker, as a node's death would be."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def start_workers(model_dir, tmp_path):
+    started = []
+
+    def start(number, *flags):
+        workers = [Worker(f"w{i}", model_dir, tmp_path / f"w{i}.log", *flags) for i in range(number)]
+        for worker in workers:
+            worker.start()
+            started.append(worker)
+        return workers
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+def config_for(workers):
+    return RouterConfig(models=[ModelEntry(name="m")], endpoints=[worker.entry for worker in workers])
+
+
+def in_step(router, number):
+    return sum(e.ready and e.synced and e.digest is not None for e in router.app._pool) == number
+
+
+def words(rng, number):
+    return " ".join(f"w{rng.randrange(500)}" for _ in range(number))
+
+
+async def chat(router, messages, **fields):
+    """(worker, answer) of a chat."""
+    body = {"model": "m", "messages": messages, "max_tokens": 8, "temperature": 0, "ignore_eos": True, **fields}
+    async with router.post(body, "/v1/chat/completions") as answer:
+        assert answer.status == 200, await answer.text()
+        return answer.headers["x-quire-worker"], await answer.json()
+
+
+async def test_follow_ups_go_to_the_worker_with_their_longest_prefix_and_the_load_stays_even(
+    start_workers, start_router, tmp_path, until
+):
+    """As in production: with a token on HTTP and CURVE on the event sockets, and refused to anybody else."""
+    rng, trust = random.Random(7), Trust.generate()
+    trust.write(tmp_path / "trust")
+    workers = start_workers(2, "--trust-dir", str(tmp_path / "trust"))
+    router = await start_router(config_for(workers), trust)
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    prefixes = [words(rng, 600) for _ in range(8)]
+    talks = [
+        [{"role": "system", "content": prefixes[i % 8]}, {"role": "user", "content": words(rng, 20)}] for i in range(40)
+    ]
+    rng.shuffle(talks)
+    last, cached = [None] * 40, [0] * 40
+    counts, right, hits = {"w0": 0, "w1": 0}, 0, 0
+
+    async def turn(number):
+        nonlocal right, hits
+        worker, answer = await chat(router, talks[number])
+        counts[worker] += 1
+        if last[number] is not None:
+            right += worker == last[number]
+            hits += answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= cached[number]
+        last[number] = worker
+        cached[number] = answer["usage"]["prompt_tokens"] // 16 * 16
+        talks[number].append(answer["choices"][0]["message"])
+        talks[number].append({"role": "user", "content": words(rng, 20)})
+
+    for _ in range(3):
+        for start in range(0, 40, 8):
+            await asyncio.gather(*(turn(number) for number in range(start, start + 8)))
+
+    assert right / 80 >= 0.9
+    assert hits / 80 >= 0.9
+    assert max(counts.values()) <= 1.5 * 60
+    async with router.get("/debug/route?limit=200&explain=1") as answer:
+        decisions = (await answer.json())["decisions"]
+    async with router.session.post(
+        workers[0].entry.url + "/v1/completions", json={"model": "m", "prompt": "w1"}
+    ) as direct:
+        assert direct.status == 401
+    assert len(decisions) == 120
+    assert all(decision["reason"] and len(decision["candidates"]) == 2 for decision in decisions)
+    assert {decision["level"] for decision in decisions} == {"precise"}
+
+
+async def test_requests_of_a_killed_worker_are_answered_by_the_other_and_nothing_hangs(
+    start_workers, start_router, until
+):
+    workers = start_workers(2, "--fake-decode-s-per-step", "0.02", "--max-num-seqs", "16")
+    router = await start_router(config_for(workers))
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    rng = random.Random(1)
+    pool = router.app._pool
+
+    async def stream():
+        body = {"model": "m", "prompt": words(rng, 30), "max_tokens": 30, "stream": True, "ignore_eos": True}
+        async with router.post(body) as answer:
+            return answer.status, await answer.read()
+
+    streaming = [asyncio.create_task(stream()) for _ in range(24)]
+    talk = [{"role": "user", "content": words(rng, 30)}]
+    asking = [asyncio.create_task(chat(router, talk, max_tokens=40)) for _ in range(40)]
+    await until(lambda: all(endpoint.num_in_flight >= 20 for endpoint in pool))
+    workers[0].kill()
+    await until(lambda: not pool.get("w0").ready)
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*asking)
+        streams = await asyncio.gather(*streaming)
+        late = [await chat(router, talk) for _ in range(5)]
+
+    assert len(answers) == 40
+    assert [status for status, _ in streams] == [200] * 24
+    assert all(text.endswith(b"data: [DONE]\n\n") for _, text in streams)
+    assert sum(b"stream_broken" in text for _, text in streams) <= 16
+    assert {worker for worker, _ in late} == {"w1"}
+    assert all(endpoint.num_in_flight == 0 for endpoint in pool)
+
+
+async def test_a_restarted_worker_starts_without_credit_and_a_drained_one_gets_nothing_new(
+    start_workers, start_router, until
+):
+    workers = start_workers(2)
+    router = await start_router(config_for(workers))
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    talk = [{"role": "user", "content": words(random.Random(3), 300)}]
+    holder, _ = await chat(router, talk)
+    await until(lambda: router.app._index.num_blocks(holder) >= 18)
+
+    worker = next(w for w in workers if w.id == holder)
+    worker.kill()
+    await until(lambda: router.app._index.num_blocks(holder) == 0)
+    worker.start()
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    credit = router.app._index.num_blocks(holder)
+    async with router.session.post(worker.entry.url + "/internal/drain") as answer:
+        drained = answer.status
+    await until(lambda: not router.app._pool.get(holder).ready)
+    others = {(await chat(router, talk))[0] for _ in range(5)}
+
+    assert (credit, drained) == (0, 200)
+    assert holder not in others
+
+
+@pytest.fixture
+def router_process(tmp_path):
+    """Starts quire-router as a process of its own; gives (process, its file, its url)."""
+    processes = []
+
+    def start(config):
+        (port,) = free_ports(1)
+        path = tmp_path / "own.json"
+        write_config(path, config)
+        command = [sys.executable, "-m", "quire_router", "--config", str(path), "--port", str(port)]
+        with (tmp_path / "router.log").open("wb") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        return processes[-1], path, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+async def test_the_console_script_serves_reloads_its_file_and_ends_on_sigterm(
+    start_upstream, make_config, router_process
+):
+    worker = await start_upstream("a")
+    process, path, url = router_process(RouterConfig(models=[ModelEntry(name="m")], endpoints=[]))
+    body = {"model": "m", "prompt": "w1 w2", "max_tokens": 2}
+
+    async def until_status(expected):
+        async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+            status = None
+            while status != expected:
+                with contextlib.suppress(OSError):
+                    async with session.post(url + "/v1/completions", json=body) as answer:
+                        status = answer.status
+
+    await until_status(503)
+    write_config(path, make_config(worker))
+    await until_status(200)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(timeout=20)
+    log = (path.parent / "router.log").read_text()
+
+    assert code == 0
+    assert "event=stopped" in log
+    assert "w1 w2" not in log
