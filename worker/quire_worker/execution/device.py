@@ -1,0 +1,94 @@
+"""Which device, dtype, ops and threads a runner uses: `auto` made concrete, and refusals that say what would work."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from quire_kernels.ops import OpsName
+from quire_worker.errors import DeviceError, LoadError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+
+
+@contextmanager
+def sticky_errors() -> Iterator[None]:
+    """Raises DeviceError for errors after which the device is of no more use to this process; running out of memory is none."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceError(f"the GPU failed during a step: {error}") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto | cpu | cuda. Raises LoadError if there is no such device here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise LoadError(f"--device {name} is unknown: use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LoadError(
+            "--device cuda: torch finds no usable GPU; use --device cpu, or a torch build and driver for it"
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
+    """auto takes the checkpoint's, but bfloat16 for float16 on a CPU, which has no fast arithmetic for it. Raises LoadError."""
+    if name == "auto":
+        if checkpoint == torch.float16 and device.type == "cpu":
+            return torch.bfloat16
+        return checkpoint if checkpoint in DTYPES.values() else torch.bfloat16
+    if name not in DTYPES:
+        raise LoadError(f"--dtype {name} is unknown: use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def resolve_ops(name: str, device: torch.device) -> OpsName:
+    """auto: triton on a GPU, cpu on a CPU. Raises LoadError if the ops cannot run there."""
+    if name == "auto":
+        name = "triton" if device.type == "cuda" else "cpu"
+    if name == "cpu" and device.type != "cpu":
+        raise LoadError("--ops cpu does not run on a GPU: use --ops triton or --ops reference")
+    if name == "triton" and find_spec("triton") is None:
+        raise LoadError("--ops triton needs the triton package: pip install 'quire[gpu]', or use --ops reference")
+    match name:
+        case "reference" | "cpu" | "triton":
+            return name
+    raise LoadError(f"--ops {name} is unknown: use auto, reference, cpu or triton")
+
+
+def resolve_threads(wanted: int | None, root: Path = Path("/")) -> int:
+    """Threads that compute: as asked, or the cores this process may use, by its affinity and its cgroup's quota.
+
+    Not the host's number of cores: threads beyond the quota are stopped for the rest of each period, all of them. `root` is the
+    file system's, for tests.
+    """
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota(root / "sys/fs/cgroup")
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cgroup_quota(cgroup: Path) -> float | None:
+    """Cores that the cgroup may use, v2 or v1; None: no limit."""
+    files = ((cgroup / "cpu.max",), (cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"))
+    for paths in files:
+        try:
+            words = " ".join(path.read_text() for path in paths).split()
+        except OSError:
+            continue
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
+            return int(words[0]) / int(words[1])
+    return None

@@ -1,0 +1,145 @@
+"""From logits to tokens: bias, penalties, forbidden tokens, then the draw, row by row independent of the company.
+
+    logits [S, V]   in the model's dtype, S sampled rows
+
+Order, as vLLM has it: logit_bias, repetition, frequency and presence penalties, then tokens that may not come (ending tokens before
+min_tokens, grammar masks), then temperature, top_k, top_p, min_p and the draw. Log-probabilities are those of the raw logits.
+Steps that no row asks for are skipped: a batch of greedy rows is one argmax.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire_kernels.logprobs import TopLogprobs
+from quire_kernels.ops import Ops
+from quire_kernels.sampling import SamplingTensors
+from quire_worker.execution.inputs import SampledRows
+from quire_worker.execution.rows import Ints, Rows, upload
+from quire_worker.execution.sampling_rows import SamplingRows
+from quire_worker.plan import TokenMasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedLogprobs:
+    """Of those sampled rows that ask for them."""
+
+    index: Ints
+    """Into the sampled rows."""
+    num_top: Ints
+    """Parallel to index."""
+    values: TopLogprobs
+    """Parallel to index, as many as the largest of num_top."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """A step's tokens, still on the device."""
+
+    token_ids: Tensor
+    """[S] int64."""
+    logprobs: WantedLogprobs | None
+
+
+NOTHING = Sampled(token_ids=torch.zeros(0, dtype=torch.int64), logprobs=None)
+
+
+class Sampler:
+    """Chooses tokens for the rows of one runner. Draws depend on (logits, parameters, seed, output position) alone."""
+
+    def __init__(self, rows: Rows, params: SamplingRows, ops: Ops) -> None:
+        self._rows = rows
+        self._params = params
+        self._ops = ops
+
+    def sample(self, logits_SV: Tensor, sampled: SampledRows, masks: TokenMasks | None) -> Sampled:
+        """One token for each sampled row; appends them to the rows and counts them for penalties."""
+        shaped = self._shaped(logits_SV, sampled, masks)
+        token_ids = self._draw(shaped, sampled)
+        logprobs = self._logprobs(logits_SV, token_ids, sampled)
+        slots = self._params.penalties.host_slots[sampled.rows]
+        if (slots >= 0).any():
+            counts = self._params.penalties.output_counts
+            self._ops.count_tokens(counts, upload(slots, self._params.device), token_ids)
+        self._rows.append(sampled.rows, sampled.rows_on_device, token_ids)
+        return Sampled(token_ids=token_ids, logprobs=logprobs)
+
+    def _shaped(self, logits_SV: Tensor, sampled: SampledRows, masks: TokenMasks | None) -> Tensor:
+        """The logits to draw from: the raw ones, untouched, if no row changes any."""
+        params, rows = self._params, sampled.rows
+        slots = params.penalties.host_slots[rows]
+        has_penalties = bool((slots >= 0).any())
+        bound = self._rows.host_num_tokens[rows] < params.host_free_from[rows]
+        biased = [i for i, row in enumerate(rows.tolist()) if row in params.biases] if params.biases else []
+        if not (has_penalties or biased or bound.any() or masks):
+            return logits_SV
+        logits = logits_SV.to(torch.float32, copy=True)
+        if biased:
+            self._apply_biases(logits, rows, biased)
+        if has_penalties:
+            self._apply_penalties(logits, slots, sampled)
+        if bound.any():
+            self._forbid_endings(logits, rows, np.flatnonzero(bound).tolist())
+        if masks:
+            self._apply_masks(logits, rows, masks)
+        return logits
+
+    def _apply_biases(self, logits_SV: Tensor, rows: Ints, biased: list[int]) -> None:
+        found = [self._params.biases[int(rows[i])] for i in biased]
+        ids = torch.cat([ids for ids, _ in found])
+        values = torch.cat([values for _, values in found])
+        index = np.repeat(np.array(biased, np.int64), [ids.shape[0] for ids, _ in found])
+        self._ops.apply_bias(logits_SV, upload(index, logits_SV.device), ids, values)
+
+    def _apply_penalties(self, logits_SV: Tensor, slots: Ints, sampled: SampledRows) -> None:
+        tables = self._params.penalties
+        repetition, frequency, presence = self._params.floats[3:, sampled.rows_on_device].unbind()
+        on_device = upload(slots, logits_SV.device)
+        self._ops.apply_penalties(
+            logits_SV, on_device, tables.prompt_mask, tables.output_counts, repetition, frequency, presence
+        )
+
+    def _forbid_endings(self, logits_SV: Tensor, rows: Ints, bound: list[int]) -> None:
+        found = [self._params.ending_ids[int(rows[i])] for i in bound]
+        ids = torch.cat(found)
+        index = np.repeat(np.array(bound, np.int64), [len(ending) for ending in found])
+        values = torch.full(ids.shape, float("-inf"), device=ids.device)
+        self._ops.apply_bias(logits_SV, upload(index, logits_SV.device), ids, values)
+
+    def _apply_masks(self, logits_SV: Tensor, rows: Ints, masks: TokenMasks) -> None:
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        wanted = [(place[row], bits) for row, bits in zip(masks.rows, masks.bits, strict=True) if row in place]
+        if not wanted:
+            return
+        num_bytes = -(-logits_SV.shape[1] // 32) * 4
+        words = np.frombuffer(b"".join(bits.ljust(num_bytes, b"\0")[:num_bytes] for _, bits in wanted), "<i4")
+        bitmask = upload(words.reshape(len(wanted), -1).copy(), logits_SV.device)
+        index = np.array([i for i, _ in wanted], np.int64)
+        self._ops.apply_bitmask(logits_SV, upload(index, logits_SV.device), bitmask)
+
+    def _draw(self, logits_SV: Tensor, sampled: SampledRows) -> Tensor:
+        params, rows = self._params, sampled.rows_on_device
+        if not params.host_is_random[sampled.rows].any():
+            # max also says where, and is four times as fast as argmax on bfloat16; both give the first of equals.
+            return logits_SV.max(-1).indices
+        temperature, top_p, min_p = params.floats[:3, rows].unbind()
+        tensors = SamplingTensors(
+            temperature=temperature,
+            top_k=params.top_k[rows],
+            top_p=top_p,
+            min_p=min_p,
+            seeds=params.seeds[rows],
+            positions=self._rows.num_tokens[rows] - params.num_prompt[rows],
+        )
+        return self._ops.sample(logits_SV, tensors)
+
+    def _logprobs(self, logits_SV: Tensor, token_ids: Tensor, sampled: SampledRows) -> WantedLogprobs | None:
+        num_top = self._params.host_num_logprobs[sampled.rows]
+        index = np.flatnonzero(num_top >= 0)
+        if not len(index):
+            return None
+        picked = upload(index, logits_SV.device)
+        values = self._ops.top_logprobs(logits_SV[picked], token_ids[picked], int(num_top.max()))
+        return WantedLogprobs(index=index, num_top=num_top[index], values=values)

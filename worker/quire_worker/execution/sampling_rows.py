@@ -1,0 +1,108 @@
+"""Each row's sampling parameters, resident on the device, and what the host must know of them to skip work.
+
+Parameters are written once, when a request enters a row. Tables as wide as the vocabulary (for penalties) exist only for rows that need
+them. Must not know logits.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire_worker.execution.rows import Ints, upload
+from quire_worker.plan import NewRow
+
+_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+class SamplingRows:
+    """Parameters of R rows over a vocabulary of V tokens."""
+
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self.device = device
+        self._vocab_size = vocab_size
+        self.floats = torch.zeros(len(_FLOATS), num_rows, device=device)
+        """In the order temperature, top_p, min_p, repetition, frequency, presence."""
+        self.top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.num_prompt = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.penalties = PenaltyTables(num_rows, vocab_size, device)
+        self.biases: dict[int, tuple[Tensor, Tensor]] = {}
+        """By row: token ids and what is added to their logits."""
+        self.ending_ids: dict[int, Tensor] = {}
+        """By row, of those with min_tokens."""
+        self.host_is_random = np.zeros(num_rows, np.bool_)
+        self.host_num_logprobs: Ints = np.full(num_rows, -1)
+        """-1: none asked for."""
+        self.host_free_from: Ints = np.zeros(num_rows, np.int64)
+        """Tokens a row must have before it may end: prompt + min_tokens."""
+
+    def set_up(self, new: NewRow) -> None:
+        """A request enters its row."""
+        row, sampling = new.row, new.sampling
+        self.forget(row)
+        values = np.array([getattr(sampling, name) for name in _FLOATS], np.float32)
+        self.floats[:, row] = upload(values, self.device)
+        # The seed's 64 bits, in the signed integers torch has.
+        self.seeds[row] = sampling.seed - 2**64 if sampling.seed >= 2**63 else sampling.seed
+        self.top_k[row] = sampling.top_k
+        self.num_prompt[row] = new.num_prompt_tokens
+        self.host_is_random[row] = sampling.temperature > 0
+        self.host_num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
+        if sampling.min_tokens:
+            self.host_free_from[row] = new.num_prompt_tokens + sampling.min_tokens
+            ids = np.unique(np.array(sampling.ending_token_ids, np.int64))
+            # A checkpoint may name an end token that its vocabulary lacks; it cannot come anyway.
+            self.ending_ids[row] = upload(ids[ids < self._vocab_size], self.device)
+        if sampling.logit_bias:
+            biased, added = zip(*sampling.logit_bias, strict=True)
+            self.biases[row] = (
+                upload(np.array(biased, np.int64), self.device),
+                upload(np.array(added, np.float32), self.device),
+            )
+        if (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0):
+            self.penalties.set_up(row, new.token_ids, new.num_prompt_tokens)
+
+    def forget(self, row: int) -> None:
+        """The row's request has left."""
+        self.biases.pop(row, None)
+        self.ending_ids.pop(row, None)
+        self.host_free_from[row] = 0
+        self.penalties.forget(row)
+
+
+class PenaltyTables:
+    """Which tokens a penalised row has seen. Tables grow with the number of such rows; see quire_kernels.penalties."""
+
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._vocab_size = vocab_size
+        self._free: list[int] = []
+        self.prompt_mask = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self.output_counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
+        self.host_slots: Ints = np.full(num_rows, -1)
+        """By row; -1: no penalties."""
+
+    def set_up(self, row: int, token_ids: list[int], num_prompt: int) -> None:
+        """The tokens a request brings: a preempted one already has output."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self.host_slots[row] = slot
+        tokens = upload(np.fromiter(token_ids, np.int64, len(token_ids)), self._device)
+        self.prompt_mask[slot] = False
+        self.prompt_mask[slot].index_fill_(0, tokens[:num_prompt], True)
+        self.output_counts[slot] = torch.bincount(tokens[num_prompt:], minlength=self._vocab_size)
+
+    def forget(self, row: int) -> None:
+        """Its slot is free again."""
+        slot = int(self.host_slots[row])
+        if slot >= 0:
+            self._free.append(slot)
+            self.host_slots[row] = -1
+
+    def _grow(self) -> None:
+        old, new = self.prompt_mask.shape[0], max(4, 2 * self.prompt_mask.shape[0])
+        extra = (new - old, self._vocab_size)
+        self.prompt_mask = torch.cat((self.prompt_mask, self.prompt_mask.new_zeros(extra)))
+        self.output_counts = torch.cat((self.output_counts, self.output_counts.new_zeros(extra)))
+        self._free = list(range(new - 1, old - 1, -1))

@@ -1,0 +1,290 @@
+"""The decoder that every supported architecture is a configuration of.
+
+    embed -> num_layers x [norm, attention, norm, MLP or experts], each added to the residual -> norm -> output head
+
+Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Mixtral differ in biases, norms of queries and keys, windows, and in what stands in for
+the MLP. The numerics follow transformers' implementations, which the parity tests hold it to.
+
+Shapes: T tokens, H query heads, K kv heads, D head dim, E hidden size, S sampled tokens, V vocabulary.
+Must not know requests or plans: it sees tokens, positions, slots and block tables.
+"""
+
+import torch
+from torch import Tensor
+
+from quire_kernels.ops import Ops
+from quire_kernels.rotary import rotary_cos_sin
+from quire_worker.models.config import ModelConfig
+from quire_worker.models.kv_groups import KVPlace
+from quire_worker.models.linear import Linear, LinearFactory, LoadedLinear, Part, pack
+from quire_worker.models.moe import MoeBlock
+from quire_worker.models.step_inputs import AttentionInputs, StepInputs
+from quire_worker.models.weight_slots import WeightSlots
+
+
+class Decoder:
+    """A model on one device. Filled by `slots.load`, given its KV cache by `bind_kv_cache`, then callable."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        ops: Ops,
+        slots: WeightSlots,
+        places: tuple[KVPlace, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        num_positions: int,
+    ) -> None:
+        linears = LinearFactory(slots, device, dtype)
+        self._norms = _Norms(slots, device, dtype)
+        self._ops = ops
+        self._eps = config.rms_norm_eps
+        self._layers = [_Layer(i, config, linears, self._norms, ops, places[i]) for i in range(config.num_layers)]
+        leaders = {place.group: layer.attention for layer, place in zip(self._layers, places, strict=True)}
+        self._group_leaders = [leaders[group] for group in range(len(leaders))]
+        self._norm = self._norms.declare("model.norm.weight", config.hidden_size)
+        self._embedding = torch.empty(0)
+        self._head = self._declare_head(config, linears, slots, device, dtype)
+        table = config.rope.table_config(config.head_dim, num_positions)
+        self._cos_sin = rotary_cos_sin(table, dtype=dtype, device=str(device))
+        self._linears = linears
+        slots.ignore("rotary_emb.inv_freq")
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all weights; a tied output head is not counted twice."""
+        return self._linears.num_parameters + self._norms.num_parameters + self._embedding.numel()
+
+    def bind_kv_cache(self, kv_cache: Tensor) -> None:
+        """kv_cache [N blocks, layers of a group, 2, K, block size, D], contiguous; layers of different groups share its blocks."""
+        for layer in self._layers:
+            layer.attention.bind_kv_cache(kv_cache)
+
+    def __call__(self, step: StepInputs) -> Tensor | None:
+        """Logits [S, V] of the sampled tokens, in the model's dtype, None if there are none. Stores the step's keys and values."""
+        residual = self._embedding.index_select(0, step.token_ids)
+        x: Tensor | None = None
+        plans = self._plan(step.attention)
+        *layers, last_layer = self._layers
+        for layer in layers:
+            x, residual = layer(x, residual, step, self._cos_sin, plans)
+        x, residual = last_layer(x, residual, step, self._cos_sin, plans, is_last=True)
+        if not step.num_sampled:
+            return None
+        x, _ = self._ops.rms_norm(x, self._norm.tensor, self._eps, residual)
+        return self._head(x)
+
+    def _plan(self, attention: AttentionInputs) -> tuple[object, ...]:
+        """What attention prepares once a step, by KV group."""
+        return tuple(
+            self._ops.plan_attention(
+                layer.k_cache, table, attention.query_starts, attention.seq_lens, window=layer.window
+            )
+            for layer, table in zip(self._group_leaders, attention.block_tables, strict=True)
+        )
+
+    def _declare_head(
+        self, config: ModelConfig, linears: LinearFactory, slots: WeightSlots, device: torch.device, dtype: torch.dtype
+    ) -> Linear:
+        name = "model.embed_tokens.weight"
+        shape = (config.vocab_size, config.hidden_size)
+        if not config.ties_embeddings:
+
+            def accept(tensor: Tensor) -> None:
+                self._embedding = tensor.to(device=device, dtype=dtype)
+
+            slots.declare(name, shape, accept)
+            return linears.linear("lm_head", config.hidden_size, config.vocab_size, "column")
+
+        head = LoadedLinear()
+
+        def accept_tied(tensor: Tensor) -> None:
+            self._embedding = tensor.to(device=device, dtype=dtype)
+            # On a CPU the head is a packed copy: a row lookup needs the plain order, the product is twice as fast without it.
+            head.set(pack(self._embedding, None))
+
+        slots.declare(name, shape, accept_tied)
+        slots.ignore("lm_head.weight")
+        return head
+
+
+class _Norm:
+    """A norm's weight, once loaded."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self) -> None:
+        self.tensor = torch.empty(0)
+
+
+class _Norms:
+    """Declares norms."""
+
+    def __init__(self, slots: WeightSlots, device: torch.device, dtype: torch.dtype) -> None:
+        self._slots, self._device, self._dtype = slots, device, dtype
+        self.num_parameters = 0
+
+    def declare(self, name: str, size: int) -> _Norm:
+        norm = _Norm()
+        self.num_parameters += size
+
+        def accept(tensor: Tensor) -> None:
+            norm.tensor = tensor.to(device=self._device, dtype=self._dtype)
+
+        self._slots.declare(name, (size,), accept)
+        return norm
+
+
+class _Layer:
+    def __init__(
+        self,
+        index: int,
+        config: ModelConfig,
+        linears: LinearFactory,
+        norms: _Norms,
+        ops: Ops,
+        place: KVPlace,
+    ) -> None:
+        name = f"model.layers.{index}"
+        self.attention = _Attention(name, config, linears, norms, ops, place, config.windows[index])
+        self._mlp: MoeBlock | _Mlp
+        if config.moe is not None and index in config.moe.layers:
+            self._mlp = MoeBlock(name, config, config.moe, linears, ops)
+        else:
+            self._mlp = _Mlp(name, config, linears, ops)
+        self._input_norm = norms.declare(f"{name}.input_layernorm.weight", config.hidden_size)
+        self._mlp_norm = norms.declare(f"{name}.post_attention_layernorm.weight", config.hidden_size)
+        self._eps = config.rms_norm_eps
+        self._ops = ops
+
+    def __call__(
+        self,
+        x: Tensor | None,
+        residual: Tensor,
+        step: StepInputs,
+        cos_sin: Tensor,
+        plans: tuple[object, ...],
+        *,
+        is_last: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """x, still to be added to the residual (None before the first layer), and the residual; of the last layer, the sampled rows."""
+        rms_norm = self._ops.rms_norm
+        if x is None:
+            x = rms_norm(residual, self._input_norm.tensor, self._eps)
+        else:
+            x, residual = rms_norm(x, self._input_norm.tensor, self._eps, residual)
+        x = self.attention(x, step, cos_sin, plans, is_last=is_last)
+        if is_last and step.sampled_tokens is not None:
+            residual = residual[step.sampled_tokens]
+        if x.shape[0] == 0:
+            return x, residual
+        x, residual = rms_norm(x, self._mlp_norm.tensor, self._eps, residual)
+        return self._mlp(x), residual
+
+
+class _Mlp:
+    def __init__(self, name: str, config: ModelConfig, linears: LinearFactory, ops: Ops) -> None:
+        width, bias = config.intermediate_size, config.has_mlp_bias
+        parts = (
+            Part(name=f"{name}.mlp.gate_proj", out_features=width),
+            Part(name=f"{name}.mlp.up_proj", out_features=width),
+        )
+        self._gate_up = linears.linear(
+            f"{name}.mlp.gate_up_proj", config.hidden_size, 2 * width, "column", parts=parts, bias=bias
+        )
+        self._down = linears.linear(f"{name}.mlp.down_proj", width, config.hidden_size, "row", bias=bias)
+        self._ops = ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._down(self._ops.silu_mul(self._gate_up(x)))
+
+
+class _Attention:
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        linears: LinearFactory,
+        norms: _Norms,
+        ops: Ops,
+        place: KVPlace,
+        window: int | None,
+    ) -> None:
+        self._num_heads, self._num_kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        prefix = f"{name}.self_attn"
+        parts = (
+            Part(name=f"{prefix}.q_proj", out_features=query_size),
+            Part(name=f"{prefix}.k_proj", out_features=kv_size),
+            Part(name=f"{prefix}.v_proj", out_features=kv_size),
+        )
+        self._qkv = linears.linear(
+            f"{prefix}.qkv_proj",
+            config.hidden_size,
+            query_size + 2 * kv_size,
+            "column",
+            parts=parts,
+            bias=config.has_qkv_bias,
+        )
+        self._out = linears.linear(
+            f"{prefix}.o_proj", query_size, config.hidden_size, "row", bias=config.has_output_bias
+        )
+        self._head_norms = (
+            (
+                norms.declare(f"{prefix}.q_norm.weight", config.head_dim),
+                norms.declare(f"{prefix}.k_norm.weight", config.head_dim),
+            )
+            if config.has_qk_norm
+            else None
+        )
+        self._eps = config.rms_norm_eps
+        self._scale = config.head_dim**-0.5
+        self.window = window
+        self._place = place
+        self._ops = ops
+        self.k_cache = self._v_cache = torch.empty(0)
+
+    def bind_kv_cache(self, kv_cache: Tensor) -> None:
+        self.k_cache = kv_cache[:, self._place.layer, 0]
+        self._v_cache = kv_cache[:, self._place.layer, 1]
+
+    def __call__(
+        self, x: Tensor, step: StepInputs, cos_sin: Tensor, plans: tuple[object, ...], *, is_last: bool
+    ) -> Tensor:
+        """x [T, E] normalised; the result [T, E], or [S, E] in the last layer."""
+        q_THD, k_TKD, v_TKD = self._project(x)
+        q_THD, k_TKD = self._ops.apply_rotary(q_THD, k_TKD, step.positions, cos_sin)
+        self._ops.store_kv(k_TKD, v_TKD, self.k_cache, self._v_cache, step.slots[self._place.group])
+        if not is_last or step.sampled_tokens is None:
+            return self._out(self._attend(q_THD, step.attention, plans[self._place.group]))
+        # Keys and values of every token are stored; of the queries only the sampled ones lead anywhere.
+        if not step.num_sampled:
+            return x[:0]
+        return self._out(self._attend(q_THD[step.sampled_tokens], step.sampled_attention, None))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        H, K = self._num_heads, self._num_kv_heads
+        qkv = self._qkv(x).view(x.shape[0], H + 2 * K, self._head_dim)
+        q_THD, k_TKD, v_TKD = qkv.split_with_sizes((H, K, K), dim=1)
+        if self._head_norms is not None:
+            q_norm, k_norm = self._head_norms
+            q_THD = self._ops.rms_norm(q_THD, q_norm.tensor, self._eps)
+            k_TKD = self._ops.rms_norm(k_TKD, k_norm.tensor, self._eps)
+        return q_THD, k_TKD, v_TKD
+
+    def _attend(self, q_THD: Tensor, attention: AttentionInputs, plan: object) -> Tensor:
+        out = self._ops.paged_attention(
+            q_THD,
+            self.k_cache,
+            self._v_cache,
+            attention.block_tables[self._place.group],
+            attention.query_starts,
+            attention.seq_lens,
+            scale=self._scale,
+            window=self.window,
+            max_query_len=attention.max_query_len,
+            max_seq_len=attention.max_seq_len,
+            plan=plan,
+        )
+        return out.flatten(1)
