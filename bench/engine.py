@@ -106,7 +106,11 @@ def sides(model_dir: Path, threads: int, peer_python: str | None) -> list[Side]:
     one = {"OMP_NUM_THREADS": str(threads)}
     arguments = [str(model_dir), str(threads)]
     made = [
-        Side("quire", [sys.executable, str(HERE / "sides/quire_side.py"), *arguments], one),
+        Side(
+            "quire",
+            [sys.executable, str(HERE / "sides/quire_side.py"), *arguments],
+            one | {"OMP_WAIT_POLICY": "PASSIVE"},
+        ),
         Side("transformers", [sys.executable, str(HERE / "sides/transformers_side.py"), *arguments], one),
     ]
     if peer_python:

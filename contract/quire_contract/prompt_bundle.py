@@ -4,7 +4,7 @@ A worker makes it from its model folder and serves it; a router fetches it once 
 endpoint's bundle, so it never needs model files. `prompt.PromptRenderer` uses it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,3 @@ class PromptBundle(msgspec.Struct, frozen=True, kw_only=True):
 def digest_of(data: bytes) -> str:
     """Digest of a bundle's bytes: a reader checks that it got what it asked for."""
     return sha256(data).hexdigest()
-
-
-def sampling_default(bundle_defaults: Mapping[str, float], name: str, fallback: float) -> float:
-    """The value for a sampling field that a request leaves out: the model's, then OpenAI's."""
-    return bundle_defaults.get(name, fallback)

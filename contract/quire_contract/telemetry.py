@@ -5,6 +5,7 @@ Fields never hold prompts, answers, headers or keys; fields so named are blanked
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,7 +28,10 @@ SECRET_FIELDS = frozenset(
     }
 )
 _BLANKED = "[not logged]"
+_PLAIN = re.compile(r'[^ "=]+')
 _MAX_VALUE_CHARS = 2000
+_MAX_TRACEBACK_CHARS = 12_000
+_ERROR = "error"
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
@@ -43,17 +47,30 @@ class LogFormatter(logging.Formatter):
         super().__init__()
         self._as_json = as_json
         self._process = process
+        self._date = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the record holds."""
         fields = self._fields_of(record)
         if self._as_json:
             return json.dumps(fields, ensure_ascii=False, default=str)
-        return " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
+        return " ".join(
+            f"{key}={_quoted(value, _MAX_TRACEBACK_CHARS if key == _ERROR else _MAX_VALUE_CHARS)}"
+            for key, value in fields.items()
+        )
+
+    def _timestamp(self, record: logging.LogRecord) -> str:
+        """UTC in ISO 8601 with milliseconds; the date is made once a second."""
+        second = int(record.created)
+        known, date = self._date
+        if second != known:
+            date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._date = (second, date)
+        return f"{date}.{int((record.created - second) * 1000):03d}+00:00"
 
     def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {
-            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "ts": self._timestamp(record),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
@@ -63,7 +80,7 @@ class LogFormatter(logging.Formatter):
         for key, value in (extra if isinstance(extra, Mapping) else {}).items():
             fields[f"field_{key}" if key in fields else key] = _BLANKED if key.lower() in SECRET_FIELDS else value
         if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
+            fields[_ERROR] = self.formatException(record.exc_info)[-_MAX_TRACEBACK_CHARS:]  # its end says what happened
         return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -76,12 +93,14 @@ def configure_logging(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _quoted(value: Any) -> str:
+def _quoted(value: Any, max_chars: int) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)[:_MAX_VALUE_CHARS]
-    if text and text.isprintable() and not set(text) & {" ", '"', "="}:
+    if type(value) is int:
+        return str(value)
+    text = str(value)[:max_chars]
+    if text.isprintable() and _PLAIN.fullmatch(text):
         return text
     return json.dumps(text, ensure_ascii=False)

@@ -81,6 +81,41 @@ def test_whole_floats_are_integers() -> None:
     assert (request.n, request.max_tokens, request.temperature, request.seed) == (2, 1000, 1.0, 7)
 
 
+def test_whole_floats_beside_an_integer_of_63_bits_leave_it_alone() -> None:
+    request = decode_request(ChatCompletionRequest, chat_body(n=2.0, seed=2**63 - 1))
+
+    assert (request.n, request.seed) == (2, 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (b'"n": 1.5, "unknown": 1e999', "n"),
+        (b'"n": 1e999', "n"),
+        (b'"tools": [1e999]', "tools"),
+        (b'"top_k": 1' + b"0" * 400, "top_k"),
+        (b'"min_tokens": 1' + b"0" * 400 + b', "max_tokens": 2', "min_tokens"),
+    ],
+)
+def test_a_number_too_large_for_any_type_is_refused_in_few_words(fields: bytes, param: str) -> None:
+    error = refusal_of_chat(chat_body()[:-1] + b", " + fields + b"}")
+
+    assert (error.status, error.param) == (400, param)
+    assert len(error.message) < 200
+
+
+def test_a_number_too_large_in_an_unknown_field_is_ignored() -> None:
+    request = decode_request(ChatCompletionRequest, chat_body(n=2.0)[:-1] + b', "unknown": 1e999}')
+
+    assert request.n == 2
+
+
+def test_of_several_constraints_that_are_not_supported_the_first_in_the_body_is_named() -> None:
+    error = refusal_of_chat(chat_body(echo=True, tools=[1], guided_regex="a", bad_words=["b"]))
+
+    assert error.param == "echo"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -392,7 +427,12 @@ def test_detokenize_takes_ids() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**63, -(2**64), 10**400])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )

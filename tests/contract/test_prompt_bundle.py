@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quire_contract.model_folder import ModelFolderError, load_tokenizer
-from quire_contract.prompt_bundle import PromptBundle, digest_of, sampling_default
+from quire_contract.prompt_bundle import PromptBundle, digest_of
 from quire_contract.wire import WireError
 
 
@@ -101,11 +101,6 @@ def test_sampling_defaults_can_come_from_another_folder(model_dir: Path, tmp_pat
     (tmp_path / "generation_config.json").write_text('{"top_p": 0.25}')
 
     assert bundle_of(model_dir, generation_config=str(tmp_path)).default_sampling == {"top_p": 0.25}
-
-
-def test_a_default_is_the_models_then_openais() -> None:
-    assert sampling_default({"top_p": 0.5}, "top_p", 1.0) == 0.5
-    assert sampling_default({}, "top_p", 1.0) == 1.0
 
 
 def test_tokens_that_only_the_configuration_knows_are_added(model_dir: Path) -> None:

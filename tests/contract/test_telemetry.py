@@ -68,3 +68,42 @@ def test_a_traceback_stays_on_one_line() -> None:
 
     assert "\n" not in line
     assert "boom" in line
+
+
+def test_the_end_of_a_long_traceback_is_kept() -> None:
+    def fail(depth: int) -> None:
+        if depth == 0:
+            raise KeyError("the reason")
+        again(depth - 1)
+
+    def again(depth: int) -> None:  # two functions: a traceback folds the calls of one
+        fail(depth)
+
+    record = logging.LogRecord("n", logging.ERROR, __file__, 1, "failed", (), None)
+    try:
+        fail(60)
+    except KeyError as error:
+        record.exc_info = (KeyError, error, error.__traceback__)
+
+    lines = [LogFormatter().format(record), LogFormatter(as_json=True).format(record)]
+
+    assert all("the reason" in line for line in lines)
+    assert all(5_000 < len(line) < 20_000 for line in lines)
+
+
+def test_a_line_carries_the_time_of_its_own_record() -> None:
+    formatter = LogFormatter()
+    times = [0.0, 0.25, 1.999, 86_399.5, 1.125]
+    records = [logging.LogRecord("n", logging.INFO, __file__, 1, "x", (), None) for _ in times]
+    for record, created in zip(records, times, strict=True):
+        record.created = created
+
+    stamps = [formatter.format(record).split(" ")[0] for record in records]
+
+    assert stamps == [
+        "ts=1970-01-01T00:00:00.000+00:00",
+        "ts=1970-01-01T00:00:00.250+00:00",
+        "ts=1970-01-01T00:00:01.999+00:00",
+        "ts=1970-01-01T23:59:59.500+00:00",
+        "ts=1970-01-01T00:00:01.125+00:00",
+    ]

@@ -14,6 +14,7 @@ from quire_contract.telemetry import configure_logging
 from quire_contract.trust import Trust, TrustError
 from quire_worker.config import WorkerConfig, parse_args
 from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.models.safetensors_files import read_entries
 from quire_worker.server.worker import Worker
 
 CANNOT_START_EXIT_CODE = 2
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_installation()
         # They are a second series for every counter, which nobody reads.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        if not config.fake and config.model.is_dir():
+            # The engine process finds the same, but only after torch has been imported.
+            read_entries(config.model)
         trust = None if config.trust_dir is None else _read_trust(config)
         with bind(config.host, config.port) as listening:
             code = uvloop.run(_run(config, trust, listening, version))

@@ -4,7 +4,7 @@ The order: size, UTF-8, JSON, fields that are not supported, types, ranges. Know
 """
 
 import re
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -32,6 +32,7 @@ BodyT = TypeVar("BodyT", ChatCompletionRequest, CompletionRequest, TokenizeReque
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 DEFAULT_LIMITS = Limits()
 _FIELDS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_FLOAT = re.compile(rb"-?[0-9]+(?=[.eE])(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _AT_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING_FIELD = re.compile(r"^Object missing required field `(?P<name>[^`]*)`$")
 
@@ -99,15 +100,22 @@ def _decode_struct(kind: type[StructT], body: bytes) -> StructT:
 
 def _decode_with_whole_floats(kind: type[StructT], body: bytes) -> StructT:
     """Again, taking 1.0 for 1 where an integer belongs: some languages' JSON writers know no integers."""
-    values: dict[str, Any] = msgspec.json.decode(body)
+    fields = _FIELDS_DECODER.decode(body)
     for name, hint in get_type_hints(kind).items():
-        value = values.get(name)
-        if isinstance(value, float) and value.is_integer() and int in get_args(hint):
-            values[name] = int(value)
+        if name in fields and int in get_args(hint):
+            fields[name] = _whole(fields[name])
     try:
-        return msgspec.convert(values, kind)
+        return msgspec.json.decode(msgspec.json.encode(fields), type=kind)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from None
+
+
+def _whole(raw: msgspec.Raw) -> msgspec.Raw:
+    """A number like 1.0 as 1; any other JSON as it is."""
+    text = bytes(raw)
+    if not _FLOAT.fullmatch(text) or not float(text).is_integer():
+        return raw
+    return msgspec.Raw(b"%d" % float(text))
 
 
 def _type_error(text: str) -> ApiError:

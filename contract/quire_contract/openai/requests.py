@@ -4,7 +4,7 @@ answer and are not supported, refused (`unsupported`). Ranges are in `validation
 Vocabulary- and model-dependent checks are in `model_checks`. Sampling fields that are None take the model's default, then OpenAI's.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -114,7 +114,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_prompts(self) -> int:
         """Prompts in the body; choice j of prompt i has index i * n + j."""
-        return len(prompt_list(self.prompt))
+        return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
 
     @property
     def num_choices(self) -> int:
@@ -185,11 +185,11 @@ GenerationRequest = ChatCompletionRequest | CompletionRequest
 
 
 def prompt_list(prompt: Prompt) -> list[str | list[int]]:
-    """The prompts of a body: a string or a list of token ids is one prompt."""
+    """The prompts of a checked body, whose items are all of one kind: a string or a list of token ids is one prompt."""
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
+        return [cast("list[int]", prompt)]
     return [item for item in prompt if not isinstance(item, int)]
 
 

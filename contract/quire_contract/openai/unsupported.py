@@ -21,6 +21,9 @@ class Unsupported:
     is_harmless: Callable[[Any], bool] = lambda value: False
 
 
+_UNREADABLE = object()
+
+
 def _is_empty(value: Any) -> bool:
     return not value
 
@@ -80,8 +83,18 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
 
 def refuse_unsupported(fields: Mapping[str, msgspec.Raw], taken: frozenset[str] = frozenset()) -> None:
     """400 for the first field of a body (undecoded values) that the table has, unless the request type takes it itself."""
-    for name in fields.keys() & UNSUPPORTED.keys() - taken:
-        row = UNSUPPORTED[name]
-        value = msgspec.json.decode(fields[name])
+    for name, raw in fields.items():
+        row = UNSUPPORTED.get(name)
+        if row is None or name in taken:
+            continue
+        value = _value(raw)
         if value is not None and not row.is_harmless(value):
             raise invalid(name, row.message, CODE_UNSUPPORTED)
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """The JSON value; for what only the full decoder finds fault with (a number like 1e999), something that is not harmless."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return _UNREADABLE

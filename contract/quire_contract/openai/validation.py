@@ -89,15 +89,14 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
     if not prompt:
         raise invalid("prompt", "must not be an empty list")
     kind = type(prompt[0])
-    for index, item in enumerate(prompt):
-        if type(item) is not kind:
-            raise invalid(
-                f"prompt[{index}]", "is of another kind than prompt[0]; strings, token ids and lists do not mix"
-            )
-        if item == []:
-            raise invalid(f"prompt[{index}]", "must hold at least one token id")
-    if kind is not int:
-        _check_count("prompt", len(prompt), limits.max_prompts)
+    if set(map(type, prompt)) != {kind}:  # a prompt may hold a million ids: no loop of ours goes over good ones
+        index = next(i for i, item in enumerate(prompt) if type(item) is not kind)
+        raise invalid(f"prompt[{index}]", "is of another kind than prompt[0]; strings, token ids and lists do not mix")
+    if kind is int:
+        return
+    _check_count("prompt", len(prompt), limits.max_prompts)
+    if [] in prompt:
+        raise invalid(f"prompt[{prompt.index([])}]", "must hold at least one token id")
 
 
 def _check_generation(request: GenerationRequest, limits: Limits) -> None:
@@ -106,7 +105,7 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     _check_range("min_tokens", request.min_tokens, 0, None)
     most = request.requested_max_tokens
     if request.min_tokens and most is not None and request.min_tokens > most:
-        raise invalid("min_tokens", f"{request.min_tokens} is more than max_tokens, which is {most}")
+        raise invalid("min_tokens", f"{_short(request.min_tokens)} is more than max_tokens, which is {_short(most)}")
     _check_range("seed", request.seed, MIN_SEED, MAX_SEED)
     _check_floats(request)
     if request.stream_options is not None and not request.stream:
@@ -131,7 +130,8 @@ def _check_floats(request: GenerationRequest) -> None:
     for name, (is_inside, allowed) in _FLOAT_RANGES.items():
         value = getattr(request, name)
         if value is not None and not is_inside(value):
-            raise invalid(name, f"{value:g} is out of range; it must be {allowed}")
+            shown = _short(value) if isinstance(value, int) else f"{value:g}"
+            raise invalid(name, f"{shown} is out of range; it must be {allowed}")
 
 
 def _check_stop(request: GenerationRequest, limits: Limits) -> None:

@@ -72,6 +72,17 @@ def test_a_row_may_begin_with_blocks_that_another_has_computed(runner, plans, to
     assert tokens == {3: tokens_alone[0]}
 
 
+def test_what_a_blocks_former_owner_left_spoils_nobody(runner, plans, tokens_alone):
+    runner._kv_cache[1:].fill_(float("nan"))  # all but the null block, which nothing ever writes
+
+    first = plans.run(runner, plans.step([0], [len(PROMPT)], new=[plans.new(0, PROMPT, [1, 2])]))[0]
+    grown = plans.run(runner, plans.step([4], [16], new=[plans.new(4, PROMPT, [6])]))
+    second = plans.run(runner, plans.step([4], [2], grown=[(4, 0, [17])]))[4]
+
+    assert grown == {}
+    assert first == second == tokens_alone[0]
+
+
 def test_copies_are_made_before_anything_is_computed(runner, plans, tokens_alone):
     plans.run(runner, plans.step([0], [len(PROMPT)], new=[plans.new(0, PROMPT, [1, 2])]))
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from quire_worker.errors import LoadError
-from quire_worker.models.safetensors_reader import INDEX_NAME, open_checkpoint
+from quire_worker.models.safetensors_files import INDEX_NAME
+from quire_worker.models.safetensors_reader import open_checkpoint
 from quire_worker.models.weight_slots import WeightSlots
 
 TENSORS = {
@@ -190,7 +191,7 @@ def test_slots_get_their_tensors_and_nothing_else(tmp_path, slots):
         ({"a": torch.ones(3, 4)}, ["lacks", "b"]),
         ({"a": torch.ones(3, 4), "b": torch.ones(6), "d": torch.ones(1)}, ["has", "d", "no use"]),
         ({"a": torch.ones(4, 3), "b": torch.ones(6)}, ["a", "[4, 3]", "[3, 4]"]),
-        ({"a": torch.ones(3, 4, dtype=torch.int8), "b": torch.ones(6)}, ["a", "int8", "bfloat16"]),
+        ({"a": torch.ones(3, 4, dtype=torch.int8), "b": torch.ones(6)}, ["a", "I8", "bfloat16"]),
     ],
 )
 def test_missing_unexpected_and_misshapen_tensors_are_named_before_anything_is_read(tmp_path, slots, tensors, words):

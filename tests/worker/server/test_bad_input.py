@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import json
+import zlib
 from typing import Any
 
 import aiohttp
@@ -53,6 +54,13 @@ CASES: dict[str, tuple[tuple[str, bytes], int, str | None, str | None]] = {
     "prompt too long to be worth tokenising": (text(prompt="x" * 1_000_000), 400, "prompt", "context_length_exceeded"),
     "token ids longer than the model": (text(prompt=[70] * 2048), 400, "prompt", "context_length_exceeded"),
     "max_tokens beyond the model": (text(max_tokens=5000), 400, "max_tokens", "context_length_exceeded"),
+    "a number beyond every type": (
+        ("/v1/completions", b'{"model":"tiny","prompt":"a","n":1.5,"x":1e999}'),
+        400,
+        "n",
+        "invalid_type",
+    ),
+    "top_k beyond every type": (text(top_k=10**400), 400, "top_k", "invalid_value"),
     "n too large": (chat(n=10_000), 400, "n", "invalid_value"),
     "max_tokens negative": (chat(max_tokens=-1), 400, "max_tokens", "invalid_value"),
     "max_tokens huge": (
@@ -176,18 +184,60 @@ async def test_a_small_body_that_unpacks_to_much_is_refused(http: aiohttp.Client
     assert refused.status == 413
 
 
-async def test_broken_http_is_refused_and_none_of_it_is_logged(worker: Any) -> None:
-    port = int(worker.base.rpartition(":")[2])
-    for request in (
-        b"GARBAGE\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nAuthorization: sk-hidden" + b"a" * 20_000 + b"\r\n\r\n",
-    ):
-        async with asyncio.timeout(10):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request)
-            answer = await reader.read()
-            writer.close()
-            await writer.wait_closed()
+async def test_a_packed_body_is_unpacked(http: aiohttp.ClientSession, worker: Any) -> None:
+    body = json.dumps(TEXT).encode()
+    packed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body)}
 
-        assert b" 400 " in answer.splitlines()[0]
+    answers = [
+        await http.post(
+            f"{worker.base}/v1/completions",
+            data=data,
+            headers={"Content-Type": "application/json", "Content-Encoding": coding},
+        )
+        for coding, data in packed.items()
+    ]
+
+    assert [answer.status for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip"])
+async def test_a_coding_that_nobody_here_reads_is_refused_by_name(
+    http: aiohttp.ClientSession, worker: Any, coding: str
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+
+    refused = await http.post(f"{worker.base}/v1/completions", data=b"{}", headers=headers)
+
+    assert refused.status == 400
+    assert coding in (await error_of(refused))["message"]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "reason"),
+    [
+        (b"GARBAGE\r\n\r\n", "not valid HTTP"),
+        (b"GET /health HTTP/1.1\r\nAuthorization: sk-hidden" + b"a" * 20_000 + b"\r\n\r\n", "more than 8190 bytes"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nAuthorization : sk-hidden\r\n\r\n", "header"),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: sk-hidden\r\n\r\n", "Content-Length"),
+    ],
+)
+async def test_broken_http_is_a_nested_error_and_none_of_it_is_repeated_or_logged(
+    worker: Any, request_bytes: bytes, reason: str
+) -> None:
+    port = int(worker.base.rpartition(":")[2])
+
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert b" 400 " in head.splitlines()[0]
+    assert b"aiohttp" not in head
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_http")
+    assert reason in error["message"]
+    assert b"sk-hidden" not in answer
     assert "sk-hidden" not in worker.log

@@ -115,6 +115,13 @@ async def test_equal_prompts_without_a_seed_get_different_answers(client: openai
     assert len({choice.text for choice in answer.choices}) == 6
 
 
+async def test_many_ids_are_detokenized_like_few(client: openai.AsyncOpenAI) -> None:
+    few = await client.post("/../detokenize", cast_to=dict[str, Any], body={"tokens": [70, 71, 72]})
+    many = await client.post("/../detokenize", cast_to=dict[str, Any], body={"tokens": [70, 71, 72] * 2000})
+
+    assert many == {"prompt": few["prompt"] * 2000}
+
+
 async def test_tokenize_and_detokenize_are_inverse(client: openai.AsyncOpenAI) -> None:
     ids = await tokens_of(client, TEXT + " äöü 漢字")
 

@@ -1,5 +1,6 @@
 """The API process in front of the real engine with the demo model: what the fake one cannot show."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,19 @@ def test_a_corrupt_checkpoint_ends_the_worker_and_names_the_file(start_real: Any
     assert worker.wait(60) != 0
     assert str(tmp_path / "model.safetensors") in worker.log.splitlines()[-1]
     assert "Traceback" not in worker.log
+    assert "process=engine" not in worker.log  # told before torch is imported, so within a moment
+
+
+def test_a_missing_shard_ends_the_worker_and_is_named(start_real: Any, tmp_path: Path) -> None:
+    for file in DEMO.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    worker = start_real(tmp_path, "--device", "cpu", "--compute-threads", "1")
+
+    assert worker.wait(60) == 2
+    assert "model-00001-of-00001.safetensors" in worker.log.splitlines()[-1]
+    assert "Traceback" not in worker.log
+    assert "process=engine" not in worker.log

@@ -23,6 +23,18 @@ from quire_worker.models.decoder import Decoder
 from quire_worker.plan import Handle, StepPlan, TokenMasks
 
 
+def fresh_blocks(plan: StepPlan, block_size: int) -> list[int]:
+    """Blocks whose content is of no more use: those handed out for tokens that are still to be computed.
+
+    On a CPU they are cleared, because attention multiplies hidden slots by zero there, and what a former owner left may not be
+    finite: one request whose keys overflowed would spoil whoever gets its blocks. The Triton kernels mask instead."""
+    blocks = [block for _, _, grown in plan.new_blocks for block in grown]
+    for new in plan.new_rows:
+        first = -(-new.num_computed // block_size)  # the block before may be partly filled, by the copy a fork makes
+        blocks += [block for table in new.block_ids for block in table[first:]]
+    return blocks
+
+
 class TorchRunner:
     """A plan.Runner. The model must have its weights and its KV cache."""
 
@@ -48,6 +60,8 @@ class TorchRunner:
             self.forget(row)
         if plan.copies:
             self._ops.copy_blocks(self._kv_cache, upload(np.array(plan.copies, np.int64), self._rows.device))
+        if self._rows.device.type == "cpu" and (fresh := fresh_blocks(plan, self._rows.block_size)):
+            self._kv_cache.index_fill_(0, torch.tensor(fresh), 0)
         self._rows.apply(plan)
         for new in plan.new_rows:
             self._params.set_up(new)

@@ -13,6 +13,7 @@ from torch import Tensor
 from quire_worker.errors import LoadError
 from quire_worker.models.safetensors_reader import Checkpoint
 
+_SUPPORTED_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _SHOWN = 5
 
 
@@ -72,9 +73,9 @@ class WeightSlots:
                 raise LoadError(
                     f"{entry.path}: the tensor {name} has the shape {list(entry.shape)} where config.json calls for {list(slot.shape)}"
                 )
-            if not entry.dtype.is_floating_point or entry.dtype.itemsize < 2:
+            if entry.type_name not in _SUPPORTED_TYPES:
                 raise LoadError(
-                    f"{entry.path}: the tensor {name} is {entry.dtype}, which is not supported: "
+                    f"{entry.path}: the tensor {name} is {entry.type_name}, which is not supported: "
                     "serve a checkpoint in float32, bfloat16 or float16"
                 )
 

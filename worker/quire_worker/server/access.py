@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from quire_contract import names
-from quire_contract.trust import Trust
+from quire_contract.trust import Trust, bearer_token, presented_token
 
 OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS})
 
@@ -32,7 +32,7 @@ class Access:
         """Whether the caller is a router or operator of our release."""
         if self._trust is None:
             return False
-        return self._trust.admits(headers.get(names.HEADER_TOKEN) or _bearer(headers))
+        return self._trust.admits(presented_token(headers))
 
     def may_call(self, path: str, headers: Mapping[str, str]) -> bool:
         if path in OPEN_PATHS:
@@ -41,7 +41,7 @@ class Access:
             return self.is_trusted(headers)
         if not self._key_digests:
             return True
-        presented = _digest(_bearer(headers) or "")
+        presented = _digest(bearer_token(headers) or "")
         matches = [hmac.compare_digest(presented, digest) for digest in self._key_digests]
         return any(matches)
 
@@ -53,11 +53,6 @@ class Access:
             return peer is not None and ipaddress.ip_address(peer).is_loopback
         except ValueError:
             return False
-
-
-def _bearer(headers: Mapping[str, str]) -> str | None:
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
 
 
 def _digest(key: str) -> bytes:

@@ -1,5 +1,7 @@
 """Reads a request's body within bounds."""
 
+import zlib
+
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
@@ -7,6 +9,8 @@ from quire_contract.openai.errors import CODE_INVALID_TYPE, ApiError, body_too_l
 
 _JSON_TYPES = frozenset({"application/json", "application/octet-stream"})
 """aiohttp calls a missing type octet-stream. Others are refused: forms, which any web page can post across origins, above all."""
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""How zlib names each coding."""
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -21,8 +25,30 @@ async def read_body(request: web.Request) -> bytes:
         message = f"Content-Type {request.content_type} is not supported; send application/json."
         raise ApiError(400, message, code=CODE_INVALID_TYPE)
     try:
-        return await request.read()
+        body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise body_too_large(limit) from None
     except (BadHttpMessage, web.RequestPayloadError):
-        raise ApiError(400, "The body is not encoded as Content-Encoding and Transfer-Encoding say.") from None
+        raise _broken("Transfer-Encoding") from None
+    coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    return body if coding in {"", "identity"} else _unpack(body, coding, limit)
+
+
+def _unpack(body: bytes, coding: str, limit: int) -> bytes:
+    """At most `limit` bytes are ever made. aiohttp would unpack on arrival: all of a bomb, and before anybody is asked for a key."""
+    if coding not in _WINDOW_BITS:
+        raise ApiError(400, f"Content-Encoding {coding[:50]} is not supported; send {', '.join(_WINDOW_BITS)} or none.")
+    unpacker = zlib.decompressobj(_WINDOW_BITS[coding])
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error:
+        raise _broken("Content-Encoding") from None
+    if len(unpacked) > limit:
+        raise body_too_large(limit)
+    if not unpacker.eof:
+        raise _broken("Content-Encoding")
+    return unpacked
+
+
+def _broken(header: str) -> ApiError:
+    return ApiError(400, f"The body is not encoded as {header} says.")

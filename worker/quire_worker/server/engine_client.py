@@ -105,11 +105,6 @@ class EngineClient:
         self.stats: Stats | None = None
         """The latest."""
 
-    @property
-    def num_open(self) -> int:
-        """Submitted prompts that have not ended."""
-        return len(self._open)
-
     @contextlib.contextmanager
     def generating(self, submits: Sequence[Submit]) -> Iterator[Mailbox]:
         """Submit, and hand out the mailbox where all their outputs arrive. What has not ended when the block is left is aborted.

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions and /v1/completions: from body to engine to answer, streamed or not."""
 
 import functools
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
 
 RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
+_PRIORITY = re.compile(r"-?[0-9]{1,9}")
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -131,10 +133,9 @@ def _sampling(
 
 
 def _priority(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise invalid(names.HEADER_PRIORITY, "must be a whole number") from None
+    if not _PRIORITY.fullmatch(text):
+        raise invalid(names.HEADER_PRIORITY, "must be a whole number of at most 9 digits")
+    return int(text)
 
 
 def _usage(generation: Generation) -> Usage:

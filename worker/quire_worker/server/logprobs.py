@@ -64,4 +64,5 @@ def _top_by_text(entry: TokenEntry, vocabulary: Vocabulary) -> dict[str, float]:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+    """Not `max`, which lets a NaN through, and JSON has none: clients would read null."""
+    return logprob if logprob >= _LEAST_LOGPROB else _LEAST_LOGPROB

@@ -30,6 +30,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
 _CLIENT_WENT_AWAY = 499
+SERVER_NAME = "quire"
+"""Instead of aiohttp's own, which tells versions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Caller:
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+_STARTED: web.RequestKey[bool] = web.RequestKey("started", bool)
+"""There once an answer's head goes out."""
 
 
 class Edge:
@@ -84,15 +88,18 @@ class Edge:
             return error_response(_of_http(error, request))
         except (asyncio.CancelledError, ConnectionResetError):
             raise
-        except Exception:  # noqa: BLE001 - one broken request must not show its insides, nor end the server
+        except Exception:  # one broken request must not show its insides, nor end the server
             _log.exception("request failed request_id=%s", request[CALLER].request_id)
+            if _STARTED in request:
+                raise  # part of an answer is out: a second one would end up inside it, only a cut connection is understood
             return error_response(internal())
 
     async def _stamp(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["Server"] = "quire"  # aiohttp's own tells versions
+        response.headers["Server"] = SERVER_NAME
         if self._lifecycle.phase in ("draining", "failed"):
             response.headers["Connection"] = "close"  # the client's next request opens a connection, to somebody else
             response.force_close()
+        request[_STARTED] = True
         if CALLER in request:
             response.headers["X-Request-Id"] = request[CALLER].request_id
 

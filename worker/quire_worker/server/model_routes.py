@@ -44,9 +44,7 @@ class ModelRoutes:
         body = decode_request(DetokenizeRequest, await read_body(request), self._serving.limits)
         loaded.model.check_name(body.model)
         check_token_ids(body.tokens, loaded.model.vocab_size, "tokens")
-        return json_response(
-            DetokenizeResponse(prompt=loaded.model.text.decode(body.tokens, skip_special_tokens=False))
-        )
+        return json_response(DetokenizeResponse(prompt=await loaded.tokeniser.text(body.tokens)))
 
 
 def _card(model: ServedModel, name: str) -> ModelCard:

@@ -5,8 +5,9 @@ Made once, when the engine has said what it loaded.
 
 import asyncio
 import concurrent.futures
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from quire_contract.openai.errors import model_not_found
 from quire_contract.prompt import PromptRenderer, TokenStream
@@ -16,8 +17,11 @@ from quire_worker.engine.messages import Ready
 from quire_worker.server import errors
 from quire_worker.server.sampling import SamplingDefaults
 
+T = TypeVar("T")
 _INLINE_CHARS = 2048
 """Shorter prompts are tokenised on the event loop: handing them to a thread costs more."""
+_INLINE_TOKENS = 4096
+"""Fewer ids become text on the event loop."""
 
 
 class ServedModel:
@@ -61,25 +65,43 @@ class Tokeniser:
 
     async def prompts(self, request: HasPrompt) -> list[list[int]]:
         """One list of ids for each prompt. ApiError 400 for what cannot be a prompt of this model, 429 if too many wait."""
-        if num_chars(request.prompt_input()) <= _INLINE_CHARS:
+        if is_short(request.prompt_input()):
             return self._renderer.request_prompts(request)
+        return await self._in_thread(self._renderer.request_prompts, request)
+
+    async def text(self, token_ids: Sequence[int]) -> str:
+        """The ids as text, special tokens included. ApiError 429 if too many wait."""
+        decode = functools.partial(self._renderer.decode, token_ids, skip_special_tokens=False)
+        return decode() if len(token_ids) < _INLINE_TOKENS else await self._in_thread(decode)
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         if self._num_waiting >= self._max_waiting:
             raise errors.tokenising_full()
         self._num_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._renderer.request_prompts, request
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
         finally:
             self._num_waiting -= 1
 
 
-def num_chars(source: PromptInput) -> int:
-    """Characters of text; token ids count nothing."""
+def is_short(source: PromptInput) -> bool:
+    """Whether all that a prompt is made of holds few characters and values; lists of token ids count nothing, they are the prompt.
+
+    Looks at everything that a template may print, tool calls and template arguments included, but at no more than decides."""
     if isinstance(source, ChatInput):
-        return sum(_content_chars(message.get("content")) for message in source.messages)
-    return sum(len(prompt) for prompt in source.prompts if isinstance(prompt, str))
+        todo: list[Any] = [source.messages, source.tools, source.template_kwargs]
+    else:
+        todo = [prompt for prompt in source.prompts if isinstance(prompt, str)]
+    room = _INLINE_CHARS
+    while todo and room >= 0:
+        value = todo.pop()
+        room -= len(value) if isinstance(value, str | list | Mapping) else 1
+        if room >= 0 and not isinstance(value, str):
+            todo += _parts(value)
+    return room >= 0
 
 
-def _content_chars(content: Any) -> int:
-    return len(content) if isinstance(content, str) else 0
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -10,6 +10,7 @@ engine gone ── everybody gets 503 ── exit 1, within a second
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import ipaddress
 import logging
@@ -38,6 +39,7 @@ from quire_worker.errors import ConfigError, QuireWorkerError
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.app import make_app
+from quire_worker.server.connection import Connection
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
 from quire_worker.server.engine_settings import engine_config
@@ -55,6 +57,7 @@ from quire_worker.server.waiting import first, settled
 _log = logging.getLogger(__name__)
 _ACCESS_LOG_FORMAT = "%a %r %s %b %Tf"
 """Peer, request line, status, bytes, seconds. No headers."""
+_BACKLOG = 1024
 _TOKENISER_THREADS = 2
 _LAST_WORDS_S = 0.4
 """How long handlers may take to tell their clients that it is over."""
@@ -141,24 +144,28 @@ class Worker:
         )
         quiet = logging.getLogger("quire_worker.http")
         quiet.setLevel(logging.CRITICAL)  # aiohttp logs broken requests with parts of their headers
-        runner = web.AppRunner(
-            app,
-            logger=quiet,
-            handler_cancellation=True,
-            handle_signals=False,
-            access_log=logging.getLogger("quire_worker.access") if config.enable_access_log else None,
-            access_log_format=_ACCESS_LOG_FORMAT,
-            shutdown_timeout=_LAST_WORDS_S,
-        )
+        access_log = logging.getLogger("quire_worker.access") if config.enable_access_log else None
+        runner = web.AppRunner(app, handler_cancellation=True, handle_signals=False, shutdown_timeout=_LAST_WORDS_S)
         await runner.setup()
+        assert runner.server is not None, "it was just set up"
+        loop = asyncio.get_running_loop()
+        connect = functools.partial(
+            Connection,
+            runner.server,
+            loop=loop,
+            logger=quiet,
+            access_log=access_log,
+            access_log_format=_ACCESS_LOG_FORMAT,
+        )
+        server = await loop.create_server(connect, sock=self._listening, backlog=_BACKLOG)
         try:
-            await web.SockSite(runner, self._listening, backlog=1024).start()
             host, port = self._listening.getsockname()[:2]
             log_event(_log, logging.INFO, "listening", host=host, port=port)
             if self._access.is_open and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 log_event(_log, logging.WARNING, "everybody who reaches this port may use it; set --api-key", host=host)
             yield
         finally:
+            server.close()
             await runner.cleanup()
 
     async def _start_engine(self, engine: EngineClient) -> EngineProcess:
