@@ -52,7 +52,7 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 crds: $(VENV)/.dev ## Write crds/ from the operator's models
-	$(BIN)/python -m quire_operator.api crds
+	$(BIN)/python -m quire_operator.api.crds
 
 bench-engine: $(VENV)/.dev ## Engine against transformers and, with PEER_PYTHON=, vLLM's CPU backend, interleaved
 	$(BIN)/python bench/engine.py $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH_ARGS)

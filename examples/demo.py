@@ -23,10 +23,11 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
-from quire_cli.local.child import LAUNCHER, log_tail
-from quire_cli.local.ports import free_ports
 from rich.console import Console
 from rich.table import Table
+
+from quire_cli.local.child import LAUNCHER, log_tail
+from quire_cli.local.ports import free_ports
 
 HERE = Path(__file__).resolve().parent
 MANIFEST = HERE / "quickstart.yaml"

@@ -46,7 +46,8 @@ def render(loaded: Sequence[LoadedService], platform: Platform = LOCAL_PLATFORM)
         else:
             workers.append((item, tuple(manifests)))
     services = [item.service for item in loaded]
-    errors += [loaded[-1].document.describe(problem) for problem in name_conflicts(services)]
+    documents = {id(item.service): item.document for item in loaded}
+    errors += [documents[id(service)].describe(problem) for service, problem in name_conflicts(services)]
     if errors:
         raise CommandError(*errors)
     return Rendered(workers=tuple(workers), router=tuple(router_state(services, platform)))

@@ -47,7 +47,7 @@ def router_state(services: Sequence[InferenceService], platform: Platform) -> li
     """The objects of the release's router fleet, which serves all of `services`. Raises InvalidResourceError on a name served twice."""
     conflicts = name_conflicts(services)
     if conflicts:
-        raise InvalidResourceError(conflicts)
+        raise InvalidResourceError([problem for _, problem in conflicts])
     return [
         router.service_account(platform),
         router.service(platform),
@@ -57,19 +57,22 @@ def router_state(services: Sequence[InferenceService], platform: Platform) -> li
     ]
 
 
-def name_conflicts(services: Sequence[InferenceService]) -> list[Problem]:
-    """Served names that more than one service claims; the first in the list keeps it."""
+def name_conflicts(services: Sequence[InferenceService]) -> list[tuple[InferenceService, Problem]]:
+    """Served names that more than one service claims: the first in the list keeps it, each further one has the problem."""
     owners: dict[str, InferenceService] = {}
     problems = []
     for service in services:
         for name in service.served_names:
             owner = owners.setdefault(name, service)
             if owner is not service:
+                is_alias = name != service.served_name
+                fix = "remove the alias" if is_alias else "give it another spec.model.name"
                 message = (
-                    f"InferenceService {service.metadata.name!r} serves {name!r}, which {owner.metadata.name!r} serves already; "
-                    "give it another spec.model.name"
+                    f"InferenceService {service.metadata.name!r} serves {name!r}, "
+                    f"which {owner.metadata.name!r} serves already; {fix}"
                 )
-                problems.append(Problem(path="spec.model.name", message=message))
+                path = "spec.model.aliases" if is_alias else "spec.model.name"
+                problems.append((service, Problem(path=path, message=message)))
     return problems
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import uvloop
+import zmq
 import zmq.asyncio
 from aiohttp import http_parser, http_writer, web
 
@@ -47,6 +48,8 @@ log = logging.getLogger("quire_router")
 UPSTREAM_KEEPALIVE_S = 15.0
 """Idle connections to workers; shorter than any worker's own limit, so that a request rarely meets one that is just being closed."""
 BACKLOG = 2048
+MAX_ZMQ_SOCKETS = 32_768
+"""An endpoint takes up to four; ZMQ's own limit of 1023 would end at 250 workers."""
 GC_THRESHOLDS = (20_000, 20, 50)
 """Requests make few cycles: the collector's defaults would look for them several times in each."""
 
@@ -108,6 +111,7 @@ async def running(settings: RouterSettings, trust: Trust | None) -> AsyncIterato
         reader = PromptReader(executor)
         session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
         context = zmq.asyncio.Context()
+        context.set(zmq.MAX_SOCKETS, MAX_ZMQ_SOCKETS)
         stack.callback(context.destroy, linger=0)
         zmq_trust = None if settings.kv_events_plain else trust
 

@@ -143,7 +143,7 @@ def _chosen(choice: Choice) -> dict[str, Any]:
 
 
 async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """The whole body. ApiError 413 if it is too large, 408 if it does not come."""
+    """The whole body. ApiError 413 if it is too large, 408 if it does not come, 400 if it cannot be decoded."""
     if request.content_length is not None and request.content_length > max_bytes:
         raise body_too_large(max_bytes)
     try:
@@ -153,6 +153,10 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise body_too_large(max_bytes) from None
+    except web.RequestPayloadError:
+        raise ApiError(
+            400, "The body does not have the Content-Encoding or Transfer-Encoding it claims.", code="invalid_http"
+        ) from None
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="request_timeout") from None
 

@@ -15,13 +15,14 @@ from quire_router.picker import Decision
 from quire_router.scoring import Score
 
 DEFAULT_LIMIT = 20
+MAX_LIMIT_DIGITS = 9
 
 
 def explain_decisions(decisions: Iterable[Decision], query: Mapping[str, str]) -> list[dict[str, Any]]:
     """The choices that `query` asks for, newest first. `decisions` are oldest first. ApiError 400 for a bad limit."""
     limit = query.get("limit", str(DEFAULT_LIMIT))
-    if not limit.isdecimal():
-        raise invalid("limit", f"{limit[:20]!r} is not a number")
+    if not limit.isdecimal() or len(limit) > MAX_LIMIT_DIGITS:
+        raise invalid("limit", f"{limit[:20]!r} is not a number of at most {MAX_LIMIT_DIGITS} digits")
     wanted = query.get("request_id")
     explain = query.get("explain", "0") not in ("", "0", "false")
     found = [d for d in reversed(list(decisions)) if wanted is None or d.request_id == wanted]

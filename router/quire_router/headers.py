@@ -1,9 +1,7 @@
 """Which headers pass the router, in both directions. Knows no bodies."""
 
-from collections.abc import Mapping
-
 from aiohttp import hdrs
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 from quire_contract import names
 from quire_contract.trust import Trust
@@ -37,7 +35,7 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie"
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 
 
-def to_worker(headers: Mapping[str, str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
+def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
     """Headers of the request to a worker: the client's without those of its connection and without any internal one.
 
     `keep_key`: the client's Authorization is meant for the worker, not for us."""
@@ -56,7 +54,7 @@ def to_worker(headers: Mapping[str, str], request_id: str, trust: Trust | None, 
     return passed
 
 
-def to_client(headers: Mapping[str, str], request_id: str, endpoint_id: str, route: str) -> CIMultiDict[str]:
+def to_client(headers: MultiMapping[str], request_id: str, endpoint_id: str, route: str) -> CIMultiDict[str]:
     """Headers of the answer: the worker's without those of its connection and without internal ones but our own."""
     dropped = _named_by_connection(headers)
     passed: CIMultiDict[str] = CIMultiDict()
@@ -72,9 +70,7 @@ def to_client(headers: Mapping[str, str], request_id: str, endpoint_id: str, rou
     return passed
 
 
-def _named_by_connection(headers: Mapping[str, str]) -> frozenset[str]:
-    """Further headers that the sender declares to be of its connection only."""
-    value = headers.get(_OPTIONS_OF_CONNECTION)
-    if value is None or value.lower() in ("keep-alive", "close"):
-        return frozenset()
-    return frozenset(option.strip().lower() for option in value.split(","))
+def _named_by_connection(headers: MultiMapping[str]) -> frozenset[str]:
+    """Further headers that the sender declares to be of its connection only, in one Connection header or in several."""
+    values = headers.getall(_OPTIONS_OF_CONNECTION, ())
+    return frozenset(option.strip().lower() for value in values for option in value.split(","))

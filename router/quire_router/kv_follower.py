@@ -51,6 +51,7 @@ class KvFollower:
         self._forget()
         self._endpoint.forget_report()
         self.wants_snapshot = False
+        self._in_snapshot = False  # the rest of one may still arrive by its own socket: of an engine that may be gone
 
     def take_batch(self, seq: int, batch: KVEventBatch) -> None:
         """A live batch."""
@@ -88,15 +89,15 @@ class KvFollower:
 
     def take_snapshot_part(self, batch: KVEventBatch) -> None:
         """One batch of the snapshot."""
-        if not self.wants_snapshot:
+        if self._in_snapshot and not self.wants_snapshot:
             self._apply_events(batch.events)
 
     def end_snapshot(self, seq: int, epoch: str | None) -> None:
         """The snapshot is whole and includes batches up to `seq`: go on with those kept aside.
 
-        If step was lost again meanwhile, the snapshot counts for nothing."""
-        self._in_snapshot = False
-        if self.wants_snapshot:
+        If step or the connection was lost meanwhile, the snapshot counts for nothing."""
+        whole, self._in_snapshot = self._in_snapshot, False
+        if self.wants_snapshot or not whole:
             return
         if self._epoch not in (None, epoch):
             self._endpoint.restarted()

@@ -50,11 +50,14 @@ class PromptBlocks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class PromptReader:
     """Renders, tokenises and hashes prompts, by bundle digest. Long ones in `executor`."""
 
-    def __init__(self, executor: Executor, *, max_cached: int = 1024) -> None:
+    def __init__(self, executor: Executor, *, max_cached: int = 1024, max_cached_blocks: int = 1_000_000) -> None:
+        """At most `max_cached` prompts are remembered, with at most `max_cached_blocks` hashes (about 45 bytes each) in all."""
         self._executor = executor
         self._bundles: dict[str, tuple[PromptBundle, PromptRenderer]] = {}
         self._cache: OrderedDict[tuple[str, bytes], PromptBlocks] = OrderedDict()
         self._max_cached = max_cached
+        self._max_cached_blocks = max_cached_blocks
+        self._cached_blocks = 0
 
     def knows(self, digest: str) -> bool:
         """Whether the bundle is here."""
@@ -98,10 +101,22 @@ class PromptReader:
             loop = asyncio.get_running_loop()
             blocks = await loop.run_in_executor(self._executor, _read, entry, fields)
         if blocks is not None:
-            self._cache[key] = blocks
-            if len(self._cache) > self._max_cached:
-                self._cache.popitem(last=False)
+            self._remember(key, blocks)
         return blocks
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Hashes remembered over all prompts."""
+        return self._cached_blocks
+
+    def _remember(self, key: tuple[str, bytes], blocks: PromptBlocks) -> None:
+        """The least lately used go first. One body may be read twice at once, so the key may be here already."""
+        before = self._cache.pop(key, None)
+        self._cached_blocks += len(blocks.hashes) - (0 if before is None else len(before.hashes))
+        self._cache[key] = blocks
+        while len(self._cache) > self._max_cached or self._cached_blocks > self._max_cached_blocks:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_blocks -= len(oldest.hashes)
 
 
 def read_text(fields: RoutingFields) -> PromptBlocks:
@@ -123,7 +138,12 @@ def _text_of(fields: RoutingFields) -> bytes:
         seen = (template_message(message) for message in fields.messages)
         return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in seen).encode("utf-8", "replace")
     first = prompt_list(fields.prompt or "")[0]
-    return first.encode("utf-8", "replace") if isinstance(first, str) else token_bytes(first)
+    if isinstance(first, str):
+        return first.encode("utf-8", "replace")
+    try:
+        return token_bytes(first)
+    except OverflowError:  # no token id of any model: the worker will say so
+        return b""
 
 
 def _read(entry: tuple[PromptBundle, PromptRenderer], fields: RoutingFields) -> PromptBlocks | None:

@@ -33,6 +33,8 @@ MAX_RETRIES = 2
 MAX_HELD_BYTES = 1024 * 1024
 """An answer that is no stream is read whole before a byte is sent on, up to this size, so that a worker's death can still be mended."""
 RETRYABLE_STATUS = 503
+STATUS_FAILED = 500
+"""Until a call has ended in any other way: what breaks here is our fault."""
 STATUS_CLIENT_GONE = 499
 """For logs and metrics only: nobody reads it."""
 MAX_URLS = 4096
@@ -75,7 +77,7 @@ class Outcome:
         """None: nobody declared the model that was asked for."""
         self.attempts = 0
         self.choice: Choice | None = None
-        self.status = 0
+        self.status = STATUS_FAILED
         self.first_byte_s: float | None = None
         self.problem = ""
 

@@ -40,6 +40,14 @@ class NestedErrorHandler(RequestHandler):
         response.force_close()
         return response
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What aiohttp cannot handle; a rest of a body that turned out to be broken after the answer is the client's doing."""
+        error = kw.get("exc_info")
+        if isinstance(error, web.RequestPayloadError):
+            log_event(log, logging.INFO, "bad_http", error=type(error).__name__)
+        else:
+            super().log_exception(*args, **kw)
+
 
 class RouterServer(web.Server):
     """Makes a NestedErrorHandler for each connection. `max_body_bytes` bounds what `request.read` takes."""

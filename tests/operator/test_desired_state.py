@@ -109,6 +109,16 @@ def test_a_pod_is_given_longer_to_end_than_it_drains(document: Make) -> None:
     assert pod["terminationGracePeriodSeconds"] > 300
 
 
+def test_a_router_is_told_how_long_its_streams_may_go_on_and_given_longer(document: Make) -> None:
+    manifests = router_state([parse_service(document())], Platform(router_drain_timeout_s=120))
+
+    pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+
+    args = pod["containers"][0]["args"]
+    assert args[args.index("--shutdown-timeout") + 1] == "120"
+    assert pod["terminationGracePeriodSeconds"] > 120
+
+
 def test_addresses_names_and_folders_come_in_as_variables(document: Make) -> None:
     container = of_kind(workers_of(document()), "Deployment")["spec"]["template"]["spec"]["containers"][0]
 

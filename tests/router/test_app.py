@@ -1,6 +1,8 @@
 """What the router answers itself."""
 
 import asyncio
+import gzip
+import io
 import json
 
 import pytest
@@ -40,6 +42,56 @@ async def test_a_body_that_no_worker_need_see_is_refused_at_once(body, status, p
     assert (answer.status, error["param"]) == (status, param)
     assert code is None or error["code"] == code
     assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+async def test_a_body_that_is_not_compressed_as_it_claims_is_the_clients_fault(chunked, start_router, logged):
+    router = await start_router(EMPTY)
+    headers = {"Content-Encoding": "gzip"}
+    body = b"no gzip at all" * 100
+
+    async with router.session.post(
+        router.url + "/v1/completions", data=io.BytesIO(body) if chunked else body, headers=headers
+    ) as answer:
+        error = await error_of(answer)
+    async with router.get("/metrics") as metrics:
+        text = await metrics.text()
+
+    assert (answer.status, error["code"]) == (400, "invalid_http")
+    assert 'quire_router_requests_total{code="400",model="unknown"} 1.0' in text
+    assert "level=error" not in logged()
+
+
+async def test_a_compressed_body_reaches_the_worker_decoded(start_upstream, start_router, make_config):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+    body = b'{"model": "m", "prompt": "x"}'
+
+    async with router.session.post(
+        router.url + "/v1/completions", data=gzip.compress(body), headers={"Content-Encoding": "gzip"}
+    ) as answer:
+        status = answer.status
+
+    assert status == 200
+    assert worker.bodies == [body]
+    assert "Content-Encoding" not in worker.headers[0]
+
+
+async def test_a_failure_of_our_own_counts_as_a_500(start_upstream, start_router, make_config):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+    router.app._pool._by_model["m"] = (None,)  # any failure that nothing expects will do
+
+    async with router.post({"model": "m", "prompt": "x"}) as answer:
+        error = await error_of(answer)
+    router.app._pool._by_model["m"] = ()
+    async with router.get("/metrics") as metrics:
+        text = await metrics.text()
+
+    assert (answer.status, error["code"]) == (500, "internal_error")
+    assert 'quire_router_requests_total{code="500",model="m"} 1.0' in text
 
 
 async def test_an_unknown_model_is_told_which_ones_there_are(start_router):
@@ -129,6 +181,8 @@ async def test_debug_route_explains_choices_and_shows_no_prompt(start_router, st
         text, shown = await answer.text(), await answer.json()
     async with router.get("/debug/route?limit=many") as wrong:
         error = await error_of(wrong)
+    async with router.get(f"/debug/route?limit={'9' * 5000}") as huge:
+        huge_error = await error_of(huge)
 
     (decision,) = shown["decisions"]
     assert decision["endpoint"] in ("a", "b")
@@ -137,6 +191,7 @@ async def test_debug_route_explains_choices_and_shows_no_prompt(start_router, st
     assert {endpoint["id"] for endpoint in shown["endpoints"]} == {"a", "b"}
     assert "secret" not in text
     assert (wrong.status, error["param"]) == (400, "limit")
+    assert (huge.status, huge_error["param"]) == (400, "limit")
 
 
 async def test_tokenize_goes_to_a_worker_even_without_a_model_if_there_is_only_one(

@@ -246,6 +246,21 @@ async def test_events_that_arrive_while_a_snapshot_is_on_its_way_are_applied_aft
     assert follow.in_step_with(1, 2, 3)
 
 
+async def test_a_snapshot_that_outlives_its_connection_counts_for_nothing(opened, until):
+    worker = opened(Publisher("e1"))
+    await worker.start_epoch()
+    follow = opened(Follow(worker))
+    await until(lambda: follow.endpoint.synced)
+
+    follow.follower.begin_snapshot()
+    follow.follower.disconnected()
+    follow.follower.take_snapshot_part(worker._batch(block_stored([1, 2], None, 16)))
+    follow.follower.end_snapshot(2, "e1")
+
+    assert not follow.endpoint.synced
+    assert follow.index.num_blocks(follow.endpoint.id) == 0
+
+
 async def test_a_worker_that_gives_no_snapshots_is_followed_from_what_comes(opened, until):
     worker = opened(Publisher(None))
     worker.gives_snapshots = False

@@ -110,6 +110,25 @@ async def test_internal_and_hop_by_hop_headers_do_not_pass_in_either_direction(
     assert (back["x-other"], back["x-request-id"]) == ("2", "req-1")
 
 
+async def test_every_connection_header_of_several_names_headers_that_stay_behind(
+    start_upstream, start_router, make_config
+):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+    host, port = router.url.removeprefix("http://").split(":")
+    sent = b"Connection: close\r\nConnection: x-mine\r\nx-mine: 1\r\nx-kept: 2\r\nContent-Length: 29\r\n\r\n"
+
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + sent + b'{"model": "m", "prompt": "x"}')
+    head = await reader.readline()
+    writer.close()
+
+    assert head.split(b" ")[1] == b"200"
+    assert "x-mine" not in worker.headers[0]
+    assert worker.headers[0]["x-kept"] == "2"
+
+
 async def test_a_key_for_the_router_does_not_reach_the_worker(start_upstream, start_router, make_config):
     worker = await start_upstream("a")
     router = await start_router(make_config(worker), api_keys=("secret",))

@@ -4,6 +4,7 @@ Everything is addressed by process id. Its standard output and error go straight
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -53,7 +54,9 @@ class Child:
     def terminate(self) -> None:
         """Asks the process itself to end; it tells its own children."""
         if self._process.returncode is None:
-            self._process.terminate()
+            # Not Process.terminate: it looks for the end itself, and may take the exit code away from asyncio.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the whole group now."""

@@ -182,6 +182,8 @@ class Pod:
         failures, probe = 0, self.plan.liveness
         while failures < probe.max_failures:
             await asyncio.sleep(probe.period_s)
+            if self._stopping.is_set():
+                return  # it closes its port before its last streams end; only the grace period counts now, as for the kubelet
             failures = 0 if await self._asks(probe) else failures + 1
         self._report(PodState.NOT_READY, f"{probe.url} failed {failures} times; killed")
         child.kill()

@@ -34,6 +34,11 @@ def _adapter_names_are_free(spec: Any) -> bool:
     return len(set(names)) == len(names) and not taken & set(names)
 
 
+def _adapters_leave_the_resources_name(service: Any) -> bool:
+    names = {adapter.name for adapter in service.spec.adapters}
+    return service.spec.model.name is not None or service.metadata.name not in names
+
+
 class InferenceServiceSpec(ApiModel):
     """What is served and how."""
 
@@ -105,6 +110,13 @@ class InferenceService(ApiModel):
             cel=f"size(self.metadata.name) <= {MAX_NAME_LENGTH} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
             check=lambda service: True,  # ObjectMeta states the same
             message="metadata.name must be at most 40 characters of a-z, 0-9 and '-', beginning with a letter",
+        ),
+        Rule(
+            cel="has(self.spec.model.name) || !has(self.spec.adapters) ||"
+            " !self.spec.adapters.exists(a, a.name == self.metadata.name)",
+            check=_adapters_leave_the_resources_name,
+            message="an adapter has the resource's name, which the model is served under; rename it, or set spec.model.name",
+            field="spec.adapters",
         ),
     )
 

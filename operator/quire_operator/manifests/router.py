@@ -124,7 +124,7 @@ def _container(platform: Platform) -> Manifest:
         "image": platform.router_image,
         "imagePullPolicy": platform.image_pull_policy,
         "command": [COMMAND],
-        "args": _args(),
+        "args": _args(platform),
         "env": _env(platform),
         "ports": [{"name": names.PORT_NAME_HTTP, "containerPort": names.PORT_ROUTER, "protocol": "TCP"}],
         "resources": {key: dict(amounts) for key, amounts in platform.router_resources.items()},
@@ -140,9 +140,10 @@ def _container(platform: Platform) -> Manifest:
     }
 
 
-def _args() -> list[str]:
+def _args(platform: Platform) -> list[str]:
     args = ["--config", f"$({names.ENV_ROUTER_CONFIG})", "--host", f"$({names.ENV_HOST})"]
-    return [*args, "--port", f"$({names.ENV_PORT})", "--trust-dir", f"$({names.ENV_TRUST_DIR})"]
+    args += ["--port", f"$({names.ENV_PORT})", "--trust-dir", f"$({names.ENV_TRUST_DIR})"]
+    return [*args, "--shutdown-timeout", str(platform.router_drain_timeout_s)]
 
 
 def _env(platform: Platform) -> list[Manifest]:
