@@ -109,7 +109,7 @@ def sides(model_dir: Path, threads: int, peer_python: str | None) -> list[Side]:
         Side(
             "quire",
             [sys.executable, str(HERE / "sides/quire_side.py"), *arguments],
-            one | {"OMP_WAIT_POLICY": "PASSIVE"},
+            one,
         ),
         Side("transformers", [sys.executable, str(HERE / "sides/transformers_side.py"), *arguments], one),
     ]
@@ -137,7 +137,7 @@ def measure(contenders: list[Side], shapes: list[Shape], rounds: int, logs: dict
                 seconds = side.run(shape, prompts, logs[side.name])
                 if round_number:
                     side.seconds.setdefault(shape, []).append(seconds)
-            print(f"{shape}: round {round_number}/{rounds}", file=sys.stderr)
+            print(f"{shape}: round {round_number}/{rounds}", file=sys.stderr, flush=True)
 
 
 def table(contenders: list[Side], shapes: list[Shape]) -> str:

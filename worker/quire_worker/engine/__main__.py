@@ -3,7 +3,6 @@
 Standard input carries the configuration as one JSON line, then stays open for as long as the parent lives.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -34,11 +33,7 @@ def main() -> int:
 
 
 def _build_torch_runner(config: EngineConfig) -> tuple[Runner, ModelInfo]:
-    """Imports torch, which takes a second: only here, and only when it is wanted.
-
-    OpenMP's threads sleep while they wait for each other, unless the user says otherwise: spinning ones, beside anything else
-    that wants the cores, made a step of two threads up to fifty times slower (docs/benchmarks/engine-cpu.md)."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Imports torch, which takes a second: only here, and only when it is wanted."""
     from quire_worker.execution.build import build_runner
     from quire_worker.execution.options import RunnerOptions
 
