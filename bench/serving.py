@@ -1,6 +1,6 @@
 """The served road under load: what the router costs, and what prefix-aware choice gains.
 
-Starts `quire up` with two workers of the demo model and sends streamed chats in a closed loop, alternately through the
+Starts a router and two workers of the demo model and sends streamed chats in a closed loop, alternately through the
 router and straight to the workers (round robin over them, as a plain load balancer would). Every conversation belongs to
 one of several long shared system prompts, so a router that knows what is cached where has something to win. Ratios are
 taken within a round; medians over rounds count.
@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 
 ROOT = Path(__file__).parents[1]
 MODEL = "quire-demo"
@@ -96,30 +98,64 @@ async def run_round(next_url: Callable[[], str], work: list[dict[str, object]], 
 
 
 @contextlib.asynccontextmanager
-async def deployment(port: int, logs: Path) -> AsyncIterator[list[str]]:
-    """`quire up` on the quick start; yields the workers' URLs."""
-    quire = Path(sys.executable).with_name("quire")
-    arguments = ["up", str(ROOT / "examples/quickstart.yaml"), "--port", str(port), "--log-dir", str(logs)]
-    with (logs / "up.log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(quire, *arguments, stdout=log, stderr=asyncio.subprocess.STDOUT)
+async def deployment(port: int, folder: Path) -> AsyncIterator[list[str]]:
+    """Two workers and a router on `port`, as plain servers on loopback, the following ports theirs; yields the workers' URLs."""
+    binaries = Path(sys.executable).parent
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    entries = [
+        EndpointEntry(
+            id=f"worker-{i}",
+            url=f"http://127.0.0.1:{port + 3 * i + 1}",
+            models=[MODEL],
+            events=f"tcp://127.0.0.1:{port + 3 * i + 2}",
+            replay=f"tcp://127.0.0.1:{port + 3 * i + 3}",
+        )
+        for i in range(2)
+    ]
+    write_config(folder / "router.json", RouterConfig(models=[ModelEntry(name=MODEL)], endpoints=entries))
+    commands = [[binaries / "quire-router", "--config", str(folder / "router.json"), "--port", str(port)]]
+    for entry in entries:
+        arguments = {
+            "--port": entry.url.rpartition(":")[2],
+            "--pod-name": entry.id,
+            "--kv-events-endpoint": entry.events or "",
+            "--kv-replay-endpoint": entry.replay or "",
+            "--kv-cache-memory-bytes": str(256 << 20),
+            "--compute-threads": threads,
+        }
+        worker = [binaries / "quire-worker", str(ROOT / "examples/models" / MODEL)]
+        commands.append(worker + [word for pair in arguments.items() for word in pair])
+    processes = []
     try:
-        yield await wait_ready(port, process, logs)
+        for i, command in enumerate(commands):
+            with (folder / f"{i}.log").open("w") as log:
+                processes.append(await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log))
+        await wait_ready([entry.url for entry in entries], f"http://127.0.0.1:{port}", folder)
+        yield [entry.url for entry in entries]
     finally:
-        process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.wait(), timeout=60)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(asyncio.gather(*(process.wait() for process in processes)), timeout=60)
 
 
-async def wait_ready(port: int, process: asyncio.subprocess.Process, logs: Path) -> list[str]:
+def last_lines(folder: Path) -> str:
+    return "\n".join(path.read_text()[-1500:] for path in sorted(folder.glob("*.log")))
+
+
+async def wait_ready(workers: list[str], router: str, folder: Path) -> None:
+    """Until every worker is ready and the router knows it."""
     deadline = time.monotonic() + 120
     async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and process.returncode is None:
+        while time.monotonic() < deadline:
             with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(f"http://127.0.0.1:{port}/debug/route") as response:
-                    endpoints = (await response.json())["endpoints"]
-                    if len(endpoints) == 2 and all(e["state"] == "ready" for e in endpoints):
-                        return [e["url"] for e in endpoints]
+                ready = [(await session.get(f"{url}/ready")).status == 200 for url in workers]
+                seen = await (await session.get(f"{router}/debug/route")).json()
+                if all(ready) and sum(bool(endpoint.get("ready")) for endpoint in seen["endpoints"]) == len(workers):
+                    return
             await asyncio.sleep(0.2)
-    sys.exit(f"the deployment did not become ready:\n{(logs / 'up.log').read_text()[-3000:]}")
+    logs = await asyncio.to_thread(last_lines, folder)
+    sys.exit(f"the deployment did not become ready:\n{logs}")
 
 
 def quantile(values: list[float], q: float) -> float:
