@@ -9,7 +9,7 @@ import msgspec
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How tokens are chosen. Complete and validated: the API process has applied every default.
 
-    Sampling is a pure function of (logits, these values, seed, output position); see DESIGN.md section 3.
+    Sampling is a pure function of (logits, these values, seed, output position); see docs/architecture.md.
     """
 
     max_tokens: int
