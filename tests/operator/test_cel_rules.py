@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+import celpy
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -19,8 +20,6 @@ from quire_operator.api.model_route import MODEL_ROUTE
 from quire_operator.api.resource import Kind
 from quire_operator.api.tenant import TENANT
 from quire_operator.api.types import quantity_value
-
-celpy = pytest.importorskip("celpy")
 
 Schema = dict[str, Any]
 

@@ -10,7 +10,6 @@ import pytest
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 MESSAGES: Any = [{"role": "user", "content": "Convert 5 km to m."}]
-pytestmark = pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo model is not here")
 
 
 @pytest.fixture(scope="module")
