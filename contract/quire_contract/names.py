@@ -9,6 +9,10 @@ LABEL_SERVICE = "quire.dev/service"
 LABEL_ROLE = "quire.dev/role"
 LABEL_REVISION = "quire.dev/revision"
 LABEL_MODEL = "quire.dev/model"
+LABEL_ROUTER_CONFIG = "quire.dev/router-config"
+ANNOTATION_PAUSED = "quire.dev/paused"
+ANNOTATION_APPLIED = "quire.dev/applied"
+ANNOTATION_SERVED_NAMES = "quire.dev/served-names"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
@@ -22,6 +26,7 @@ TRUST_SECRET = "quire-trust"  # noqa: S105 - a Secret's name
 PORT_HTTP = 8000
 PORT_EVENTS = 5557
 PORT_REPLAY = 5558
+PORT_FETCH = 8001
 PORT_ROUTER = 8080
 PORT_NAME_HTTP = "http"
 PORT_NAME_EVENTS = "events"
@@ -65,6 +70,8 @@ PATH_TOKENIZE = "/tokenize"
 PATH_DETOKENIZE = "/detokenize"
 PATH_PROMPT_BUNDLE = "/internal/prompt-bundle"
 PATH_DRAIN = "/internal/drain"
+PATH_FETCH_PROGRESS = "/progress"
+PATH_REVISION_STATS = "/internal/revision-stats"
 PATH_KV_EVENT_SOURCES = "/kv_event_sources"
 PATH_DEBUG_ROUTE = "/debug/route"
 
@@ -116,6 +123,12 @@ QUIRE_ROUTER_CHOICES = "quire_router_choices_total"
 QUIRE_ROUTER_RETRIES = "quire_router_retries_total"
 QUIRE_ROUTER_IN_FLIGHT = "quire_router_requests_in_flight"
 QUIRE_ROUTER_ENDPOINTS = "quire_router_endpoints"
+QUIRE_ROUTER_MODEL_READY_ENDPOINTS = "quire_router_model_ready_endpoints"
+"""{model}: endpoints that would take a request for it now; 0 is shown too."""
+QUIRE_ROUTER_CONFIG_AGE_SECONDS = "quire_router_config_age_seconds"
+"""How long ago the router last knew that its configuration was the newest."""
+QUIRE_ROUTER_SERVICES = "quire_router_services"
+"""InferenceServices in the configuration."""
 QUIRE_ROUTER_INDEX_BLOCKS = "quire_router_index_blocks"
 QUIRE_ROUTER_KV_BATCHES = "quire_router_kv_batches_total"
 QUIRE_ROUTER_KV_GAPS = "quire_router_kv_gaps_total"
@@ -123,6 +136,28 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+
+# Metrics of the operator, with their labels
+QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
+"""{result="success" | "retry" | "permanent" | "error"}: looks at one resource; permanent: its spec is wrong, error: unforeseen."""
+QUIRE_OPERATOR_RECONCILE_SECONDS = "quire_operator_reconcile_seconds"
+"""{kind}, a histogram: how long one look took."""
+QUIRE_OPERATOR_QUEUE_DEPTH = "quire_operator_queue_depth"
+"""Resources that wait to be looked at."""
+QUIRE_OPERATOR_APPLIES = "quire_operator_applies_total"
+"""{kind}: objects written."""
+QUIRE_OPERATOR_SKIPPED_APPLIES = "quire_operator_skipped_applies_total"
+"""Objects that were found as they should be."""
+QUIRE_OPERATOR_PRUNES = "quire_operator_prunes_total"
+"""{kind}: objects removed."""
+QUIRE_OPERATOR_APPLY_ERRORS = "quire_operator_apply_errors"
+"""Objects that the API server refuses now."""
+QUIRE_OPERATOR_API_REQUESTS = "quire_operator_api_requests_total"
+"""{method, kind, code}: requests to the API server; code "0": no answer came."""
+QUIRE_OPERATOR_LEADER = "quire_operator_leader"
+"""1 in the process that holds the Lease, 0 in the others."""
+QUIRE_OPERATOR_SERVICES = "quire_operator_services"
+"""{ready="true" | "false"}: InferenceServices by their Ready condition; set by the leader only."""
 
 # Metrics that a worker must expose whatever it is doing: a stale name never errors in a dashboard, so a test scrapes for these.
 WORKER_METRICS: tuple[str, ...] = (
@@ -167,12 +202,29 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_RETRIES,
     QUIRE_ROUTER_IN_FLIGHT,
     QUIRE_ROUTER_ENDPOINTS,
+    QUIRE_ROUTER_MODEL_READY_ENDPOINTS,
+    QUIRE_ROUTER_CONFIG_AGE_SECONDS,
+    QUIRE_ROUTER_SERVICES,
     QUIRE_ROUTER_INDEX_BLOCKS,
     QUIRE_ROUTER_KV_BATCHES,
     QUIRE_ROUTER_KV_GAPS,
     QUIRE_ROUTER_KV_SNAPSHOTS,
     QUIRE_ROUTER_PREFIX_TOKENS,
     QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+)
+
+# Metrics that an operator must expose after its first look at a resource.
+OPERATOR_METRICS: tuple[str, ...] = (
+    QUIRE_OPERATOR_RECONCILES,
+    QUIRE_OPERATOR_RECONCILE_SECONDS,
+    QUIRE_OPERATOR_QUEUE_DEPTH,
+    QUIRE_OPERATOR_APPLIES,
+    QUIRE_OPERATOR_SKIPPED_APPLIES,
+    QUIRE_OPERATOR_PRUNES,
+    QUIRE_OPERATOR_APPLY_ERRORS,
+    QUIRE_OPERATOR_API_REQUESTS,
+    QUIRE_OPERATOR_LEADER,
+    QUIRE_OPERATOR_SERVICES,
 )
 
 # Histogram buckets in seconds. Wider than vLLM's: a decode step takes 3-10 ms and a queue may be empty.

@@ -1,16 +1,24 @@
-"""The file that tells a router which workers exist and which names they serve. `quire up` writes it, the router polls it.
+"""What tells a router which workers exist, which names they serve and how requests are split among them.
 
-JSON, replaced as a whole (write beside, then rename), so that a reader sees the old file or the new one. Unknown keys are errors.
-A name in `models` without an endpoint is known but not ready (503); any other name is unknown (404).
+`quire up` writes it as a file that the router polls: JSON, replaced as a whole (write beside, then rename), so that a reader sees the
+old file or the new one. On a cluster the operator writes it without endpoints, in shards (ConfigMaps labelled LABEL_ROUTER_CONFIG, key
+SHARD_KEY, at most MAX_SHARD_BYTES each), and routers add the pods they watch. Unknown keys are errors.
+A name in `models` or `routes` without an endpoint is known but not ready (503); any other name is unknown (404).
 """
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 VERSION = 1
+SHARD_KEY = "router.json"
+"""The key of a shard's ConfigMap that holds the configuration."""
+MAX_SHARD_BYTES = 512 * 1024
+EntryT = TypeVar("EntryT")
 
 
 class RouterConfigError(ValueError):
@@ -26,11 +34,42 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The InferenceService behind it, "namespace/name"."""
 
 
+class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the requests of one InferenceService are split among its revisions."""
+
+    id: str
+    """"namespace/name"."""
+    weights: dict[str, int] = {}
+    """Revision -> its share of the requests in percent; one that is not named gets none. Empty: no split, all revisions are equal."""
+
+
+class RouteTargetEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the models that share a route's requests."""
+
+    model: str
+    """A served name."""
+    weight: int = 1
+    """Its part, relative to the other targets'; 0: none."""
+
+
+class RouteEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A public name behind which other models answer."""
+
+    model: str
+    """As clients write it in `model`; never one of the served names."""
+    targets: list[RouteTargetEntry]
+    """Who answers, by weight."""
+    fallbacks: list[str] = []
+    """Served names that are asked, in this order, while no target has a ready worker."""
+    timeout_s: float | None = None
+    """Longest time until the first token of a stream; None: the router's own limit."""
+
+
 class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One worker."""
 
     id: str
-    """The pod's name: topics are kv@<id>@<model>."""
+    """Unique; the pod's name where that is."""
     url: str
     """http://host:port, no path."""
     models: list[str]
@@ -39,13 +78,26 @@ class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """ZMQ address of its event socket; None: it sends none."""
     replay: str | None = None
     """ZMQ address of its replay socket."""
+    pod: str = ""
+    """The pod's name where it is not the id: topics are kv@<pod>@<model>."""
+    service: str = ""
+    """The InferenceService that it belongs to, "namespace/name"."""
+    revision: str = ""
+    """The service's revision that it runs."""
+
+    @property
+    def pod_name(self) -> str:
+        """The name in its topics."""
+        return self.pod or self.id
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that a router serves."""
+    """All that a router serves, or a shard of it."""
 
     models: list[ModelEntry]
     endpoints: list[EndpointEntry]
+    services: list[ServiceEntry] = []
+    routes: list[RouteEntry] = []
     version: int = VERSION
 
 
@@ -82,20 +134,50 @@ def write_config(path: Path, config: RouterConfig) -> None:
     beside.replace(path)
 
 
+def merge_shards(shards: Sequence[RouterConfig]) -> RouterConfig:
+    """One configuration of all shards. What two of them say of one name, the first one says: while the operator moves an entry from
+    shard to shard, both may hold it for a moment, and that must not cost the rest. So must a route with a served model's name."""
+    models = _first_of_each((m for shard in shards for m in shard.models), lambda model: model.name)
+    served = {model.name for model in models}
+    routes = (route for shard in shards for route in shard.routes if route.model not in served)
+    return RouterConfig(
+        models=models,
+        endpoints=_first_of_each((e for shard in shards for e in shard.endpoints), lambda endpoint: endpoint.id),
+        services=_first_of_each((s for shard in shards for s in shard.services), lambda service: service.id),
+        routes=_first_of_each(routes, lambda route: route.model),
+    )
+
+
+def _first_of_each(entries: Iterable[EntryT], key: Callable[[EntryT], str]) -> list[EntryT]:
+    found: dict[str, EntryT] = {}
+    for entry in entries:
+        found.setdefault(key(entry), entry)
+    return list(found.values())
+
+
 def _first_problem(config: RouterConfig) -> str | None:
     if config.version != VERSION:
         return f"version is {config.version}, this router reads version {VERSION}"
-    names = [model.name for model in config.models]
-    if len(set(names)) < len(names):
-        return f"models: {_first_repeated(names)!r} is listed twice"
-    ids = [endpoint.id for endpoint in config.endpoints]
-    if len(set(ids)) < len(ids):
-        return f"endpoints: id {_first_repeated(ids)!r} is used twice"
-    for index, endpoint in enumerate(config.endpoints):
-        problem = _endpoint_problem(endpoint, set(names))
-        if problem is not None:
-            return f"endpoints[{index}].{problem}"
-    return None
+    names = {model.name for model in config.models}
+    for field, values in _unique_values(config).items():
+        repeated = _first_repeated(values)
+        if repeated is not None:
+            return f"{field}: {repeated!r} is used twice"
+    problems = [
+        *((f"endpoints[{i}]", _endpoint_problem(entry, names)) for i, entry in enumerate(config.endpoints)),
+        *((f"services[{i}]", _service_problem(entry)) for i, entry in enumerate(config.services)),
+        *((f"routes[{i}]", _route_problem(entry, names)) for i, entry in enumerate(config.routes)),
+    ]
+    return next((f"{place}.{problem}" for place, problem in problems if problem is not None), None)
+
+
+def _unique_values(config: RouterConfig) -> dict[str, list[str]]:
+    return {
+        "models: name": [model.name for model in config.models],
+        "endpoints: id": [endpoint.id for endpoint in config.endpoints],
+        "services: id": [service.id for service in config.services],
+        "routes: model": [route.model for route in config.routes],
+    }
 
 
 def _endpoint_problem(endpoint: EndpointEntry, names: set[str]) -> str | None:
@@ -114,5 +196,37 @@ def _endpoint_problem(endpoint: EndpointEntry, names: set[str]) -> str | None:
     return None
 
 
-def _first_repeated(values: list[str]) -> str:
-    return next(value for index, value in enumerate(values) if value in values[:index])
+def _service_problem(service: ServiceEntry) -> str | None:
+    if service.id.count("/") != 1 or service.id.startswith("/") or service.id.endswith("/"):
+        return f"id: {service.id!r} must be namespace/name"
+    return _weights_problem("weights", service.weights)
+
+
+def _route_problem(route: RouteEntry, names: set[str]) -> str | None:
+    if not route.model or route.model in names:
+        return f"model: {route.model!r} must be a name of its own, neither empty nor in models"
+    if not route.targets:
+        return "targets: must name at least one model"
+    targets = [target.model for target in route.targets]
+    repeated = _first_repeated(targets)
+    if repeated is not None:
+        return f"targets: {repeated!r} is a target twice; add the weights up"
+    if route.model in (*targets, *route.fallbacks):
+        return f"targets: {route.model!r} must not lead to itself"
+    if route.timeout_s is not None and not 0 < route.timeout_s < float("inf"):
+        return f"timeout_s: {route.timeout_s} must be a positive number of seconds"
+    return _weights_problem("targets", {target.model: target.weight for target in route.targets})
+
+
+def _weights_problem(field: str, weights: dict[str, int]) -> str | None:
+    negative = next((name for name, weight in weights.items() if weight < 0), None)
+    if negative is not None:
+        return f"{field}: {negative!r} has weight {weights[negative]}; use 0 or more"
+    if weights and not any(weights.values()):
+        return f"{field}: all weights are 0; give at least one of them more"
+    return None
+
+
+def _first_repeated(values: list[str]) -> str | None:
+    seen: set[str] = set()
+    return next((value for value in values if value in seen or seen.add(value)), None)  # type: ignore[func-returns-value]

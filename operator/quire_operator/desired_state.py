@@ -9,8 +9,9 @@ from quire_contract import names
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.model_uri import parse_model_uri
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, Problem, unsupported_fields
-from quire_operator.manifests import parts, router, worker
+from quire_operator.manifests import fetch, parts, router, worker
 from quire_operator.manifests.parts import Manifest
+from quire_operator.manifests.placement import spot_problems
 from quire_operator.platform import Platform
 from quire_operator.revisions import Revision
 
@@ -20,16 +21,22 @@ ROLES = (names.ROLE_WORKER,)
 def desired_state(service: InferenceService, revisions: Sequence[Revision], platform: Platform) -> list[Manifest]:
     """The objects of one service: what its workers need, then one Deployment per revision, in the order given.
 
+    A PersistentVolumeClaim among them is to be created if missing and then left alone; the namespace's services share it.
     Raises NotYetSupportedError if the service asks for parts that this version or this platform does not have.
     """
     refuse_unsupported(service, platform)
     manifests = []
+    if platform.model_cache.kind == "PersistentVolumeClaim" and fetch.is_fetched(service):
+        manifests.append(fetch.cache_claim(service.metadata.namespace, platform))
     for role in ROLES:
         account = worker.account_name(service)
         labels = worker.object_labels(service, role)
         manifests.append(parts.service_account(account, service.metadata.namespace, labels))
         manifests.append(worker.headless_service(service, role))
         manifests.append(worker.disruption_budget(service, role, platform))
+        if platform.network_policies:
+            templates = [revision.template for revision in revisions if revision.role == role]
+            manifests.append(worker.network_policy(service, role, templates, platform))
     for revision in revisions:
         deployment = worker.deployment(
             service,
@@ -40,7 +47,7 @@ def desired_state(service: InferenceService, revisions: Sequence[Revision], plat
             template=revision.template,
         )
         manifests.append(deployment)
-    return manifests
+    return [parts.owned(manifest, service) for manifest in manifests]
 
 
 def router_state(services: Sequence[InferenceService], platform: Platform) -> list[Manifest]:
@@ -50,6 +57,8 @@ def router_state(services: Sequence[InferenceService], platform: Platform) -> li
         raise InvalidResourceError([problem for _, problem in conflicts])
     return [
         router.service_account(platform),
+        router.role(platform),
+        router.role_binding(platform),
         router.service(platform),
         router.disruption_budget(platform),
         router.config_map(services, platform),
@@ -82,7 +91,8 @@ def refuse_unsupported(service: InferenceService, platform: Platform) -> None:
     scheme = parse_model_uri(service.spec.model.uri).scheme
     if scheme not in platform.model_sources:
         known = ", ".join(f"{name}:" for name in sorted(platform.model_sources))
-        message = f"{scheme}:// is not supported by this version: it needs the model fetcher; use one of {known}"
+        message = f"{scheme}:// is not supported by this version: this release fetches from {known}"
         problems.append(Problem(path="spec.model.uri", message=message))
+    problems += spot_problems(service.spec.placement, platform.spot)
     if problems:
         raise NotYetSupportedError(problems)

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import secrets
 import signal
 import socket
 import sys
@@ -21,16 +22,20 @@ import zmq.asyncio
 from aiohttp import http_parser, http_writer, web
 
 from quire_contract import names
+from quire_contract.kube.access import KubeAccess, KubeAccessError
+from quire_contract.kube.client import KubeClient
 from quire_contract.openai.limits import Limits
 from quire_contract.router_config import RouterConfigError
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
-from quire_router.app import RouterApp
+from quire_router.app import Handler, RouterApp
 from quire_router.calls import CallHandler
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
+from quire_router.kube_source import KubernetesSource
 from quire_router.kv_follower import KvFollower
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.kv_subscriber import KvSubscriber
@@ -41,6 +46,7 @@ from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
 from quire_router.retry_budget import RetryBudget
+from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
 
 log = logging.getLogger("quire_router")
@@ -63,9 +69,10 @@ def main() -> None:
     try:
         require_c_extensions()
         trust = None if settings.trust_dir is None else Trust.read(settings.trust_dir)
+        access = kube_access(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, trust))
-    except (TrustError, RouterConfigError, MissingExtensionError, OSError) as error:
+            runner.run(serve(settings, trust, access))
+    except (TrustError, RouterConfigError, KubeAccessError, MissingExtensionError, OSError) as error:
         print(f"quire-router: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -84,28 +91,48 @@ def require_c_extensions() -> None:
         )
 
 
-async def serve(settings: RouterSettings, trust: Trust | None) -> None:
-    """Run until SIGTERM or SIGINT, then let requests finish."""
-    stop = asyncio.Event()
+def kube_access(settings: RouterSettings) -> KubeAccess | None:
+    """The way to the API server, if one is to be followed. KubeAccessError says what is missing."""
+    if settings.kubeconfig is not None:
+        return KubeAccess.from_kubeconfig(settings.kubeconfig)
+    if not settings.kubernetes:
+        return None
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    return KubeAccess.in_cluster(host=host, port=port) if host and port else KubeAccess.in_cluster()
+
+
+async def serve(settings: RouterSettings, trust: Trust | None, access: KubeAccess | None) -> None:
+    """Run until SIGTERM or SIGINT, then let requests finish. A second signal ends the delay before that."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, trust) as (app, address):
+        loop.add_signal_handler(number, signalled)
+    async with running(settings, trust, access) as (app, address):
         log_event(log, logging.INFO, "listening", address=address, pid=os.getpid())
         gc.collect()
         gc.freeze()  # what lives for ever need not be looked at again by the collector
         gc.set_threshold(*GC_THRESHOLDS)
         await stop.wait()
-        log_event(log, logging.INFO, "stopping", timeout_s=settings.shutdown_timeout_s)
         app.draining = True
+        delay_s, timeout_s = settings.shutdown_delay_s, settings.shutdown_timeout_s
+        log_event(log, logging.INFO, "stopping", delay_s=delay_s, timeout_s=timeout_s)
+        if delay_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), delay_s)
     log_event(log, logging.INFO, "stopped")
 
 
 @contextlib.asynccontextmanager
-async def running(settings: RouterSettings, trust: Trust | None) -> AsyncIterator[tuple[RouterApp, str]]:
+async def running(
+    settings: RouterSettings, trust: Trust | None, access: KubeAccess | None = None
+) -> AsyncIterator[tuple[RouterApp, str]]:
     """The whole router, listening; its app and its address "http://host:port". At the end requests may finish."""
-    metrics = RouterMetrics()
-    pool, index, sent = EndpointPool(), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
+    metrics, stats = RouterMetrics(), RevisionStats(boot=secrets.token_hex(8))
+    pool, index, sent = EndpointPool(stats), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
         reader = PromptReader(executor)
@@ -122,35 +149,77 @@ async def running(settings: RouterSettings, trust: Trust | None) -> AsyncIterato
 
         keeper = EndpointKeeper(pool, index, sent, reader, watchers)
         stack.push_async_callback(keeper.close)
-        source = FileSource(settings.config, keeper)
-        await source.load()
+        source = await stack.enter_async_context(source_of(settings, access, keeper))
+        loop = asyncio.get_running_loop()
+        metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
         picker = Picker(
             pool=pool,
             index=index,
             sent=sent,
             reader=reader,
             metrics=metrics,
-            rng=random.Random(),  # noqa: S311 - breaks ties, guards nothing
+            rng=random.Random(),  # noqa: S311 - breaks ties and splits traffic, guards nothing
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        app = build_app(settings, trust, pool, index, picker, metrics, session)
+        calls = build_calls(settings, trust, pool, picker, metrics, session)
+        app = RouterApp(
+            pool=pool,
+            index=index,
+            picker=picker,
+            others=answered_elsewhere(calls, InternalApi(trust, stats)),
+            access=Access(settings.api_keys),
+            metrics=metrics,
+            clock=time.monotonic,
+            started_ts=int(time.time()),
+        )
         address = await stack.enter_async_context(listening(app, settings))
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
         stack.push_async_callback(cancel_all, tasks)
         yield app, address
 
 
-def build_app(
+@contextlib.asynccontextmanager
+async def source_of(
+    settings: RouterSettings, access: KubeAccess | None, keeper: EndpointKeeper
+) -> AsyncIterator[FileSource | KubernetesSource]:
+    """Where the configuration comes from. A file is applied at once: RouterConfigError if it cannot be used; a cluster may be late."""
+    if settings.config is not None:
+        file = FileSource(settings.config, keeper)
+        await file.load()
+        yield file
+        return
+    assert access is not None, "a router without a file follows a cluster"
+    home = settings.release_namespace or access.namespace
+    async with KubeClient(access, user_agent="quire-router") as client:
+        yield KubernetesSource(
+            client,
+            keeper,
+            release=settings.release,
+            home=home,
+            namespaces=settings.watch_namespaces or (home,),
+            rng=random.Random(),  # noqa: S311 - spreads retries, guards nothing
+        )
+
+
+def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
+    """Paths that the app does not answer itself."""
+    for_workers = (names.PATH_CHAT, names.PATH_COMPLETIONS, names.PATH_TOKENIZE, names.PATH_DETOKENIZE)
+    return {
+        **dict.fromkeys(for_workers, ("POST", calls.handle)),
+        names.PATH_REVISION_STATS: ("GET", internal.revision_stats),
+    }
+
+
+def build_calls(
     settings: RouterSettings,
     trust: Trust | None,
     pool: EndpointPool,
-    index: KvIndex,
     picker: Picker,
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
-) -> RouterApp:
-    """What answers requests."""
+) -> CallHandler:
+    """What takes calls to workers."""
     proxy = Proxy(
         session=session,
         picker=picker,
@@ -162,7 +231,7 @@ def build_app(
         on_retry=lambda reason: metrics.retries.labels(reason).inc(),
         clock=time.monotonic,
     )
-    calls = CallHandler(
+    return CallHandler(
         pool=pool,
         picker=picker,
         proxy=proxy,
@@ -171,16 +240,6 @@ def build_app(
         keep_key=trust is None and not settings.api_keys,
         log_requests=settings.log_requests,
         clock=time.monotonic,
-    )
-    return RouterApp(
-        pool=pool,
-        index=index,
-        picker=picker,
-        calls=calls,
-        access=Access(settings.api_keys),
-        metrics=metrics,
-        clock=time.monotonic,
-        started_ts=int(time.time()),
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from quire_contract import names
 from quire_contract.openai.errors import unauthorized
 
-OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS})
+OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS})
+"""The last one is not open to anybody: its own handler asks for the release's token instead."""
 
 
 class Access:

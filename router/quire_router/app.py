@@ -13,7 +13,6 @@ from quire_contract.openai.errors import CODE_METHOD_NOT_ALLOWED, ApiError, mode
 from quire_contract.openai.responses import ModelCard, ModelList
 from quire_contract.request_id import request_id_from
 from quire_router.access import Access
-from quire_router.calls import CallHandler
 from quire_router.debug_route import describe_endpoints, explain_decisions
 from quire_router.endpoints import EndpointPool
 from quire_router.kv_index import KvIndex
@@ -33,12 +32,13 @@ class RouterApp:
         pool: EndpointPool,
         index: KvIndex,
         picker: Picker,
-        calls: CallHandler,
+        others: Mapping[str, tuple[str, Handler]],
         access: Access,
         metrics: RouterMetrics,
         clock: Callable[[], float],
         started_ts: int,
     ) -> None:
+        """`others`: path -> method and handler of what is answered elsewhere, workers' calls above all."""
         self._pool = pool
         self._index = index
         self._picker = picker
@@ -49,10 +49,7 @@ class RouterApp:
         self.draining = False
         """Whether readiness is off because the process is about to end."""
         self._routes: Mapping[str, tuple[str, Handler]] = {
-            names.PATH_CHAT: ("POST", calls.handle),
-            names.PATH_COMPLETIONS: ("POST", calls.handle),
-            names.PATH_TOKENIZE: ("POST", calls.handle),
-            names.PATH_DETOKENIZE: ("POST", calls.handle),
+            **others,
             names.PATH_MODELS: ("GET", self._models),
             names.PATH_HEALTH: ("GET", self._health),
             names.PATH_READY: ("GET", self._ready),
@@ -66,9 +63,12 @@ class RouterApp:
         try:
             handler = self._find(request.path, request.method)
             self._access.check(request.path, request.headers)
-            return await handler(request, request_id)
+            response = await handler(request, request_id)
         except ApiError as error:
-            return error_response(error, request_id)
+            response = error_response(error, request_id)
+        if self.draining:
+            response.force_close()  # so that clients open their next connection elsewhere
+        return response
 
     def _find(self, path: str, method: str) -> Handler:
         route = self._routes.get(path)
@@ -83,12 +83,14 @@ class RouterApp:
 
     async def _models(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         """All declared names, whether a worker is ready or not: a model at zero replicas exists."""
+        self._need_configuration()
         return json_response(ModelList(data=[self._card(name) for name in self._pool.models]), request_id)
 
     async def _model(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         """One name, which may contain slashes."""
+        self._need_configuration()
         name = request.path.removeprefix(names.PATH_MODELS + "/")
-        if self._pool.serving(name) is None:
+        if name not in self._pool.models:
             raise model_not_found(name, sorted(self._pool.models))
         return json_response(self._card(name), request_id)
 
@@ -97,19 +99,22 @@ class RouterApp:
 
     def _max_model_len(self, model: str) -> int | None:
         """The least over the workers that told: any of them may get the request."""
-        return min(
-            (e.max_model_len for e in self._pool.serving(model) or () if e.max_model_len is not None), default=None
-        )
+        return min((e.max_model_len for e in self._pool.answering(model) if e.max_model_len is not None), default=None)
+
+    def _need_configuration(self) -> None:
+        if not self._pool.is_configured:
+            raise unavailable("The router has not got its configuration yet.")
 
     async def _health(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         """The event loop runs."""
         return json_response({"status": "ok"}, request_id)
 
     async def _ready(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        """Ready as soon as the configuration is loaded, which is before the port opens: not only with a ready worker, or requests that
-        should wait for a model to wake could never arrive."""
+        """Ready as soon as the configuration is loaded once: not only with a ready worker, or requests that should wait for a model to
+        wake could never arrive."""
         if self.draining:
-            raise unavailable("The router is shutting down.", code="draining")
+            raise unavailable("The router is shutting down.", code=names.REASON_DRAINING)
+        self._need_configuration()
         ready = sum(endpoint.ready for endpoint in self._pool)
         return json_response({"status": "ready", "endpoints": len(self._pool), "ready_endpoints": ready}, request_id)
 

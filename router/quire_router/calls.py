@@ -13,7 +13,14 @@ from aiohttp import web
 
 from quire_contract import names
 from quire_contract.openai.decode import decode_routing_fields
-from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError, body_too_large, invalid, model_not_found
+from quire_contract.openai.errors import (
+    CODE_INVALID_JSON,
+    ApiError,
+    body_too_large,
+    invalid,
+    model_not_found,
+    unavailable,
+)
 from quire_contract.openai.limits import Limits
 from quire_contract.telemetry import log_event
 from quire_router.endpoints import EndpointPool
@@ -82,27 +89,33 @@ class CallHandler:
         if request.path in WITH_PROMPT:
             fields = decode_routing_fields(body, self._limits)
             outcome.model = model = self._known(fields.model)
-            prompt = await self._picker.read(model, fields, body)
+            targets, timeout_s = self._picker.targets(model)
+            prompt = await self._picker.read(targets[0], fields, body)
             is_stream = fields.stream is True
         else:
             outcome.model = model = self._known(_model_of(body))
+            targets, timeout_s = self._picker.targets(model)
             prompt, is_stream = None, False
         return Call(
             request_id=request_id,
             model=model,
+            targets=targets,
             path=request.path,
             body=body,
             is_stream=is_stream,
+            first_byte_timeout_s=timeout_s,
             prompt=prompt,
             keep_key=self._keep_key,
         )
 
     def _known(self, model: str | None) -> str:
+        if not self._pool.is_configured:
+            raise unavailable("The router has not got its configuration yet.")
         if model is None:
             if len(self._pool.models) == 1:
                 return self._pool.models[0]
             raise invalid("model", "is required", "missing_required_parameter")
-        if self._pool.serving(model) is None:
+        if self._pool.serving(model) is None and self._pool.route(model) is None:
             raise model_not_found(model, sorted(self._pool.models))
         return model
 
@@ -122,6 +135,7 @@ class CallHandler:
             request_id=request_id,
             path=request.path,
             model=model,
+            target=None if outcome.target == model else outcome.target,
             status=outcome.status,
             attempts=outcome.attempts,
             first_byte_ms=None if first_s is None else round(first_s * 1000, 1),

@@ -13,8 +13,18 @@ from quire_contract.openai.limits import Limits
 class RouterSettings:
     """One router process."""
 
-    config: Path
-    """The router_config file; polled, replaced as a whole by its writer."""
+    config: Path | None = None
+    """The router_config file; polled, replaced as a whole by its writer. None: the cluster's API says what is served."""
+    kubernetes: bool = False
+    """Follow the API server of the cluster that the router runs in."""
+    kubeconfig: Path | None = None
+    """Follow the API server that this file names."""
+    release: str = ""
+    """The release whose shards are followed."""
+    release_namespace: str = ""
+    """Where they are; empty: the router's own namespace."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Whose workers are served; "*": every namespace's; none given: the release's."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = names.PORT_ROUTER
@@ -36,7 +46,9 @@ class RouterSettings:
     idle_timeout_s: float = 120.0
     """Between two parts of a stream, preemption at the worker included, and for a client to take what was sent."""
     shutdown_timeout_s: float = 60.0
-    """After SIGTERM: how long requests may go on."""
+    """After SIGTERM and the delay: how long requests may go on."""
+    shutdown_delay_s: float = 0.0
+    """After SIGTERM: how long the port still takes requests while readiness is off, until nobody is sent here any more."""
     max_index_blocks: int = 4_000_000
     """KV blocks remembered over all endpoints; about 150 bytes each."""
     tokenizer_threads: int = 2
@@ -57,7 +69,20 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterS
     )
     add = parser.add_argument
     defaults = {field.name: field.default for field in dataclasses.fields(RouterSettings)}
-    add("--config", type=Path, required=True, metavar="FILE", help="router configuration (JSON): models and endpoints")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="router configuration (JSON): models and endpoints")
+    source.add_argument("--kubernetes", action="store_true", help="follow the cluster that the router runs in")
+    source.add_argument("--kubeconfig", type=Path, metavar="FILE", help="follow the cluster that FILE names")
+    add("--release", default="", metavar="NAME", help="release whose configuration is followed on a cluster")
+    add("--release-namespace", default="", metavar="NS", help="the release's namespace; the router's own if not given")
+    add(
+        "--watch-namespace",
+        dest="watch_namespaces",
+        action="append",
+        default=[],
+        metavar="NS",
+        help="namespace whose workers are served ('*': all); may be repeated; the release's if not given",
+    )
     add("--host", default=defaults["host"], help="address to listen on")
     add("--port", type=_port, default=defaults["port"], help="port to listen on")
     add("--trust-dir", type=Path, metavar="DIR", help="folder with token, curve.pub and curve.key shared with workers")
@@ -68,11 +93,24 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterS
         add(
             f"--{name.replace('_', '-')[:-2]}", dest=name, type=_seconds, default=defaults[name], metavar="S", help=text
         )
+    add(
+        "--shutdown-delay",
+        dest="shutdown_delay_s",
+        type=_seconds_or_zero,
+        default=defaults["shutdown_delay_s"],
+        metavar="S",
+        help="seconds after SIGTERM that the port still takes requests while readiness is off",
+    )
     add("--max-index-blocks", type=_positive_int, default=defaults["max_index_blocks"], help="KV blocks remembered")
     add("--tokenizer-threads", type=_positive_int, default=defaults["tokenizer_threads"], help="for long prompts")
     add("--disable-log-requests", dest="log_requests", action="store_false", help="no log line for each request")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     values = vars(parser.parse_args(argv))
+    if values["config"] is None and not values["release"]:
+        parser.error("--release: is required with --kubernetes and --kubeconfig")
+    if "" in values["watch_namespaces"]:
+        parser.error("--watch-namespace: must not be empty")
+    values["watch_namespaces"] = tuple(values["watch_namespaces"])
     keys = values.pop("api_key") or list(env_api_keys)
     return RouterSettings(**values, api_keys=tuple(dict.fromkeys(keys)))
 
@@ -105,3 +143,7 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be a positive number of seconds")
     return value
+
+
+def _seconds_or_zero(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)

@@ -1,7 +1,7 @@
 """What /debug/route shows: the last choices and why, and the endpoints as the router sees them. Never a prompt.
 
 ?limit=N       at most N choices, newest first (default 20)
-?explain=1     with the score of every candidate
+?explain=1     with the score of every candidate, and the split between revisions that came before
 ?request_id=X  only choices for this request
 """
 
@@ -48,6 +48,8 @@ def _decision(decision: Decision, explain: bool) -> dict[str, Any]:
         "reason": choice.reason,
     }
     if explain:
+        if decision.split is not None:
+            shown["split"] = {"revision": decision.split.revision, "weights": dict(decision.split.weights)}
         shown["candidates"] = [_score(score) for score in choice.scores]
     return shown
 
@@ -72,6 +74,8 @@ def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any
     return {
         "id": endpoint.id,
         "url": endpoint.url,
+        "service": endpoint.entry.service,
+        "revision": endpoint.entry.revision,
         "ready": endpoint.ready,
         "why_not": endpoint.why_not,
         "draining": endpoint.draining,

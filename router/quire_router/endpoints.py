@@ -1,18 +1,21 @@
 """The endpoints and what is known of each: readiness, load, prefill speed, and the requests we have there.
 
 State only: what changes it (probes, events, the proxy) lives elsewhere, and so does every socket. Where the list of endpoints comes from
-(a file now, the cluster's API later) is not known here either: a source calls `EndpointPool.apply` with a whole configuration.
+(a file, the cluster's API) is not known here either: a source calls `EndpointPool.apply` with a whole configuration.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from quire_contract.load_report import LoadReport
-from quire_contract.router_config import EndpointEntry, RouterConfig
+from quire_contract.router_config import EndpointEntry, RouteEntry, RouterConfig
+from quire_router.revision_stats import RevisionCounts, RevisionStats
 from quire_router.scoring import DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
 
 REPORT_LAG_S = 0.05
@@ -58,8 +61,10 @@ class Reservation:
 class Endpoint:
     """One worker. Times are seconds of the process's monotonic clock."""
 
-    def __init__(self, entry: EndpointEntry) -> None:
+    def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
+        self.counts = counts
+        """Of the revision that it runs."""
         self.id = entry.id
         self.url = entry.url.rstrip("/")
         self.ready = False
@@ -85,6 +90,11 @@ class Endpoint:
         self._recent_s = 0.0
 
     # Readiness
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new requests may come here."""
+        return self.ready and not self.draining
 
     def mark_ready(self) -> None:
         """A probe succeeded."""
@@ -193,11 +203,19 @@ class Changes:
 
 
 class EndpointPool:
-    """All endpoints by id and by model name. A changed entry is a new endpoint: nothing learnt of the old one holds."""
+    """All endpoints by id and by model name. An entry with another address is a new endpoint: nothing learnt of the old one holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: RevisionStats) -> None:
+        self._stats = stats
         self._by_id: dict[str, Endpoint] = {}
         self._by_model: dict[str, tuple[Endpoint, ...]] = {}
+        self._weights: dict[str, Mapping[str, int]] = {}
+        self._routes: dict[str, RouteEntry] = {}
+        self._names: tuple[str, ...] = ()
+        self.num_services = 0
+        """InferenceServices that are served or have endpoints."""
+        self.is_configured = False
+        """Whether there was a configuration yet: before it, an unknown name may still become known."""
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(tuple(self._by_id.values()))
@@ -207,32 +225,75 @@ class EndpointPool:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names that requests may use, whether anything is ready or not."""
-        return tuple(self._by_model)
+        """Names that requests may use, routes included, whether anything is ready or not."""
+        return self._names
 
     def get(self, endpoint_id: str) -> Endpoint | None:
         """The endpoint of that id now."""
         return self._by_id.get(endpoint_id)
 
     def serving(self, model: str) -> tuple[Endpoint, ...] | None:
-        """The endpoints of a model, ready or not. None: nobody declared such a model."""
+        """The endpoints of a model, ready or not. None: nobody declared such a model (it may be a route)."""
         return self._by_model.get(model)
 
+    def weights(self, model: str) -> Mapping[str, int] | None:
+        """How the model's requests are split among revisions. None: they are not."""
+        return self._weights.get(model)
+
+    def route(self, name: str) -> RouteEntry | None:
+        """The route of that name."""
+        return self._routes.get(name)
+
+    def answering(self, name: str) -> tuple[Endpoint, ...]:
+        """Every endpoint that may answer for a model or a route, ready or not."""
+        route = self._routes.get(name)
+        models = [name] if route is None else [*(target.model for target in route.targets), *route.fallbacks]
+        return tuple({e.id: e for model in models for e in self._by_model.get(model, ())}.values())
+
+    def has_usable(self, model: str) -> bool:
+        """Whether a worker of the model takes requests."""
+        return any(endpoint.is_usable for endpoint in self._by_model.get(model, ()))
+
     def apply(self, config: RouterConfig) -> Changes:
-        """Make the pool what the configuration says. Endpoints whose entry is unchanged keep their state."""
+        """Make the pool what the configuration says. Endpoints at an unchanged address keep their state."""
         entries = {entry.id: entry for entry in config.endpoints}
-        removed = tuple(e for e in self._by_id.values() if entries.get(e.id) != e.entry)
+        removed = tuple(e for e in self._by_id.values() if not _is_same_place(e.entry, entries.get(e.id)))
         for endpoint in removed:
             del self._by_id[endpoint.id]
             endpoint.ready, endpoint.why_not = False, "removed from the configuration"
-        added = tuple(Endpoint(entry) for entry in config.endpoints if entry.id not in self._by_id)
-        self._by_id.update({endpoint.id: endpoint for endpoint in added})
+        added = []
+        for entry in config.endpoints:
+            counts = self._stats.of(entry.service, entry.revision)
+            known = self._by_id.get(entry.id)
+            if known is not None:
+                known.entry, known.counts = entry, counts
+            else:
+                self._by_id[entry.id] = Endpoint(entry, counts)
+                added.append(self._by_id[entry.id])
+        self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
+        self._index(config)
+        return Changes(added=tuple(added), removed=removed)
+
+    def _index(self, config: RouterConfig) -> None:
         by_model: dict[str, list[Endpoint]] = {model.name: [] for model in config.models}
         for entry in config.endpoints:
             for name in entry.models:
                 by_model[name].append(self._by_id[entry.id])
         self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
-        return Changes(added=added, removed=removed)
+        split = {service.id: service.weights for service in config.services if service.weights}
+        self._weights = {model.name: split[model.service] for model in config.models if model.service in split}
+        self._routes = {route.model: route for route in config.routes}
+        self._names = (*self._by_model, *self._routes)
+        services = {*(m.service for m in config.models), *(e.service for e in config.endpoints)}
+        self.num_services = len({*services, *(service.id for service in config.services)} - {""})
+        self.is_configured = True
+
+
+def _is_same_place(old: EndpointEntry, new: EndpointEntry | None) -> bool:
+    """Whether both are one worker at one address, whatever it serves and whomever it belongs to."""
+    if new is None:
+        return False
+    return old == msgspec.structs.replace(new, models=old.models, service=old.service, revision=old.revision)
 
 
 def _in_range(ms_per_token: float) -> float:

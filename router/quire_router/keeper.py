@@ -1,6 +1,6 @@
 """Keeps the pool and its watchers in line with the configuration: one prober and one event subscriber for each endpoint.
 
-`apply` takes a whole configuration from whichever source: a file now, the cluster's API later.
+`apply` takes a whole configuration from whichever source: a file, or the cluster's API.
 """
 
 import asyncio
@@ -86,12 +86,15 @@ class FileSource:
     def __init__(self, path: Path, keeper: EndpointKeeper) -> None:
         self._path = path
         self._keeper = keeper
+        self.last_contact_s = float("-inf")
+        """The event loop's time when the file was last there."""
         self._seen: tuple[int, int, int] | None = None
 
     async def load(self) -> None:
         """Apply the file as it is. RouterConfigError if it cannot be used."""
         self._seen = _version_of(self._path)
         await self._keeper.apply(read_config(self._path))
+        self.last_contact_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
@@ -102,6 +105,8 @@ class FileSource:
     async def poll(self) -> bool:
         """Look once. Whether a new content was applied."""
         version = _version_of(self._path)
+        if version is not None:
+            self.last_contact_s = asyncio.get_running_loop().time()
         if version == self._seen:
             return False
         self._seen = version

@@ -102,7 +102,7 @@ class KvSubscriber:
         try:
             frame = decode_frames(frames)
             kind, pod, _model = parse_topic(frame.topic)
-            if pod != self._endpoint.id:
+            if pod != self._endpoint.entry.pod_name:
                 self._complain(
                     f"pod {pod!r} answers at this address; give the endpoint that id, or the address of its own pod"
                 )

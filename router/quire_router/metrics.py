@@ -1,15 +1,23 @@
 """The router's metrics, in a registry of their own. Names come from the contract; labels are bounded by configuration, never by clients."""
 
-from collections.abc import Iterable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_contract import names
-from quire_router.endpoints import Endpoint
+from quire_router.endpoints import EndpointPool
 from quire_router.kv_index import KvIndex
 
 UNKNOWN_MODEL = "unknown"
 """Label of requests whose model nobody declared: what clients write must not make series."""
+
+USUAL_STATUSES = ("200", "429", "502", "503", "504")
+RETRY_REASONS = (
+    "connect",
+    "reset",
+    "unavailable",
+    names.REASON_DRAINING,
+    names.REASON_QUEUE_FULL,
+    names.REASON_NOT_READY,
+)
 
 
 class ModelMetrics:
@@ -56,12 +64,26 @@ class RouterMetrics:
         self.retries = Counter(
             names.QUIRE_ROUTER_RETRIES, "Attempts repeated on another endpoint.", ["reason"], registry=registry
         )
+        for reason in RETRY_REASONS:
+            self.retries.labels(reason)
         self.in_flight = Gauge(
             names.QUIRE_ROUTER_IN_FLIGHT, "Requests at each endpoint.", ["endpoint"], registry=registry
         )
         self.endpoints = Gauge(
             names.QUIRE_ROUTER_ENDPOINTS, "Endpoints by state: ready, draining, down.", ["state"], registry=registry
         )
+        self.model_ready_endpoints = Gauge(
+            names.QUIRE_ROUTER_MODEL_READY_ENDPOINTS,
+            "Endpoints that would take a request for a model now.",
+            ["model"],
+            registry=registry,
+        )
+        self.config_age_s = Gauge(
+            names.QUIRE_ROUTER_CONFIG_AGE_SECONDS,
+            "Time since the configuration was last known to be the newest.",
+            registry=registry,
+        )
+        self.services = Gauge(names.QUIRE_ROUTER_SERVICES, "InferenceServices in the configuration.", registry=registry)
         self.index_blocks = Gauge(
             names.QUIRE_ROUTER_INDEX_BLOCKS, "Blocks that endpoints said they hold.", registry=registry
         )
@@ -100,16 +122,28 @@ class RouterMetrics:
         if first_byte_s is not None:
             mine.first_byte_s.observe(first_byte_s)
 
-    def show_state(self, endpoints: Iterable[Endpoint], index: KvIndex) -> None:
+    def show_state(self, pool: EndpointPool, index: KvIndex) -> None:
         """Set the gauges to what is true now."""
         states = {"ready": 0, "draining": 0, "down": 0}
         self.in_flight.clear()
-        for endpoint in endpoints:
+        for endpoint in pool:
             states["draining" if endpoint.draining else "ready" if endpoint.ready else "down"] += 1
             self.in_flight.labels(endpoint.id).set(endpoint.num_in_flight)
         for state, number in states.items():
             self.endpoints.labels(state).set(number)
+        self.model_ready_endpoints.clear()
+        for model in pool.models:
+            ready = sum(endpoint.is_usable for endpoint in pool.answering(model))
+            self.model_ready_endpoints.labels(model).set(ready)
+            self._begin_at_zero(model)
         self.index_blocks.set(index.num_entries)
+        self.services.set(pool.num_services)
+
+    def _begin_at_zero(self, model: str) -> None:
+        """A series that is born at 1 has no rate: its first error would raise no alert."""
+        self.of_model(model)
+        for status in USUAL_STATUSES:
+            self.requests.labels(model, status)
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -5,7 +5,7 @@ Decides on a snapshot and performs no request; the proxy acts on its answer.
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -15,6 +15,7 @@ from quire_router.kv_index import KvIndex, SentIndex, extend_match
 from quire_router.metrics import RouterMetrics
 from quire_router.prompts import PromptBlocks, PromptReader, read_text
 from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest, choose
+from quire_router.splitting import choose_by_weight, order_targets
 
 SPECULATIVE_LIFE_S = 2.0
 """How long a block that was sent counts as held where KV events tell the truth: its own event is on the way."""
@@ -41,6 +42,14 @@ class ReadablePrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.by_digest.get(endpoint.digest) if endpoint.digest is not None else self.text
 
 
+class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How a request was given to one revision of a service before an endpoint was chosen there."""
+
+    revision: str | None
+    """None: no revision with a weight has an endpoint left."""
+    weights: Mapping[str, int]
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One choice that was made, for /debug/route. Never holds a prompt."""
 
@@ -50,6 +59,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Unix time in seconds."""
     attempt: int
     choice: Choice
+    split: Split | None
+    """None: the model's requests are not split."""
 
 
 class Picker:
@@ -78,6 +89,15 @@ class Picker:
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         """The last ones, oldest first."""
 
+    def targets(self, model: str) -> tuple[tuple[str, ...], float | None]:
+        """The models to try for a name in this order, those with a ready worker first; and the limit in seconds for a stream's first event
+        (None: the usual one)."""
+        route = self._pool.route(model)
+        if route is None:
+            return (model,), None
+        ordered = order_targets(route, self._rng)
+        return tuple(sorted(ordered, key=lambda target: not self._pool.has_usable(target))), route.timeout_s
+
     async def read(self, model: str, fields: RoutingFields, body: bytes) -> ReadablePrompt:
         """Read a request's prompt with the bundle of every endpoint that may get it."""
         started_s = self._clock()
@@ -98,6 +118,10 @@ class Picker:
 
         `prompt` None: it has none (a call that does not generate)."""
         endpoints = self._pool.serving(model) or ()
+        weights = self._pool.weights(model)
+        split = None if weights is None else self._split(endpoints, weights, tried)
+        if split is not None:
+            endpoints = _of_split(endpoints, split)
         now_s = self._clock()
         candidates = self._snapshot(endpoints, prompt, now_s)
         best_known = _best_known(prompt)
@@ -108,8 +132,17 @@ class Picker:
             excluded=tried,
         )
         choice = choose(request, candidates, self._rng)
+        if split is not None and split.revision is None:
+            choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
         self.decisions.append(
-            Decision(request_id=request_id, model=model, ts=self._wall_clock(), attempt=len(tried), choice=choice)
+            Decision(
+                request_id=request_id,
+                model=model,
+                ts=self._wall_clock(),
+                attempt=len(tried),
+                choice=choice,
+                split=split,
+            )
         )
         self._metrics.choices.labels(model, choice.level).inc()
         if prompt is not None:
@@ -125,6 +158,10 @@ class Picker:
         counts.prefix_tokens.inc(num_tokens)
         counts.prefix_hit_tokens.inc(choice.matched_tokens)
         return Reservation(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
+
+    def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
+        usable = {e.entry.revision for e in endpoints if e.is_usable and e.id not in tried}
+        return Split(revision=choose_by_weight(weights, usable, self._rng), weights=weights)
 
     def _snapshot(
         self, endpoints: Sequence[Endpoint], prompt: ReadablePrompt | None, now_s: float
@@ -179,6 +216,13 @@ class Picker:
             count = self._sent.match_prefix(endpoint.id, blocks.hashes, now_s - APPROXIMATE_LIFE_S)
             knowledge = "approximate"
         return min(count * blocks.block_tokens, max(0, blocks.num_tokens - 1)), knowledge
+
+
+def _of_split(endpoints: Sequence[Endpoint], split: Split) -> tuple[Endpoint, ...]:
+    """The endpoints of the revision that was chosen; if none could be, those with a weight: the choice will say why each is out."""
+    if split.revision is not None:
+        return tuple(e for e in endpoints if e.entry.revision == split.revision)
+    return tuple(e for e in endpoints if split.weights.get(e.entry.revision, 0) > 0)
 
 
 def _best_known(prompt: ReadablePrompt | None) -> PromptBlocks | None:

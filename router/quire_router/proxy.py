@@ -3,7 +3,8 @@
     connect -> (retry) -> headers -> (retry) -> first event -> to the client -> ... -> end | broken -> error event, [DONE]
 
 A retry goes to another endpoint, only while nothing was sent to the client, at most MAX_RETRIES times and within the retry budget.
-It must not know how endpoints are chosen or what bodies mean.
+A call by a route's name has several models that may answer; each is sent the body with its own name in "model", and an answer tells the
+name of the model that gave it. It must not know how endpoints are chosen or what bodies mean beyond that.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from quire_router.endpoints import Endpoint, Reservation
 from quire_router.picker import Picker, ReadablePrompt
 from quire_router.retry_budget import RetryBudget
 from quire_router.scoring import Choice
+from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
 
 log = logging.getLogger("quire_router.proxy")
@@ -58,11 +60,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     request_id: str
     model: str
+    """As the client asked for it."""
+    targets: tuple[str, ...]
+    """Models that may answer, in the order in which they are tried; `model` alone unless that is a route."""
     path: str
     body: bytes
     is_stream: bool
+    first_byte_timeout_s: float | None
+    """Until the first event of a stream; None: the proxy's own limit."""
     prompt: ReadablePrompt | None
-    """None: the call has no prompt to route by."""
+    """As the first target reads it; None: the call has no prompt to route by."""
     keep_key: bool
     """Whether the client's Authorization header is for the worker."""
 
@@ -70,11 +77,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Outcome:
     """What became of a call; filled in as it goes, for logs and metrics."""
 
-    __slots__ = ("attempts", "choice", "first_byte_s", "model", "problem", "status")
+    __slots__ = ("attempts", "choice", "first_byte_s", "model", "problem", "status", "target")
 
     def __init__(self) -> None:
         self.model: str | None = None
         """None: nobody declared the model that was asked for."""
+        self.target: str | None = None
+        """The model that was chosen last for a route."""
         self.attempts = 0
         self.choice: Choice | None = None
         self.status = STATUS_FAILED
@@ -126,7 +135,7 @@ class Proxy:
         tried: frozenset[str] = frozenset()
         self._budget.note_request()
         while True:
-            reservation, choice = self._picker.pick(call.request_id, call.model, call.prompt, tried)
+            reservation, choice = self._pick(call, tried, outcome)
             if reservation is None:
                 if tried:
                     raise unavailable(f"{outcome.problem}; {choice.reason}")
@@ -154,27 +163,44 @@ class Proxy:
                     reason=error.reason,
                 )
 
+    def _pick(self, call: Call, tried: frozenset[str], outcome: Outcome) -> tuple[Reservation | None, Choice]:
+        """A place at the first target that has one; if none has, why not the first target."""
+        refusal: Choice | None = None
+        for target in call.targets:
+            reservation, choice = self._picker.pick(call.request_id, target, call.prompt, tried)
+            if reservation is not None:
+                outcome.target = target
+                return reservation, choice
+            refusal = refusal or choice
+        assert refusal is not None, "a call has a target"
+        return None, refusal
+
     async def _attempt(
         self, request: web.BaseRequest, call: Call, reservation: Reservation, outcome: Outcome
     ) -> web.StreamResponse:
         endpoint = reservation.endpoint
-        limit_s = self._timeouts.first_byte if call.is_stream else self._timeouts.answer
+        limit_s = (call.first_byte_timeout_s or self._timeouts.first_byte) if call.is_stream else self._timeouts.answer
         upstream: aiohttp.ClientResponse | None = None
         try:
             try:
                 async with asyncio.timeout(limit_s):
-                    upstream = await self._open(request, call, endpoint)
+                    upstream = await self._open(request, call, outcome.target or call.model, endpoint)
                     begun = await _begin(endpoint, upstream)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+                endpoint.counts.failed()
                 raise _failure(endpoint, error, limit_s) from None
-            outcome.first_byte_s = self._clock()
-            reservation.first_byte(outcome.first_byte_s, is_stream=begun.cutter is not None)
+            outcome.first_byte_s = now_s = self._clock()
+            is_stream = begun.cutter is not None
+            reservation.first_byte(now_s, is_stream=is_stream)
+            endpoint.counts.answered(upstream.status, now_s - reservation.started_s if is_stream else None)
             return await self._send_on(request, call, endpoint, upstream, begun, outcome)
         finally:
             if upstream is not None:
                 upstream.close()  # nothing to close if all of it was read: the connection went back to the session then
 
-    async def _open(self, request: web.BaseRequest, call: Call, endpoint: Endpoint) -> aiohttp.ClientResponse:
+    async def _open(
+        self, request: web.BaseRequest, call: Call, target: str, endpoint: Endpoint
+    ) -> aiohttp.ClientResponse:
         key = (endpoint.url, call.path)
         url = self._urls.get(key)
         if url is None:
@@ -182,7 +208,8 @@ class Proxy:
                 self._urls.clear()
             url = self._urls[key] = URL(endpoint.url + call.path)
         passed = header_rules.to_worker(request.headers, call.request_id, self._trust, keep_key=call.keep_key)
-        data = call.body if len(call.body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(call.body)
+        body = call.body if target == call.model else with_model(call.body, target)
+        data = body if len(body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(body)
         return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
 
     async def _send_on(
@@ -204,6 +231,7 @@ class Proxy:
             await self._relay(request, response, upstream, begun)
         except BrokenStreamError as error:
             outcome.problem = f"{endpoint.id} {error}"
+            endpoint.counts.broke()
             endpoint.on_suspect()
             await self._end_broken(request, response, begun, outcome)
         except ClientGoneError:
@@ -276,6 +304,7 @@ async def _begin(endpoint: Endpoint, upstream: aiohttp.ClientResponse) -> Begun:
         if reason == names.REASON_DRAINING:
             endpoint.mark_draining()
         else:
+            endpoint.counts.failed()
             endpoint.on_suspect()
         raise RetryableError(reason or "unavailable", f"{endpoint.id} is {reason or 'unavailable'}")
     content = upstream.content
@@ -285,6 +314,7 @@ async def _begin(endpoint: Endpoint, upstream: aiohttp.ClientResponse) -> Begun:
     while True:
         arrived = await content.readany()
         if not arrived:
+            endpoint.counts.failed()
             raise RetryableError("reset", f"{endpoint.id} ended the stream before its first event")
         events = cutter.cut(arrived)
         if events:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from quire_contract.kube.access import KubeAccess
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.telemetry import LogFormatter
@@ -37,8 +38,9 @@ async def answer_json(request: web.BaseRequest, upstream: "Upstream") -> web.Str
 class Upstream:
     """An HTTP server on loopback that answers as it is told."""
 
-    def __init__(self, upstream_id: str) -> None:
+    def __init__(self, upstream_id: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.id = upstream_id
+        self.host = host
         self.behaviour: Behaviour = answer_json
         self.ready_status = 200
         self.bundle: PromptBundle | None = None
@@ -47,11 +49,11 @@ class Upstream:
         self.num_abandoned = 0
         self.abandoned = asyncio.Event()
         self._runner: web.ServerRunner | None = None
-        self.port = 0
+        self.port = port
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def num_calls(self) -> int:
@@ -61,7 +63,7 @@ class Upstream:
         server = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, self.host, self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -145,9 +147,9 @@ async def start_upstream() -> AsyncIterator[Callable[..., Awaitable[Upstream]]]:
     started: list[Upstream] = []
 
     async def start(
-        upstream_id: str, behaviour: Behaviour = answer_json, bundle: PromptBundle | None = None
+        upstream_id: str, behaviour: Behaviour = answer_json, bundle: PromptBundle | None = None, **address: Any
     ) -> Upstream:
-        upstream = Upstream(upstream_id)
+        upstream = Upstream(upstream_id, **address)
         upstream.behaviour = behaviour
         upstream.bundle = bundle
         await upstream.start()
@@ -163,11 +165,16 @@ async def start_upstream() -> AsyncIterator[Callable[..., Awaitable[Upstream]]]:
 async def start_router(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Router]]]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(config: RouterConfig, trust: Trust | None = None, **settings: Any) -> Router:
+        async def start(
+            config: RouterConfig | None, trust: Trust | None = None, access: KubeAccess | None = None, **settings: Any
+        ) -> Router:
+            """From a file, or without `config` from the cluster of `access`."""
             path = tmp_path / "router.json"
-            write_config(path, config)
             values = {"port": 0, "shutdown_timeout_s": 0.2, **settings}
-            app, url = await stack.enter_async_context(running(RouterSettings(config=path, **values), trust))
+            if config is not None:
+                write_config(path, config)
+                values["config"] = path
+            app, url = await stack.enter_async_context(running(RouterSettings(**values), trust, access))
             session = await stack.enter_async_context(aiohttp.ClientSession())
             return Router(app, url, session, path)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_contract.router_config import ModelEntry, RouterConfig, write_config
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_router.config import parse_args
 from quire_router.retry_budget import RetryBudget
 
@@ -59,6 +59,35 @@ async def test_a_changed_address_is_another_endpoint(start_router, start_upstrea
     assert router.app._pool.get("a").url == other.url
 
 
+async def test_an_endpoint_that_serves_other_names_or_another_service_keeps_its_state(
+    start_router, start_upstream, make_config, until
+):
+    a = await start_upstream("a")
+    router = await start_router(make_config(a))
+    await router.until_ready(1)
+    before = router.app._pool.get("a")
+
+    entry = EndpointEntry(id="a", url=a.url, models=["n"], service="ns/svc", revision="r2")
+    write_config(router.config_path, RouterConfig(models=[ModelEntry(name="n")], endpoints=[entry]))
+    await until(lambda: router.app._pool.models == ("n",))
+
+    assert router.app._pool.get("a") is before
+    assert (before.ready, before.entry) == (True, entry)
+
+
+async def test_the_age_of_the_configuration_shows_that_its_file_is_gone(start_router, make_config, until):
+    router = await start_router(make_config())
+
+    def age_s():
+        return router.app._metrics.config_age_s.collect()[0].samples[0].value
+
+    fresh_s = age_s()
+    router.config_path.unlink()
+    await until(lambda: age_s() > 1)
+
+    assert 0 <= fresh_s < 1
+
+
 def test_flags_become_settings():
     settings = parse_args(
         ["--config", "f.json", "--port", "0", "--idle-timeout", "2.5", "--disable-log-requests"], ["env"]
@@ -67,6 +96,33 @@ def test_flags_become_settings():
     assert (settings.port, settings.idle_timeout_s, settings.log_requests) == (0, 2.5, False)
     assert settings.api_keys == ("env",)
     assert "env" not in repr(settings)
+
+
+def test_flags_for_a_cluster_become_settings():
+    flags = ["--kubernetes", "--release", "r", "--watch-namespace", "a", "--watch-namespace", "b"]
+
+    settings = parse_args([*flags, "--shutdown-delay", "5"])
+
+    assert (settings.config, settings.kubernetes, settings.release) == (None, True, "r")
+    assert (settings.watch_namespaces, settings.shutdown_delay_s) == (("a", "b"), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "--config"),
+        (["--kubernetes"], "--release"),
+        (["--kubernetes", "--config", "f"], "--config"),
+        (["--kubernetes", "--release", "r", "--watch-namespace", ""], "--watch-namespace"),
+        (["--config", "f", "--shutdown-delay", "-1"], "--shutdown-delay"),
+    ],
+)
+def test_one_source_is_needed_and_it_must_be_told_which_release(flags, named, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(flags)
+
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from quire_router.kv_follower import KvFollower
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.kv_subscriber import KvSubscriber
 from quire_router.metrics import RouterMetrics
+from quire_router.revision_stats import RevisionCounts
 
 
 class Publisher:
@@ -99,9 +100,11 @@ class Publisher:
 class Follow:
     """A subscriber at work."""
 
-    def __init__(self, publisher, trust=None):
+    def __init__(self, publisher, trust=None, **fields):
         events, replay = publisher.addresses
-        self.endpoint = Endpoint(EndpointEntry(id="a", url="http://a:1", models=["m"], events=events, replay=replay))
+        values = {"id": "a", "url": "http://a:1", "models": ["m"], **fields}
+        entry = EndpointEntry(**values, events=events, replay=replay)
+        self.endpoint = Endpoint(entry, RevisionCounts())
         self.index, self.sent, self.metrics = KvIndex(), SentIndex(), RouterMetrics()
         self.suspected = []
         self.endpoint.on_suspect = lambda: self.suspected.append(time.monotonic())
@@ -111,7 +114,7 @@ class Follow:
         self.task = asyncio.create_task(subscriber.run())
 
     def in_step_with(self, *hashes):
-        return self.endpoint.synced and self.index._blocks.get("a", set()) == set(hashes)
+        return self.endpoint.synced and self.index._blocks.get(self.endpoint.id, set()) == set(hashes)
 
     def count(self, name):
         return self.metrics.registry.get_sample_value(name)
@@ -147,6 +150,16 @@ async def test_a_late_subscriber_is_right_by_a_snapshot_and_follows_from_there(o
     await until(follow.in_step_with)
 
     assert follow.count("quire_router_kv_gaps_total") == 0
+
+
+async def test_an_endpoint_whose_id_is_not_its_pods_name_is_known_by_the_pods_topics(opened, until):
+    worker = opened(Publisher("e1"))
+    await worker.start_epoch()
+
+    follow = opened(Follow(worker, id="elsewhere/a", pod="a"))
+    await worker.store(1)
+
+    await until(lambda: follow.in_step_with(1))
 
 
 async def test_a_lost_batch_shows_as_a_gap_and_is_mended_by_a_snapshot(opened, until):

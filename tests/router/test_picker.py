@@ -11,6 +11,7 @@ from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker, ReadablePrompt
 from quire_router.prompts import PromptBlocks
+from quire_router.revision_stats import RevisionStats
 
 BLOCK = 16
 
@@ -28,7 +29,7 @@ class World:
 
     def __init__(self, seed=0, with_events=True, num_workers=2):
         self.clock = Clock()
-        self.pool, self.index, self.sent = EndpointPool(), KvIndex(), SentIndex()
+        self.pool, self.index, self.sent = EndpointPool(RevisionStats("boot")), KvIndex(), SentIndex()
         ids = [f"w{i}" for i in range(num_workers)]
         entries = [EndpointEntry(id=i, url=f"http://{i}:1", models=["m"]) for i in ids]
         self.pool.apply(RouterConfig(models=[ModelEntry(name="m")], endpoints=entries))

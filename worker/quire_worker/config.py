@@ -95,6 +95,8 @@ class WorkerConfig:
     """Names this worker in event topics kv@<pod>@<model>."""
     drain_timeout_s: float = 30.0
     """After SIGTERM, running requests may go on for so many seconds."""
+    load_timeout_s: float = 600.0
+    """/health turns 503 when a loading worker has neither read nor computed for so many seconds."""
     health_timeout_s: float = 120.0
     """/health turns 503 when the engine has been silent, or has had work but made no step, for so many seconds."""
     disable_log_requests: bool = False
@@ -191,6 +193,7 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add("--max-logprobs", metavar="N", type=_integer(0, 1000))
     add("--max-body-bytes", metavar="BYTES", type=_size)
     add("--drain-timeout", dest="drain_timeout_s", metavar="SECONDS", type=_seconds)
+    add("--load-timeout", dest="load_timeout_s", metavar="SECONDS", type=_seconds)
     add("--health-timeout", dest="health_timeout_s", metavar="SECONDS", type=_seconds)
     add("--disable-log-requests", action="store_true")
     add("--enable-access-log", action="store_true")
@@ -336,6 +339,7 @@ _FLAG_HELP = {
     "max_logprobs": "highest logprobs a request may ask for",
     "max_body_bytes": "largest request body",
     "drain_timeout_s": "how long running requests may go on after SIGTERM",
+    "load_timeout_s": "how long a load may make no progress before /health says 503",
     "health_timeout_s": "how long the engine may make no progress before /health says 503",
     "disable_log_requests": "no log line per finished request",
     "enable_access_log": "log every HTTP request, probes too",

@@ -19,7 +19,7 @@ from quire_cli.local.expansion import expand
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry
 from quire_operator.api.types import quantity_value
-from quire_operator.manifests import parts
+from quire_operator.manifests import parts, router, worker
 from quire_operator.manifests.parts import Manifest
 
 LOOPBACK = "127.0.0.1"
@@ -105,7 +105,7 @@ def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: 
             names.ENV_EVENTS_ENDPOINT: addresses[0],
             names.ENV_REPLAY_ENDPOINT: addresses[1],
         }
-        served = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][parts.ANNOTATION_SERVED_NAMES])
+        served = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_SERVED_NAMES])
         name = f"{deployment['metadata']['name']}-{index}"
         url = f"http://{LOOPBACK}:{ports[0]}"
         endpoint = EndpointEntry(id=name, url=url, models=served, events=addresses[0], replay=addresses[1])
@@ -115,7 +115,13 @@ def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: 
 
 def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surroundings) -> PodPlan:
     """The router, on the address that the user chose."""
-    overrides = {names.ENV_HOST: host, names.ENV_PORT: str(port)}
+    config = surroundings.folders[router.VOLUME_CONFIG] / router.CONFIG_FILE
+    overrides = {
+        names.ENV_HOST: host,
+        names.ENV_PORT: str(port),
+        router.ENV_SOURCE: f"--config={config}",
+        router.ENV_SHUTDOWN_DELAY: "0",  # nobody else sends requests here, so nobody has to learn that it ends
+    }
     asked = LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104  (where to ask, not where to listen)
     url = f"http://{f'[{asked}]' if ':' in asked else asked}:{port}"
     plan = _plan(deployment, deployment["metadata"]["name"], "", overrides, url, None, surroundings)
@@ -142,7 +148,6 @@ def _plan(
     environ = _environ(container, spec["volumes"], name, overrides, surroundings) | _devices(container, surroundings)
     command = [expand(part, environ) for part in container["command"]]
     args = [expand(part, environ) for part in container.get("args", [])]
-    startup = container["startupProbe"]
     return PodPlan(
         name=name,
         role=deployment["metadata"]["labels"][names.LABEL_ROLE],
@@ -151,10 +156,18 @@ def _plan(
         environ={**_host_environ(surroundings.host), **environ},
         readiness=_probe(container["readinessProbe"], url),
         liveness=_probe(container["livenessProbe"], url),
-        start_timeout_s=startup["periodSeconds"] * startup["failureThreshold"],
+        start_timeout_s=_start_timeout_s(container),
         grace_s=spec["terminationGracePeriodSeconds"],
         endpoint=endpoint,
     )
+
+
+def _start_timeout_s(container: Manifest) -> float:
+    """A worker says itself how long its load may take; else the startup probe does."""
+    args, probe = container.get("args", []), container["startupProbe"]
+    if worker.LOAD_TIMEOUT_FLAG in args:
+        return float(args[args.index(worker.LOAD_TIMEOUT_FLAG) + 1])
+    return float(probe["periodSeconds"] * probe["failureThreshold"])
 
 
 def _program(command: str, host: Host) -> Path:

@@ -146,6 +146,7 @@ INFERENCE_SERVICE = Kind(
         PrinterColumn(name="Ready-Pods", type="integer", json_path=".status.readyReplicas"),
         PrinterColumn(name="Demand", type="integer", json_path=".status.scaling.demand"),
         PrinterColumn(name="Revision", type="string", json_path=".status.revision"),
+        PrinterColumn(name="Rollout", type="string", json_path=".status.rollout.phase", priority=1),
         PrinterColumn(name="URL", type="string", json_path=".status.url", priority=1),
         PrinterColumn(name="Source", type="string", json_path=".spec.model.uri", priority=1),
         PrinterColumn(name="Accelerators", type="integer", json_path=".spec.accelerator.count", priority=1),

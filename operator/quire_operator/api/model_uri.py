@@ -3,7 +3,8 @@
     hf://org/name            a Hugging Face repository (`revision` says which commit, tag or branch)
     pvc://claim/path         a folder on a PersistentVolumeClaim of the service's namespace
     s3://bucket/prefix       objects below a prefix
-    https://host/archive     an archive or a folder listing
+    https://host/folder/     a folder whose files are asked for by their known names
+    https://host/x.tar.gz    an archive: .tar, .tar.gz or .tgz
     file:///srv/models/x     a folder that the container has already
     file://./models/x        the same, relative: to the manifest's folder under `quire up`, to the platform's model root in a pod
                              (file:models/x is the same thing, shorter)
@@ -20,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 MAX_URI_LENGTH = 1024
 SCHEMES = ("hf", "pvc", "s3", "file", "http", "https")
+FETCHED_SCHEMES = frozenset({"hf", "s3", "http", "https"})
+"""Sources that are copied into a cache before a worker reads them."""
 URI_PATTERN = r"^(hf://|pvc://|s3://|https?://|file:)[^\s]+$"
 _EXAMPLES = "hf://org/name, pvc://claim/path, s3://bucket/prefix, https://host/path or file://./folder"
 _PARTS = {

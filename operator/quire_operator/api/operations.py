@@ -7,12 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from quire_operator.api.base import ApiModel, NotYet, Rule
+from quire_operator.api.base import ApiModel, Rule
 from quire_operator.api.model_uri import ModelUriText
 from quire_operator.api.types import Percent, ServedName
 from quire_operator.api.workload import AcceleratorSpec, ResourcesSpec, SecretReference
 
-_ROLLOUTS = NotYet("rollouts in the operator")
 Seconds = Annotated[int, Field(ge=0, le=86_400)]
 
 
@@ -107,16 +106,16 @@ class DisaggregationSpec(ApiModel):
 
 
 class CanarySpec(ApiModel):
-    """A new revision gets traffic step by step, and goes back by itself."""
+    """A new revision gets traffic step by step, and goes back by itself. Without any traffic, steps pass after their interval."""
 
     steps: Annotated[tuple[Percent, ...], Field(min_length=1, max_length=10)] = (5, 25, 50)
     """Share of the traffic in percent, one step after the other."""
     interval_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
-    """How long a step is watched."""
+    """How long a step is watched from when its pods are ready; up to three times as long while fewer than 20 requests came."""
     max_error_percent: Percent = 1
-    """More failed requests than this, and the revision is rolled back."""
+    """More failed requests than this, and more than the old revision has, and the revision is rolled back. One or two never count."""
     max_latency_increase_percent: Annotated[int, Field(ge=0, le=1000)] = 50
-    """A slower 95th percentile of the time to first token than this, and the revision is rolled back."""
+    """A 95th percentile of the time to first token that is this much above the old revision's, and the revision is rolled back."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -131,9 +130,10 @@ class CanarySpec(ApiModel):
 class RolloutSpec(ApiModel):
     """How a new revision replaces the old one."""
 
-    strategy: Annotated[Literal["Surge", "Recreate"], _ROLLOUTS] = "Surge"
-    """Surge starts new pods first; Recreate stops old ones first, for when there are no spare devices."""
-    canary: Annotated[CanarySpec | None, _ROLLOUTS] = None
+    strategy: Literal["Surge", "Recreate"] = "Surge"
+    """Surge starts new pods first, a quarter more than replicas at most; Recreate first stops one replica at a time, for when there are
+    no spare devices (a service of one replica is then away while the new one starts)."""
+    canary: CanarySpec | None = None
     """Split traffic between the revisions and decide by what is observed."""
-    revision_history_limit: Annotated[int, Field(ge=1, le=20), _ROLLOUTS] = 5
-    """Revisions that `quire rollback` can go back to."""
+    revision_history_limit: Annotated[int, Field(ge=1, le=20)] = 5
+    """Revisions without pods that are kept, for `quire rollback` to go back to."""

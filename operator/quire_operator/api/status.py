@@ -12,6 +12,11 @@ from quire_operator.api.types import ShortText
 
 Message = Annotated[str, Field(max_length=32_768)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A size; at most what a JSON number holds exactly. (An API server of 1.20 refuses a default beside a bound of 2**63 - 1.)"""
+Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+"""RFC 3339, UTC."""
+Share = Annotated[int, Field(ge=0, le=100)]
 
 
 class Condition(ApiModel):
@@ -25,7 +30,7 @@ class Condition(ApiModel):
     """One CamelCase word for programs."""
     message: Message = ""
     """What a person should read: the field and the fix."""
-    last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+    last_transition_time: Time
     """When status last changed."""
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """The generation that it speaks about."""
@@ -36,18 +41,55 @@ class RevisionStatus(ApiModel):
 
     name: ShortText
     """The revision's digest."""
-    weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """Its share of the traffic in percent."""
+    weight: Share = 0
+    """Its share of the traffic in percent, by the canary's split or else by its ready replicas."""
     replicas: Count = 0
     """Its replicas."""
     ready_replicas: Count = 0
     """Those that are ready."""
+    image: Annotated[str, Field(max_length=512)] | None = None
+    """The workers' image."""
+    failed: bool = False
+    """A canary of it was rolled back, and the spec has not changed since."""
+
+
+class RolloutStatus(ApiModel):
+    """A change of revision that is under way, or that was given up. An operator that restarts goes on from here."""
+
+    revision: ShortText
+    """The revision that comes."""
+    phase: Literal["Replacing", "Canary", "Promoting", "Failed"]
+    """Replacing: pods are replaced without a split of traffic. Canary: a step of the split. Promoting: the canary has passed and gets
+    all pods. Failed: it was rolled back and waits for another spec."""
+    stable: ShortText | None = None
+    """The revision that a canary is compared with, and that stays if it fails."""
+    started_at: Time
+    """When the change began."""
+    step: Annotated[int, Field(ge=0, le=10)] = 0
+    """The canary's step, from 1."""
+    weight: Share = 0
+    """The canary's share of the traffic in percent."""
+    step_started_at: Time | None = None
+    """When the step's pods were ready and its watch began; absent while they start."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """What was observed last, with numbers."""
+
+
+class FetchStatus(ApiModel):
+    """How far the pods' model fetcher is; the one that is furthest behind."""
+
+    phase: Annotated[str, Field(max_length=64)]
+    """resolving, downloading, verifying, done or failed."""
+    done_bytes: Bytes = 0
+    """Bytes that are on disk."""
+    total_bytes: Bytes | None = None
+    """Bytes in all, once the source has told."""
 
 
 class ScalingEvent(ApiModel):
     """One change of the number of replicas."""
 
-    time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+    time: Time
     """When."""
     replicas: Count
     """The new number."""
@@ -90,6 +132,8 @@ class InferenceServiceStatus(ApiModel):
     """Groups of pods that exist."""
     ready_replicas: Count | None = None
     """Groups that serve."""
+    updated_replicas: Count | None = None
+    """Groups of the revision that the spec asks for."""
     selector: Annotated[str, Field(max_length=1024)] | None = None
     """Selects rank 0 of every replica, as text, for /scale."""
     url: Annotated[str, Field(max_length=2048)] | None = None
@@ -99,7 +143,11 @@ class InferenceServiceStatus(ApiModel):
     revision: ShortText | None = None
     """The revision of the current spec."""
     revisions: Annotated[tuple[RevisionStatus, ...], Field(max_length=20)] = ()
-    """Every revision, newest first."""
+    """Every revision that has pods or can be gone back to, newest first."""
+    rollout: RolloutStatus | None = None
+    """A change of revision, while there is one."""
+    fetch: FetchStatus | None = None
+    """The model's download, while there is one."""
     scaling: ScalingStatus | None = None
     """The autoscaler's view."""
 

@@ -76,8 +76,8 @@ class ModelSpec(ApiModel):
     """How weights are quantised."""
     max_model_len: Annotated[int, Field(ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens; absent, the model's own limit, made smaller if the KV memory cannot hold it."""
-    secret_ref: Annotated[SecretReference | None, NotYet("the model fetcher")] = None
-    """Credentials of a private source: keys HF_TOKEN; or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; or TOKEN."""
+    secret_ref: SecretReference | None = None
+    """Credentials of a private source: keys HF_TOKEN; or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_REGION); or TOKEN."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -85,6 +85,12 @@ class ModelSpec(ApiModel):
             check=lambda model: model.revision is None or model.uri.startswith("hf://"),
             message="only an hf:// source has revisions; remove it, or put the version into the uri's path",
             field="revision",
+        ),
+        Rule(
+            cel="!has(self.secretRef) || !(self.uri.startsWith('pvc://') || self.uri.startsWith('file:'))",
+            check=lambda model: model.secret_ref is None or not model.uri.startswith(("pvc://", "file:")),
+            message="only an hf://, s3:// or http(s):// source has credentials; remove it",
+            field="secretRef",
         ),
         Rule(
             cel="!has(self.name) || !has(self.aliases) || !self.aliases.exists(a, a == self.name)",
@@ -133,7 +139,7 @@ class EngineSpec(ApiModel):
     drain_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
     """How long a terminating worker lets its streams finish."""
     start_timeout_seconds: Annotated[int, Field(ge=10, le=14_400)] = 600
-    """How long a worker may take to become ready before it is restarted."""
+    """How long a loading worker may make no progress, neither reading nor computing, before it is restarted."""
     kv_cache_dtype: Annotated[Literal["auto", "fp8"], NotYet("FP8 KV blocks in the engine")] = "auto"
     """Type of cached keys and values."""
     speculation: Annotated[Literal["Off", "NGram", "Draft"], NotYet("speculative decoding in the engine")] = "Off"

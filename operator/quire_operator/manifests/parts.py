@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_contract import names
+from quire_operator.api.inference_service import InferenceService
+from quire_operator.api.resource import API_VERSION
 
 Manifest = dict[str, Any]
 
 MANAGER = "quire-operator"
 ANNOTATION_MODEL_URI = "quire.dev/model-uri"
 ANNOTATION_MODEL_REVISION = "quire.dev/model-revision"
-ANNOTATION_SERVED_NAMES = "quire.dev/served-names"
 ENV_MODEL_DIR = "MODEL_DIR"
 
 TRUST_PATH = "/etc/quire/trust"
@@ -22,7 +23,30 @@ CACHE_PATH = "/var/cache/quire"
 VOLUME_TRUST = "trust"
 VOLUME_TMP = "tmp"
 VOLUME_CACHE = "cache"
-_OWNER_AND_GROUP_READ = 0o440
+TMP_SIZE = "2Gi"
+CACHE_SIZE = "4Gi"
+ROLE_OPERATOR = "operator"
+NAMESPACE_KEY = "kubernetes.io/metadata.name"
+OWNER_AND_GROUP_READ = 0o440
+_OWNERLESS = frozenset({"PersistentVolumeClaim"})
+
+
+def owned(manifest: Manifest, service: InferenceService) -> Manifest:
+    """The object as a child of `service`, to be collected with it; as it is where it outlives services, or before there is a uid.
+
+    blockOwnerDeletion stays false: to set it takes rights to the owner's finalizers, and nobody waits for the children.
+    """
+    if manifest["kind"] in _OWNERLESS or service.metadata.uid is None:
+        return manifest
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "InferenceService",
+        "name": service.metadata.name,
+        "uid": service.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
 
 
 def metadata(
@@ -92,13 +116,22 @@ def literal(text: str) -> str:
 
 
 def scratch_volumes() -> list[Manifest]:
-    """Writable folders of a pod: temporary files, and caches that may be lost."""
-    return [{"name": VOLUME_TMP, "emptyDir": {}}, {"name": VOLUME_CACHE, "emptyDir": {}}]
+    """Writable folders of a pod: temporary files, and caches that may be lost. Bounded, or one pod could fill its node's disk."""
+    return [
+        {"name": VOLUME_TMP, "emptyDir": {"sizeLimit": TMP_SIZE}},
+        {"name": VOLUME_CACHE, "emptyDir": {"sizeLimit": CACHE_SIZE}},
+    ]
 
 
 def scratch_mounts() -> list[Manifest]:
     """Where the writable folders are."""
     return [{"name": VOLUME_TMP, "mountPath": TMP_PATH}, {"name": VOLUME_CACHE, "mountPath": CACHE_PATH}]
+
+
+def secret_value(name: str, secret: str) -> Manifest:
+    """An environment variable from the Secret's key of the same name, absent where the Secret has no such key."""
+    reference = {"name": secret, "key": name, "optional": True}
+    return {"name": name, "valueFrom": {"secretKeyRef": reference}}
 
 
 def scratch_env() -> list[Manifest]:
@@ -108,7 +141,7 @@ def scratch_env() -> list[Manifest]:
 
 def trust_volume(secret: str) -> Manifest:
     """The Secret by which processes of a release know each other."""
-    return {"name": VOLUME_TRUST, "secret": {"secretName": secret, "defaultMode": _OWNER_AND_GROUP_READ}}
+    return {"name": VOLUME_TRUST, "secret": {"secretName": secret, "defaultMode": OWNER_AND_GROUP_READ}}
 
 
 def trust_mount() -> Manifest:

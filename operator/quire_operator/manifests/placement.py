@@ -27,7 +27,9 @@ def placement_fields(
             node_selector[GPU_PRODUCT_KEY] = accelerator.product
     affinity: Manifest = {}
     if placement.spot != "Forbid":
-        pool = _pool(spot)
+        if spot is None:
+            raise NotYetSupportedError(spot_problems(placement, spot))
+        pool = spot
         tolerations.append(_dump(Toleration(key=pool.label_key, operator="Exists", effect="NoSchedule")))
         if placement.spot == "Require":
             node_selector[pool.label_key] = pool.label_value
@@ -42,11 +44,12 @@ def placement_fields(
     return {key: content for key, content in fields.items() if content}
 
 
-def _pool(spot: SpotPool | None) -> SpotPool:
-    if spot is None:
-        message = "this platform names no spot nodes; set the release's spot label, or write Forbid"
-        raise NotYetSupportedError([Problem(path="spec.placement.spot", message=message)])
-    return spot
+def spot_problems(placement: PlacementSpec, spot: SpotPool | None) -> list[Problem]:
+    """That the service asks for nodes of which the platform has none."""
+    if placement.spot == "Forbid" or spot is not None:
+        return []
+    message = "this platform names no spot nodes; set the release's spot label, or write Forbid"
+    return [Problem(path="spec.placement.spot", message=message)]
 
 
 def _spread(placement: PlacementSpec, selector: Mapping[str, str]) -> list[Manifest]:

@@ -1,5 +1,6 @@
-"""The router fleet of a release: Deployment, Service, ServiceAccount, and the configuration that all of its routers read.
+"""The router fleet of a release: Deployment, Service, identity and rights, and the configuration that all of its routers read.
 
+Routers learn what is served through the API: ConfigMaps with the names, pods with the workers.
 This module must not know how workers are made, only which names they serve.
 """
 
@@ -14,10 +15,17 @@ from quire_operator.platform import Platform
 
 CONTAINER = "router"
 COMMAND = "quire-router"
-CONFIG_FOLDER = "/etc/quire/router"
 CONFIG_FILE = "router.json"
 VOLUME_CONFIG = "config"
+VOLUME_TOKEN = "api-token"  # noqa: S105 - a volume's name
+ENV_SOURCE = "ROUTER_SOURCE"
+"""One argument that says where the configuration is: $(VAR) cannot become several."""
+ENV_SHUTDOWN_DELAY = "SHUTDOWN_DELAY"
 GRACE_MARGIN_S = 15
+_TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - where every Kubernetes client looks
+_TOKEN_LIFETIME_S = 3600
+_ROOT_CA_CONFIG_MAP = "kube-root-ca.crt"
+_READ = ("get", "list", "watch")
 
 
 def router_config(services: Sequence[InferenceService]) -> RouterConfig:
@@ -40,7 +48,11 @@ def config_map(services: Sequence[InferenceService], platform: Platform) -> Mani
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": parts.metadata(config_map_name(platform), platform.namespace, _labels(platform)),
+        "metadata": parts.metadata(
+            config_map_name(platform),
+            platform.namespace,
+            {**_labels(platform), names.LABEL_ROUTER_CONFIG: platform.release},
+        ),
         "data": {CONFIG_FILE: encode_config(router_config(services)).decode()},
     }
 
@@ -48,6 +60,28 @@ def config_map(services: Sequence[InferenceService], platform: Platform) -> Mani
 def service_account(platform: Platform) -> Manifest:
     """The routers' identity."""
     return parts.service_account(platform.router_name, platform.namespace, _labels(platform))
+
+
+def role(platform: Platform) -> Manifest:
+    """What routers may do: read names and workers of the release's namespace."""
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": parts.metadata(platform.router_name, platform.namespace, _labels(platform)),
+        "rules": [{"apiGroups": [""], "resources": ["configmaps", "pods"], "verbs": list(_READ)}],
+    }
+
+
+def role_binding(platform: Platform) -> Manifest:
+    """Gives it to them. A subject must name its namespace, so a release without one counts as in "default"."""
+    namespace = platform.namespace or "default"
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": parts.metadata(platform.router_name, platform.namespace, _labels(platform)),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": platform.router_name},
+        "subjects": [{"kind": "ServiceAccount", "name": platform.router_name, "namespace": namespace}],
+    }
 
 
 def service(platform: Platform) -> Manifest:
@@ -103,13 +137,15 @@ def _pod_spec(platform: Platform) -> Manifest:
         "serviceAccountName": platform.router_name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": platform.router_drain_timeout_s + GRACE_MARGIN_S,
+        "terminationGracePeriodSeconds": platform.router_shutdown_delay_s
+        + platform.router_drain_timeout_s
+        + GRACE_MARGIN_S,
         "securityContext": parts.pod_security(platform.run_as_user),
         "topologySpreadConstraints": [spread],
         "containers": [_container(platform)],
         "volumes": [
             parts.trust_volume(platform.trust_secret),
-            {"name": VOLUME_CONFIG, "configMap": {"name": config_map_name(platform)}},
+            _token_volume(),
             *parts.scratch_volumes(),
         ],
     }
@@ -134,16 +170,29 @@ def _container(platform: Platform) -> Manifest:
         "securityContext": parts.container_security(),
         "volumeMounts": [
             parts.trust_mount(),
-            {"name": VOLUME_CONFIG, "mountPath": CONFIG_FOLDER, "readOnly": True},
+            {"name": VOLUME_TOKEN, "mountPath": _TOKEN_PATH, "readOnly": True},
             *parts.scratch_mounts(),
         ],
     }
 
 
 def _args(platform: Platform) -> list[str]:
-    args = ["--config", f"$({names.ENV_ROUTER_CONFIG})", "--host", f"$({names.ENV_HOST})"]
-    args += ["--port", f"$({names.ENV_PORT})", "--trust-dir", f"$({names.ENV_TRUST_DIR})"]
+    args = [f"$({ENV_SOURCE})", "--release", platform.release]
+    if platform.namespace:
+        args += ["--release-namespace", platform.namespace]
+    args += ["--host", f"$({names.ENV_HOST})", "--port", f"$({names.ENV_PORT})"]
+    args += ["--trust-dir", f"$({names.ENV_TRUST_DIR})", "--shutdown-delay", f"$({ENV_SHUTDOWN_DELAY})"]
     return [*args, "--shutdown-timeout", str(platform.router_drain_timeout_s)]
+
+
+def _token_volume() -> Manifest:
+    """What the kubelet would mount by itself, asked for by name: the pod's own token, short-lived, and nothing more."""
+    sources = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": _TOKEN_LIFETIME_S}},
+        {"configMap": {"name": _ROOT_CA_CONFIG_MAP, "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+    ]
+    return {"name": VOLUME_TOKEN, "projected": {"defaultMode": parts.OWNER_AND_GROUP_READ, "sources": sources}}
 
 
 def _env(platform: Platform) -> list[Manifest]:
@@ -153,6 +202,7 @@ def _env(platform: Platform) -> list[Manifest]:
         parts.value(names.ENV_HOST, platform.bind_host),
         parts.value(names.ENV_PORT, str(names.PORT_ROUTER)),
         parts.value(names.ENV_TRUST_DIR, parts.TRUST_PATH),
-        parts.value(names.ENV_ROUTER_CONFIG, f"{CONFIG_FOLDER}/{CONFIG_FILE}"),
+        parts.value(ENV_SOURCE, "--kubernetes"),
+        parts.value(ENV_SHUTDOWN_DELAY, str(platform.router_shutdown_delay_s)),
         *parts.scratch_env(),
     ]

@@ -6,6 +6,7 @@ runs the container decides them. This module must not know replicas' history or 
 
 import json
 import posixpath
+from collections.abc import Sequence
 from decimal import ROUND_CEILING
 
 from quire_contract import names
@@ -13,19 +14,21 @@ from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.model_uri import parse_model_uri
 from quire_operator.api.types import quantity_value
 from quire_operator.api.workload import EngineSpec
-from quire_operator.manifests import parts
+from quire_operator.manifests import fetch, network, parts
 from quire_operator.manifests.parts import Manifest
 from quire_operator.manifests.placement import placement_fields
 from quire_operator.platform import Platform
 
 CONTAINER = "worker"
 COMMAND = "quire-worker"
+LOAD_TIMEOUT_FLAG = "--load-timeout"
 GRACE_MARGIN_S = 15
 _PROGRESS_MARGIN_S = 120
+_FETCH_BUDGET_S = 3600
 _STARTUP_PERIOD_S = 2
-_FETCHED_FOLDER = "fetched"
+_ANSWERS_WITHIN_S = 120
 _CLAIM_FOLDER = "claim"
-VOLUME_MODEL = "model"
+VOLUME_MODEL = fetch.VOLUME_MODEL
 VOLUME_SHM = "shm"
 
 
@@ -58,6 +61,7 @@ def pod_template(service: InferenceService, role: str, revision: str, platform: 
         **placement_fields(
             service.spec.placement, service.spec.accelerator, service_labels(service, role), platform.spot
         ),
+        **_init_containers(service, platform),
         "containers": [_container(service, platform)],
         "volumes": _volumes(service, platform),
     }
@@ -88,10 +92,16 @@ def deployment(
             "selector": {"matchLabels": selector},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "revisionHistoryLimit": 1,
-            "progressDeadlineSeconds": service.spec.engine.start_timeout_seconds + _PROGRESS_MARGIN_S,
+            "progressDeadlineSeconds": _progress_deadline_s(service, template),
             "template": template,
         },
     }
+
+
+def _progress_deadline_s(service: InferenceService, template: Manifest) -> int:
+    """Longer than a pod may take by its own budgets, so that Kubernetes never gives up on a rollout that is going well."""
+    fetching = _FETCH_BUDGET_S if fetch.fetches(template) else 0
+    return service.spec.engine.start_timeout_seconds + _ANSWERS_WITHIN_S + _PROGRESS_MARGIN_S + fetching
 
 
 def headless_service(service: InferenceService, role: str) -> Manifest:
@@ -120,6 +130,13 @@ def disruption_budget(service: InferenceService, role: str, platform: Platform) 
     return parts.disruption_budget(platform.pod_disruption_budget_api, meta, service_labels(service, role))
 
 
+def network_policy(service: InferenceService, role: str, templates: Sequence[Manifest], platform: Platform) -> Manifest:
+    """Fences in the workers of all revisions, whose stored templates are `templates`."""
+    meta = parts.metadata(f"{service.metadata.name}-{role}", service.metadata.namespace, object_labels(service, role))
+    selector = service_labels(service, role)
+    return network.network_policy(service, meta=meta, selector=selector, templates=templates, platform=platform)
+
+
 def account_name(service: InferenceService) -> str:
     """Name of the workers' ServiceAccount."""
     return f"{service.metadata.name}-worker"
@@ -130,8 +147,9 @@ def model_dir(service: InferenceService, platform: Platform) -> str:
     source = parse_model_uri(service.spec.model.uri)
     if source.scheme == "file":
         return posixpath.join(platform.model_root, source.path)
-    folder = _CLAIM_FOLDER if source.scheme == "pvc" else _FETCHED_FOLDER
-    return posixpath.join(platform.model_root, folder, source.path if source.scheme == "pvc" else "").rstrip("/")
+    if source.scheme == "pvc":
+        return posixpath.join(platform.model_root, _CLAIM_FOLDER, source.path).rstrip("/")
+    return fetch.model_dir(service, platform)
 
 
 def engine_args(engine: EngineSpec) -> list[str]:
@@ -166,14 +184,24 @@ def _args(service: InferenceService) -> list[str]:
     args += ["--device", "cuda" if service.spec.accelerator else "cpu", "--dtype", model.dtype]
     args += ["--compute-threads", f"$({names.ENV_COMPUTE_THREADS})"]
     args += ["--drain-timeout", str(engine.drain_timeout_seconds)]
+    args += [LOAD_TIMEOUT_FLAG, str(engine.start_timeout_seconds)]
     if model.max_model_len is not None:
         args += ["--max-model-len", str(model.max_model_len)]
     return args + engine_args(engine)
 
 
+def _init_containers(service: InferenceService, platform: Platform) -> Manifest:
+    """The model fetcher, where the model is not at hand; it comes with the worker's image."""
+    if not fetch.is_fetched(service):
+        return {}
+    return {"initContainers": [fetch.init_container(service, worker_image(service, platform), platform)]}
+
+
 def _container(service: InferenceService, platform: Platform) -> Manifest:
-    engine = service.spec.engine
-    start_failures = -(-engine.start_timeout_seconds // _STARTUP_PERIOD_S)
+    """Probes: once the process answers, /health decides about restarts, while it loads by the load's progress, later by its steps.
+
+    A startup probe on /ready would have to choose between killing a slow load and waiting for a hung one.
+    """
     return {
         "name": CONTAINER,
         "image": worker_image(service, platform),
@@ -187,8 +215,12 @@ def _container(service: InferenceService, platform: Platform) -> Manifest:
             {"name": names.PORT_NAME_REPLAY, "containerPort": names.PORT_REPLAY, "protocol": "TCP"},
         ],
         "resources": _resources(service, platform),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "startupProbe": parts.http_probe(
-            names.PATH_READY, period_s=_STARTUP_PERIOD_S, timeout_s=2, failures=start_failures
+            names.PATH_HEALTH,
+            period_s=_STARTUP_PERIOD_S,
+            timeout_s=2,
+            failures=_ANSWERS_WITHIN_S // _STARTUP_PERIOD_S,
         ),
         "readinessProbe": parts.http_probe(names.PATH_READY, period_s=2, timeout_s=2, failures=2),
         "livenessProbe": parts.http_probe(names.PATH_HEALTH, period_s=10, timeout_s=5, failures=3),
@@ -239,7 +271,7 @@ def _volumes(service: InferenceService, platform: Platform) -> list[Manifest]:
         claim = {"claimName": source.authority, "readOnly": True}
         volumes.append({"name": VOLUME_MODEL, "persistentVolumeClaim": claim})
     elif source.scheme != "file":
-        volumes.append({"name": VOLUME_MODEL, "emptyDir": {}})
+        volumes += fetch.volumes(platform)
     if service.spec.accelerator:
         # Collectives between processes of one pod need more shared memory than the runtime's 64 MiB.
         volumes.append({"name": VOLUME_SHM, "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}})
@@ -249,10 +281,11 @@ def _volumes(service: InferenceService, platform: Platform) -> list[Manifest]:
 def _mounts(service: InferenceService, platform: Platform) -> list[Manifest]:
     mounts = [parts.trust_mount(), *parts.scratch_mounts()]
     scheme = parse_model_uri(service.spec.model.uri).scheme
-    if scheme != "file":
-        folder = _CLAIM_FOLDER if scheme == "pvc" else _FETCHED_FOLDER
-        mount: Manifest = {"name": VOLUME_MODEL, "mountPath": posixpath.join(platform.model_root, folder)}
-        mounts.append({**mount, "readOnly": True})
+    if scheme == "pvc":
+        path = posixpath.join(platform.model_root, _CLAIM_FOLDER)
+        mounts.append({"name": VOLUME_MODEL, "mountPath": path, "readOnly": True})
+    elif scheme != "file":
+        mounts.append(fetch.mount(platform))
     if service.spec.accelerator:
         mounts.append({"name": VOLUME_SHM, "mountPath": "/dev/shm"})  # noqa: S108  (a mount point inside the container)
     return mounts
@@ -262,7 +295,7 @@ def _annotations(service: InferenceService) -> dict[str, str]:
     model = service.spec.model
     ours = {
         parts.ANNOTATION_MODEL_URI: model.uri,
-        parts.ANNOTATION_SERVED_NAMES: json.dumps(list(service.served_names), separators=(",", ":")),
+        names.ANNOTATION_SERVED_NAMES: json.dumps(list(service.served_names), separators=(",", ":")),
     }
     if model.revision:
         ours[parts.ANNOTATION_MODEL_REVISION] = model.revision

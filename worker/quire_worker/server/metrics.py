@@ -116,7 +116,9 @@ class Metrics:
     def _make_request_metrics(self) -> None:
         """Filled as requests go."""
         times, counts = names.BUCKETS_REQUEST_S, TOKEN_COUNT_BUCKETS
-        self._first_token = self._histogram(names.VLLM_TIME_TO_FIRST_TOKEN, "From arrival to the first token.", times)
+        self._first_token = self._histogram(
+            names.VLLM_TIME_TO_FIRST_TOKEN, "From arrival to the first token.", names.BUCKETS_TTFT_S
+        )
         self._between_tokens = self._histogram(
             names.VLLM_INTER_TOKEN_LATENCY, "Between a choice's tokens.", names.BUCKETS_TOKEN_S
         )

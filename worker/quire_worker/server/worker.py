@@ -14,6 +14,7 @@ import functools
 import gc
 import ipaddress
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -46,6 +47,7 @@ from quire_worker.server.engine_settings import engine_config
 from quire_worker.server.generate import Generate
 from quire_worker.server.internal_routes import InternalRoutes
 from quire_worker.server.lifecycle import Lifecycle
+from quire_worker.server.load_watch import LoadWatch, work_of_all
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
 from quire_worker.server.model_routes import ModelRoutes
@@ -87,6 +89,7 @@ class Worker:
         self._engine_command = engine_command
         self._clock = clock
         self._access = Access(config.api_keys, trust)
+        self._load_watch = LoadWatch(config.load_timeout_s, clock)
         self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
         self._terminate = asyncio.Event()
         self._force = asyncio.Event()
@@ -104,6 +107,7 @@ class Worker:
             self._install_signals()
             await stack.enter_async_context(self._http(serving))
             process = await self._start_engine(engine)
+            self._load_watch.begin(functools.partial(work_of_all, (os.getpid(), process.pid)))
             stack.push_async_callback(process.stop, 0)
             watch = asyncio.create_task(_watch(engine, process))
             stack.push_async_callback(_cancel, watch)
@@ -138,7 +142,7 @@ class Worker:
             edge=Edge(self._access, serving.metrics, serving.lifecycle),
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
-            probes=Probes(serving, self._version, config.health_timeout_s),
+            probes=Probes(serving, self._version, config.health_timeout_s, self._load_watch),
             internal=InternalRoutes(serving, self._access, config.pod_name),
             max_body_bytes=config.max_body_bytes,
         )

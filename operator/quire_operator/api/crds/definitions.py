@@ -121,7 +121,7 @@ def _structural(node: Schema, defs: Schema) -> Schema:
     if "items" in node:
         schema["items"] = _structural(node["items"], defs)
     default = node.get("default")
-    if default not in (None, [], {}):
+    if default not in (None, [], {}, ""):  # an API server of 1.20 takes an empty text for null and refuses the definition
         # An object's fields carry their own defaults; {} makes the API server apply them.
         schema["default"] = {} if "properties" in node else default
     return schema

@@ -1,0 +1,1 @@
+"""A small client of the Kubernetes API: get, list, watch, apply. What operator and router share; needs aiohttp only."""

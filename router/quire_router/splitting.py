@@ -1,0 +1,46 @@
+"""Who gets a share of the requests: revisions of a service, targets of a route. Pure functions; the random source is given.
+
+A weight of 0, or none, means nothing at all, also when nobody else is ready: a canary that was rolled back must not get traffic because
+the rest is down. Among those with a weight, the ones that cannot answer leave their part to the others.
+"""
+
+import random
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError
+from quire_contract.router_config import RouteEntry
+
+_FIELDS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def choose_by_weight(weights: Mapping[str, int], usable: Collection[str], rng: random.Random) -> str | None:
+    """One of the usable names, by weight. None: none of them has a weight."""
+    left = {name: weight for name, weight in weights.items() if weight > 0 and name in usable}
+    if not left:
+        return None
+    if len(left) == 1:
+        return next(iter(left))
+    return rng.choices(list(left), list(left.values()))[0]
+
+
+def order_targets(route: RouteEntry, rng: random.Random) -> tuple[str, ...]:
+    """The models that may answer for a route: the one whose turn it is, the other targets, then the fallbacks in their order."""
+    weights = {target.model: target.weight for target in route.targets}
+    order: list[str] = []
+    while (chosen := choose_by_weight(weights, weights.keys() - set(order), rng)) is not None:
+        order.append(chosen)
+    return tuple(dict.fromkeys([*order, *route.fallbacks]))
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A JSON object's bytes with another value of "model": every other value stays as the client wrote it.
+
+    ApiError 400 if they are none, in a part that nobody has looked at before."""
+    try:
+        fields = _FIELDS_DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)

@@ -1,0 +1,147 @@
+"""One fetch from beginning to end: wait for the turn, list, download, check, make visible.
+
+This module must not know which kind of source it is, or how the outcome is told.
+"""
+
+import asyncio
+import logging
+from typing import TypeVar, cast
+
+from quire_contract.telemetry import log_event
+from quire_worker.errors import LoadError
+from quire_worker.fetch import archive
+from quire_worker.fetch.downloader import Downloader
+from quire_worker.fetch.errors import FetchError, Reason
+from quire_worker.fetch.lease import Lease
+from quire_worker.fetch.part_file import PART_SUFFIX, disk_error
+from quire_worker.fetch.patience import Patience
+from quire_worker.fetch.progress import Progress
+from quire_worker.fetch.remote import Listing, RemoteFile, Source
+from quire_worker.fetch.store import ModelStore
+from quire_worker.models.safetensors_files import read_entries
+
+log = logging.getLogger(__name__)
+E = TypeVar("E", bound=BaseException)
+
+
+class Fetcher:
+    """Brings one model into one store."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        store: ModelStore,
+        lease: Lease,
+        downloader: Downloader,
+        patience: Patience,
+        progress: Progress,
+        parallel: int,
+        max_bytes: int | None,
+    ) -> None:
+        """`parallel` files at once; `max_bytes` of the whole model, None for no limit but the disk's."""
+        self._source = source
+        self._store = store
+        self._lease = lease
+        self._downloader = downloader
+        self._patience = patience
+        self._progress = progress
+        self._turns = asyncio.Semaphore(parallel)
+        self._max_bytes = max_bytes
+
+    async def run(self) -> None:
+        """The model is complete afterwards. Raises FetchError."""
+        try:
+            await self._run()
+        except* FetchError as group:
+            raise _first(group) from None
+        except* OSError as group:
+            raise disk_error(_first(group), self._store.dest.parent) from None
+        self._progress.enter("done")
+
+    async def _run(self) -> None:
+        await asyncio.to_thread(self._store.dest.parent.mkdir, parents=True, exist_ok=True)
+        mine = await self._lease.acquire(self._store.is_complete, lambda text: self._progress.enter("resolving", text))
+        if not mine:
+            log_event(log, logging.INFO, "the model is there", folder=self._store.dest)
+            return
+        async with self._lease.kept():
+            if await asyncio.to_thread(self._store.is_complete):
+                return
+            await self._fetch()
+
+    async def _fetch(self) -> None:
+        store, progress = self._store, self._progress
+        await asyncio.to_thread(store.begin)
+        progress.enter("resolving")
+        listing = await self._patience.keep_trying(
+            lambda progressed: self._source.listing(), "listing the model's files"
+        )
+        self._account(listing)
+        log_event(
+            log,
+            logging.INFO,
+            "fetching",
+            files=len(listing.files),
+            size_bytes=progress.total_bytes,
+            version=listing.version,
+        )
+        progress.enter("downloading")
+        async with asyncio.TaskGroup() as group:
+            for file in listing.files:
+                group.create_task(self._file(file))
+        progress.enter("verifying")
+        names = await asyncio.to_thread(self._unpack, listing)
+        await asyncio.to_thread(self._check)
+        await asyncio.to_thread(store.finish, names, listing.version)
+        log_event(log, logging.INFO, "fetched", folder=store.dest, files=len(names), size_bytes=progress.done_bytes)
+
+    def _account(self, listing: Listing) -> None:
+        """Sizes: what is there counts as done. An archive needs its own size again, at least, for its content."""
+        sizes = {file.name: file.size for file in listing.files}
+        known = sum(size for size in sizes.values() if size is not None)
+        self._progress.total_bytes = None if None in sizes.values() else known
+        for file in listing.files:
+            record = self._store.has(file.name, file.identity)
+            if record is not None:
+                self._progress.on_file(file.name, record.size)
+        factor = 2 if any(file.is_archive for file in listing.files) else 1
+        there = self._progress.done_bytes + sum(self._part_size(file) for file in listing.files)
+        self._store.check_space(max(0, known * factor - there), known * factor, self._max_bytes)
+
+    def _part_size(self, file: RemoteFile) -> int:
+        part = self._store.partial / (file.name + PART_SUFFIX)
+        return part.stat().st_size if part.is_file() else 0
+
+    async def _file(self, file: RemoteFile) -> None:
+        if self._store.has(file.name, file.identity) is not None:
+            return
+        async with self._turns:
+            record = await self._downloader.fetch(file, self._store.partial)
+        self._store.add(file.name, record)
+        log_event(log, logging.INFO, "file complete", file=file.name, size_bytes=record.size, sha256=record.sha256)
+
+    def _unpack(self, listing: Listing) -> list[str]:
+        """Names of the model's files."""
+        archives = [file.name for file in listing.files if file.is_archive]
+        if not archives:
+            return [file.name for file in listing.files]
+        records = archive.extract(self._store.partial / archives[0], self._store.partial, lambda name, size: None)
+        for name, record in records.items():
+            self._store.add(name, record)
+        return list(records)
+
+    def _check(self) -> None:
+        """Headers of the weights, as the worker reads them; the source's checksums say nothing about whether it is a model."""
+        try:
+            read_entries(self._store.partial)
+        except LoadError as error:
+            raise FetchError(Reason.INVALID_MODEL, str(error).replace(f"{self._store.partial}/", "")) from None
+
+
+def _first(group: BaseExceptionGroup[E]) -> E:
+    """Of several that came at once, the first tells enough."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return cast("E", found)
