@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup demo test check fmt lint types imports crds bench-engine bench-serving clean
+.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving clean
 
 help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 demo: $(VENV)/.demo ## Serve examples/quickstart.yaml with two workers and send it real requests
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev ## Run all tests (no GPU, no Kubernetes, no network needed)
+test: $(VENV)/.dev ## Run all tests; those on a real API server build one the first time (5 minutes, Debian 12 and root)
 	@bash .ci/test "$(BIN)"
 
 check: lint types imports test ## What CI runs: lint, types, imports, tests
@@ -51,8 +51,23 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-crds: $(VENV)/.dev ## Write crds/ from the operator's models
+crds: $(VENV)/.dev ## Write crds/ and the chart's copies from the operator's models
 	$(BIN)/python -m quire_operator.api.crds
+	$(BIN)/python -m quire_operator.api.crds charts/quire-crds/files
+
+images: ## Build images of operator, router and worker: TAG= EXPORT= IMAGES= ... (bash .ci/images --help)
+	@bash .ci/images $(if $(TAG),--tag '$(TAG)') $(if $(PREFIX),--prefix '$(PREFIX)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
+	    $(foreach variant,$(VARIANTS),--variant '$(variant)') $(if $(EXPORT),--export '$(EXPORT)') $(if $(BASE),--base '$(BASE)') \
+	    $(if $(filter undefined,$(origin TORCH_INDEX)),,--torch-index '$(TORCH_INDEX)') $(if $(TOOL),--tool '$(TOOL)') $(IMAGES)
+
+cluster-up: $(VENV)/.dev ## Start a Kubernetes with a node on this machine (Debian 12, root); prints the KUBECONFIG to use
+	@PYTHONPATH=tests $(BIN)/python -m cluster up
+
+cluster-down: $(VENV)/.dev ## Stop it; ALL=1 forgets its images, too
+	@PYTHONPATH=tests $(BIN)/python -m cluster down $(if $(ALL),--all)
+
+e2e: $(VENV)/.dev ## Images, chart and models end to end on a real node; KEEP=1 leaves it running
+	@bash .ci/e2e "$(BIN)" "$(KEEP)"
 
 bench-engine: $(VENV)/.dev ## Engine against transformers and, with PEER_PYTHON=, vLLM's CPU backend, interleaved
 	$(BIN)/python bench/engine.py $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH_ARGS)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from quire_cli.cluster.commands import add_cluster_commands
 from quire_cli.errors import EXIT_FAILED, CommandError
 from quire_cli.host import Host
 from quire_cli.local.up import UpOptions, run_up
@@ -66,6 +67,8 @@ def build_app(host: Host) -> typer.Typer:
         """Write the CustomResourceDefinitions as YAML files."""
         for path in write_crds(folder):
             typer.echo(path)
+
+    add_cluster_commands(app, host)
 
     @app.command()
     def version() -> None:

@@ -55,7 +55,7 @@ ROUTER = """
 import argparse, http.server, json, os, pathlib, signal
 
 parser = argparse.ArgumentParser()
-for flag in ("config", "host", "port", "trust-dir", "shutdown-timeout"):
+for flag in ("config", "release", "host", "port", "trust-dir", "shutdown-delay", "shutdown-timeout"):
     parser.add_argument("--" + flag, required=True)
 arguments = parser.parse_args()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from quire_cli.host import Host
 from quire_cli.local.cores import threads_per_engine, usable_cores
 from quire_cli.local.devices import visible_devices
 from quire_cli.local.expansion import expand
 from quire_cli.local.models import resolve_model
 from quire_cli.local.pod import RestartPolicy
+from quire_cli.local.pod_plan import Surroundings, plan_workers
 from quire_cli.local.ports import free_ports, is_free
 from quire_cli.local.run_folder import remove_abandoned
 from quire_operator.api.validation import InvalidResourceError, parse_service
+from quire_operator.desired_state import desired_state
+from quire_operator.platform import Platform
+from quire_operator.revisions import current_revision
 
 VARIABLES = {"A": "1", "B": "$(A)"}
 
@@ -157,3 +162,29 @@ def test_folders_of_runs_that_were_killed_are_removed_and_others_are_not(tmp_pat
 
     assert not abandoned.exists()
     assert running.exists() and unrelated.exists()
+
+
+def test_a_worker_is_planned_with_its_own_start_timeout_and_without_the_model_fetcher(tmp_path: Path) -> None:
+    document = {
+        "apiVersion": "quire.dev/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": {"name": "tiny"},
+        "spec": {"model": {"uri": "hf://a/b"}, "engine": {"startTimeoutSeconds": 345}},
+    }
+    service, platform = parse_service(document), Platform()
+    manifests = desired_state(service, [current_revision(service, platform)], platform)
+    (deployment,) = (manifest for manifest in manifests if manifest["kind"] == "Deployment")
+    script = tmp_path / "quire-worker"
+    script.touch()
+    host = Host(environ={}, python=tmp_path / "python")
+    surroundings = Surroundings(
+        host=host, folders={"trust": tmp_path}, pod_folders=iter([tmp_path / "0"]), compute_threads=1,
+        free_ports=iter([1, 2, 3]), devices=iter(()),
+    )  # fmt: skip
+
+    (plan,) = plan_workers(deployment, "tiny", tmp_path / "model", surroundings)
+
+    assert "initContainers" in deployment["spec"]["template"]["spec"]
+    assert plan.argv[0] == str(script)
+    assert plan.argv[plan.argv.index("--model") + 1] == str(tmp_path / "model")
+    assert plan.start_timeout_s == 345

@@ -70,7 +70,7 @@ class Installation:
         for component in ("operator", "router"):
             deployment = f"deployment/{RELEASE}-{component}"
             try:
-                self.namespaced("rollout", "status", deployment, "--timeout=180s", timeout_s=200.0)
+                self.namespaced("rollout", "status", deployment, "--timeout=120s", timeout_s=150.0)
             except CommandError as error:
                 raise AssertionError(f"{error}\n{self.diagnosis()}") from None
 

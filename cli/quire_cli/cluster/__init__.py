@@ -1,0 +1,1 @@
+"""Commands that talk to a cluster's API server: status, rollback, pause, resume."""

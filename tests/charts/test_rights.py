@@ -1,0 +1,145 @@
+"""The processes themselves, on a real API server with the rights that the chart gives them and no others."""
+
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster.control_plane import ControlPlane
+from cluster.processes import wait_for
+from cluster.tools import Command
+
+from .chart import Chart
+
+SUPPORTED = (1, 29)
+SERVICE = """
+apiVersion: quire.dev/v1alpha1
+kind: InferenceService
+metadata: {name: llama}
+spec: {model: {uri: "hf://example/llama"}}
+---
+apiVersion: quire.dev/v1alpha1
+kind: ModelRoute
+metadata: {name: chat}
+spec: {model: chat, targets: [{model: llama, weight: 100}]}
+---
+apiVersion: quire.dev/v1alpha1
+kind: Tenant
+metadata: {name: team}
+spec: {}
+"""
+CHILDREN = (
+    "deployments", "services", "serviceaccounts", "poddisruptionbudgets", "networkpolicies", "controllerrevisions",
+)  # fmt: skip
+Start = Callable[..., Path]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def released(helm: Command, chart: Chart, control_plane: ControlPlane, namespace: str, install_crds: list[str]) -> str:
+    """The chart in `namespace`, without pods of its own, so that the processes of the test are the only ones."""
+    flags = [] if control_plane.version >= SUPPORTED else ["--server-side=false", "--disable-openapi-validation"]
+    values = "allowUnsupportedKubernetes=true,operator.replicas=0,router.replicas=0,bindHost=127.0.0.1"
+    cache = "models.cache.kind=PersistentVolumeClaim"
+    helm("install", "quire", chart.folder, "-n", namespace, *flags, "--set", values, "--set", cache)
+    return namespace
+
+
+@pytest.fixture
+def account(kubectl: Command, control_plane: ControlPlane, released: str, tmp_path: Path) -> Callable[[str], Path]:
+    """A kubeconfig of one of the release's accounts."""
+
+    def make(name: str) -> Path:
+        config = yaml.safe_load(control_plane.kubeconfig.read_text())
+        token = kubectl("create", "token", f"quire-{name}", "-n", released).strip()
+        config["users"] = [{"name": name, "user": {"token": token}}]
+        config["contexts"] = [
+            {**entry, "context": {**entry["context"], "user": name, "namespace": released}}
+            for entry in config["contexts"]
+        ]
+        path = tmp_path / f"{name}.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a console script's module with such arguments; the file with what it logs."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def launch(module: str, *arguments: str | Path) -> Path:
+        log = tmp_path / f"{module}.log"
+        with log.open("wb") as file:
+            running.append(
+                subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], stdout=file, stderr=file)
+            )
+        return log
+
+    yield launch
+    for process in running:
+        process.terminate()
+        process.wait(20)
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def refusals(log: Path) -> list[str]:
+    """Lines about what the account may not do."""
+    return [line for line in log.read_text().splitlines() if "forbidden" in line.lower() or "403" in line]
+
+
+@pytest.mark.slow
+def test_the_charts_rights_are_enough_for_operator_and_router(
+    kubectl: Command, released: str, account: Callable[[str], Path], start: Start, tmp_path: Path
+) -> None:
+    settings = kubectl.json("get", "configmap", "quire-operator", "-n", released)["data"]["platform.yaml"]
+    (tmp_path / "platform.yaml").write_text(settings)
+    health, metrics, http = free_port(), free_port(), free_port()
+
+    operator = start(
+        "quire_operator", "--kubeconfig", account("operator"), "--platform", tmp_path / "platform.yaml",
+        "--watch-namespace", released, "--lease-name", "quire-operator",
+        "--health-port", str(health), "--metrics-port", str(metrics),
+    )  # fmt: skip
+    wait_for(lambda: is_ready(health), 60.0, f"the operator\n{operator.read_text()}")
+    router = start(
+        "quire_router", "--kubeconfig", account("router"), "--release", "quire", "--release-namespace", released,
+        "--watch-namespace", released, "--host", "127.0.0.1", "--port", str(http),
+    )  # fmt: skip
+    kubectl("apply", "--validate=false", "-n", released, "-f", "-", stdin=SERVICE)
+
+    def is_made(kind: str) -> bool:
+        selector = "app.kubernetes.io/managed-by=quire-operator"
+        return bool(kubectl("get", kind, "-l", selector, "-n", released, "-o", "name"))
+
+    def has_status(kind: str, name: str) -> bool:
+        return bool(kubectl("get", kind, name, "-n", released, "-o", "jsonpath={.status.conditions}"))
+
+    for kind in (*CHILDREN, "configmaps"):
+        wait_for(lambda kind=kind: is_made(kind), 60.0, f"{kind}\n{operator.read_text()}")  # type: ignore[misc]
+    wait_for(lambda: has_status("infsvc", "llama"), 30.0, "the service's status")
+    wait_for(lambda: kubectl.run("get", "secret", "quire-trust", "-n", released).returncode == 0, 30.0, "trust")
+    wait_for(lambda: kubectl.run("get", "pvc", "quire-models", "-n", released).returncode == 0, 30.0, "the claim")
+    wait_for(lambda: is_ready(http), 60.0, f"the router\n{router.read_text()}")
+    kubectl("delete", "infsvc", "llama", "-n", released)
+    wait_for(lambda: not is_made("deployments"), 60.0, "the end of the children")
+
+    assert refusals(operator) == []
+    assert refusals(router) == []
