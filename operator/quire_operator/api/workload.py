@@ -124,7 +124,7 @@ class EngineSpec(ApiModel):
     """Bytes for KV blocks, such as 8Gi; absent, what the device has left within gpuMemoryUtilizationPercent."""
     gpu_memory_utilization_percent: Annotated[int, Field(ge=10, le=98)] | None = None
     """Share of the accelerator's memory that weights, activations and KV blocks together may take."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """Seed of requests that bring none."""
     generation_defaults: Literal["Model", "Neutral"] = "Model"
     """Sampling defaults: Model reads the checkpoint's generation_config.json, Neutral ignores it."""

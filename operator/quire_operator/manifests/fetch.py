@@ -41,9 +41,13 @@ def is_fetched(service: InferenceService) -> bool:
     return parse_model_uri(service.spec.model.uri).scheme in FETCHED_SCHEMES
 
 
-def model_key(uri: str, revision: str | None) -> str:
-    """Name of the model's folder in every cache: sixteen hexadecimal digits of the source, whatever its files are."""
-    return hashlib.sha256(f"{uri}\n{revision or ''}".encode()).hexdigest()[:_KEY_LENGTH]
+def model_key(uri: str, revision: str | None, scope: str = "") -> str:
+    """Name of the model's folder in a cache: sixteen hexadecimal digits of the source, whatever its files are.
+
+    Within a `scope` it is found by those who name the same scope only.
+    """
+    text = "\n".join([uri, revision or "", *([scope] if scope else [])])
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def cache_path(platform: Platform) -> str:
@@ -54,7 +58,10 @@ def cache_path(platform: Platform) -> str:
 def model_dir(service: InferenceService, platform: Platform) -> str:
     """The folder that is there, complete, when the init container has ended."""
     model = service.spec.model
-    return posixpath.join(cache_path(platform), model_key(model.uri, model.revision))
+    # A node's cache is shared by namespaces: what one fetched with its credentials, another must not find without any.
+    is_private = platform.model_cache.kind == "HostPath" and model.secret_ref is not None
+    scope = service.metadata.namespace or "default" if is_private else ""
+    return posixpath.join(cache_path(platform), model_key(model.uri, model.revision, scope))
 
 
 def init_container(service: InferenceService, image: str, platform: Platform) -> Manifest:

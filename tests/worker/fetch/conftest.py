@@ -212,24 +212,24 @@ def dest(tmp_path: Path) -> Path:
 def fetch(dest: Path) -> Fetch:
     """Runs one fetch with the given settings to its end, on a fast clock. Gives its progress."""
 
-    async def run(progress: Progress | None = None, **settings: Any) -> Progress:
+    async def run(progress: Progress | None = None, speed: float = SPEED, **settings: Any) -> Progress:
         told = Progress() if progress is None else progress
         config = FetchConfig(**{"dest": dest, "retry_for_s": 60, **settings})
-        async with open_fetcher(config, told, "test", fast_timing()) as fetcher:
+        async with open_fetcher(config, told, "test", fast_timing(speed)) as fetcher:
             await fetcher.run()
         return told
 
     return run
 
 
-def fast_timing() -> Timing:
+def fast_timing(speed: float) -> Timing:
     """Seconds that are over sooner."""
 
     async def pass_by(seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), seconds / SPEED)
+            await asyncio.wait_for(asyncio.Event().wait(), seconds / speed)
 
-    return Timing(clock=lambda: time.monotonic() * SPEED, sleep=pass_by)
+    return Timing(clock=lambda: time.monotonic() * speed, sleep=pass_by)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

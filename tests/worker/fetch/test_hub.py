@@ -256,7 +256,7 @@ async def test_what_is_no_loadable_model_is_refused(
 async def test_a_model_larger_than_the_cache_is_refused_before_it_is_fetched(hub: Hub, fetch: Fetch) -> None:
     hub.publish(model(2_000_000))
 
-    with pytest.raises(FetchError, match=r"the model has 1\.9 MiB, and the model cache of a pod 1\.0 MiB") as caught:
+    with pytest.raises(FetchError, match=r"the model has 1\.9 MiB, and a pod's model cache 1\.0 MiB") as caught:
         await fetch(uri="hf://acme/tiny", hf_endpoint=hub.url, max_bytes=1024 * 1024)
 
     assert caught.value.reason is Reason.NO_SPACE

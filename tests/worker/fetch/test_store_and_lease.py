@@ -4,10 +4,12 @@ import asyncio
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quire_worker.fetch.errors import FetchError, InterruptedFetchError, Reason
+from quire_worker.fetch.fetcher import one_of
 from quire_worker.fetch.lease import BEAT_S, STALE_S, Lease
 from quire_worker.fetch.part_file import disk_error
 from quire_worker.fetch.progress import Progress
@@ -31,7 +33,30 @@ class Time:
         await asyncio.sleep(0)
 
 
-def lease(path: Path, time: Time, holder: str) -> Lease:
+class SteppedTime:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.sleepers: list[tuple[float, asyncio.Event]] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    async def pass_by(self, seconds: float) -> None:
+        event = asyncio.Event()
+        self.sleepers.append((self.now_s + seconds, event))
+        await event.wait()
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+        for at_s, event in self.sleepers:
+            if at_s <= self.now_s:
+                event.set()
+        self.sleepers = [(at_s, event) for at_s, event in self.sleepers if at_s > self.now_s]
+
+
+def lease(path: Path, time: Time | SteppedTime, holder: str) -> Lease:
     return Lease(path, holder=holder, pod=f"pod-{holder}", clock=time.clock, sleep=time.pass_by)
 
 
@@ -44,7 +69,7 @@ async def test_two_pods_on_one_cache_fetch_once(hub: Hub, fetch: Fetch, dest: Pa
     hub.publish(files)
     hold = asyncio.Event()
     hub.cdn.faults[SAFETENSORS] = [Fault(hold=hold)]
-    settings = {"uri": "hf://acme/tiny", "hf_endpoint": hub.url}
+    settings: dict[str, Any] = {"uri": "hf://acme/tiny", "hf_endpoint": hub.url, "speed": 10}
     first = asyncio.create_task(fetch(**settings, pod="first"))
     await until(lambda: len(hub.cdn.seen) == 1)
     waiting = Progress()
@@ -60,17 +85,24 @@ async def test_two_pods_on_one_cache_fetch_once(hub: Hub, fetch: Fetch, dest: Pa
 
 
 async def test_a_living_holder_is_waited_for_however_long_it_takes(tmp_path: Path) -> None:
-    holder_time, waiter_time = Time(), Time()
-    holder, waiter = lease(tmp_path / "l", holder_time, "a"), lease(tmp_path / "l", waiter_time, "b")
+    time, path = SteppedTime(), tmp_path / "l"
+    holder, waiter = lease(path, time, "a"), lease(path, time, "b")
     assert await holder.acquire(lambda: False, ignore)
     done = False
     async with holder.kept():
         waiting = asyncio.create_task(waiter.acquire(lambda: done, ignore))
-        await until(lambda: waiter_time.now_s > 20 * STALE_S and holder_time.now_s > 20 * BEAT_S)
+        for _ in range(10 * int(STALE_S / BEAT_S)):
+            before = path.read_bytes()
+            await until(lambda: len(time.sleepers) == 2)
+            time.advance(BEAT_S)
+            await until(lambda before=before: path.read_bytes() != before)  # type: ignore[misc]
         done = True
+        await until(lambda: len(time.sleepers) == 2)
+        time.advance(BEAT_S)
         mine = await waiting
 
     assert not mine
+    assert time.now_s > 10 * STALE_S
 
 
 async def test_a_dead_holder_is_taken_over_from_after_a_while(tmp_path: Path) -> None:
@@ -141,6 +173,24 @@ def test_a_disk_that_refuses_is_told_with_the_fix(number: int, reason: Reason, m
 
     assert error.reason is reason
     assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ([InterruptedFetchError(Reason.UNREACHABLE, "x"), FetchError(Reason.UNAUTHORIZED, "x")], Reason.UNAUTHORIZED),
+        ([InterruptedFetchError(Reason.UNREACHABLE, "x"), OSError(errno.ENOSPC, "x")], Reason.NO_SPACE),
+        ([ExceptionGroup("", [OSError(errno.ENOSPC, "x")]), FetchError(Reason.NOT_FOUND, "x")], Reason.NOT_FOUND),
+        ([InterruptedFetchError(Reason.UNREACHABLE, "x")], Reason.UNREACHABLE),
+    ],
+)
+def test_of_several_errors_at_once_the_one_is_told_that_a_person_must_mend(
+    errors: list[Exception], reason: Reason
+) -> None:
+    told = one_of(ExceptionGroup("", errors), Path("/cache"))
+
+    assert isinstance(told, FetchError)
+    assert told.reason is reason
 
 
 def test_a_folder_of_another_source_is_not_taken_for_this_one(tmp_path: Path) -> None:

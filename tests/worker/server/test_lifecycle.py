@@ -163,6 +163,15 @@ async def test_a_lost_engine_ends_streams_with_an_error_event_and_the_worker_wit
         assert code == 1
 
 
+async def test_a_load_that_stands_still_is_unhealthy(
+    http: aiohttp.ClientSession, model_dir: Path, eventually: Any
+) -> None:
+    async with in_process(model_dir, "never ready", load_timeout_s=0.5) as (base, _):
+        await eventually(lambda: status(http, f"{base}/health"), 503)
+
+        assert await status(http, f"{base}/ready") == 503
+
+
 async def test_an_engine_with_work_but_no_steps_is_unhealthy(
     http: aiohttp.ClientSession, model_dir: Path, eventually: Any
 ) -> None:

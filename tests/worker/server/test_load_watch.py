@@ -52,7 +52,7 @@ def test_a_load_that_neither_reads_nor_computes_is_hung_after_its_timeout() -> N
 
     problems = []
     for _ in range(7):
-        load.after(10, read_bytes=500, cpu_s=0.02)  # what answering probes costs
+        load.after(10, read_bytes=500, cpu_s=0.02)  # what idle threads cost
         problems.append(watch.problem())
 
     assert problems == [None] * 6 + ["the load has made no progress for 70 s"]

@@ -5,13 +5,16 @@ This module must not know which kind of source it is, or how the outcome is told
 
 import asyncio
 import logging
-from typing import TypeVar, cast
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
 
 from quire_contract.telemetry import log_event
 from quire_worker.errors import LoadError
 from quire_worker.fetch import archive
 from quire_worker.fetch.downloader import Downloader
-from quire_worker.fetch.errors import FetchError, Reason
+from quire_worker.fetch.errors import FetchError, InterruptedFetchError, Reason
 from quire_worker.fetch.lease import Lease
 from quire_worker.fetch.part_file import PART_SUFFIX, disk_error
 from quire_worker.fetch.patience import Patience
@@ -21,7 +24,6 @@ from quire_worker.fetch.store import ModelStore
 from quire_worker.models.safetensors_files import read_entries
 
 log = logging.getLogger(__name__)
-E = TypeVar("E", bound=BaseException)
 
 
 class Fetcher:
@@ -53,10 +55,12 @@ class Fetcher:
         """The model is complete afterwards. Raises FetchError."""
         try:
             await self._run()
-        except* FetchError as group:
-            raise _first(group) from None
-        except* OSError as group:
-            raise disk_error(_first(group), self._store.dest.parent) from None
+        except BaseExceptionGroup as group:
+            raise one_of(group, self._store.dest.parent) from None
+        except OSError as error:
+            if isinstance(error, aiohttp.ClientError):
+                raise
+            raise disk_error(error, self._store.dest.parent) from None
         self._progress.enter("done")
 
     async def _run(self) -> None:
@@ -139,9 +143,22 @@ class Fetcher:
             raise FetchError(Reason.INVALID_MODEL, str(error).replace(f"{self._store.partial}/", "")) from None
 
 
-def _first(group: BaseExceptionGroup[E]) -> E:
-    """Of several that came at once, the first tells enough."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return cast("E", found)
+def one_of(group: BaseExceptionGroup[BaseException], folder: Path) -> BaseException:
+    """Of errors that came at once, the one to tell: one that trying again does not mend before one that it may."""
+    leaves = list(_leaves(group))
+    known = [error for error in leaves if isinstance(error, FetchError)]
+    known += [
+        disk_error(error, folder)
+        for error in leaves
+        if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError)
+    ]
+    known.sort(key=lambda error: isinstance(error, InterruptedFetchError))
+    return known[0] if known else leaves[0]
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

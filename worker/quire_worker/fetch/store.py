@@ -82,7 +82,7 @@ class ModelStore:
     def check_space(self, missing_bytes: int, all_bytes: int, max_bytes: int | None) -> None:
         """Raises FetchError if the disk, or the limit `max_bytes` of the whole model, is too small."""
         if max_bytes is not None and all_bytes > max_bytes:
-            message = f"the model has {_gib(all_bytes)}, and the model cache of a pod {_gib(max_bytes)}; enlarge it (modelCache.size)"
+            message = f"the model has {_gib(all_bytes)}, and a pod's model cache {_gib(max_bytes)}; enlarge models.cache.size of the chart"
             raise FetchError(Reason.NO_SPACE, message)
         free = shutil.disk_usage(self.partial).free
         if missing_bytes + _RESERVE_BYTES > free:

@@ -1,4 +1,4 @@
-"""Whether a loading worker gets anywhere, however long it takes: what its processes have read and computed so far.
+"""Whether a loading worker gets anywhere, however long it takes: what its process has read and computed so far.
 
 A slow load (a large model, a slow disk) keeps reading or computing; a hung one (a dead network volume, a deadlock) does neither.
 Looks at the kernel's counters, so that nothing in the load need report. Must not know what is loaded. A loop that computes for
@@ -17,7 +17,7 @@ _MIN_WINDOW_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What processes have done since they began."""
+    """What a process has done since it began."""
 
     read_bytes: int
     cpu_s: float
@@ -66,15 +66,6 @@ class LoadWatch:
 
 
 def _moved(before: Work, after: Work, window_s: float) -> bool:
-    """More than what idle threads do, and than what it costs to answer probes."""
+    """More than what idle threads do."""
     read_bytes, cpu_s = after.read_bytes - before.read_bytes, after.cpu_s - before.cpu_s
     return read_bytes >= _MIN_READ_BYTES_PER_S * window_s or cpu_s >= _MIN_CPU_SHARE * window_s
-
-
-def work_of_all(pids: tuple[int, ...]) -> Work | None:
-    """The sum over processes; None if any is not known."""
-    works = [work_of(pid) for pid in pids]
-    known = [work for work in works if work is not None]
-    if len(known) < len(works):
-        return None
-    return Work(read_bytes=sum(work.read_bytes for work in known), cpu_s=sum(work.cpu_s for work in known))

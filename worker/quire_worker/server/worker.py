@@ -14,7 +14,6 @@ import functools
 import gc
 import ipaddress
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -47,7 +46,7 @@ from quire_worker.server.engine_settings import engine_config
 from quire_worker.server.generate import Generate
 from quire_worker.server.internal_routes import InternalRoutes
 from quire_worker.server.lifecycle import Lifecycle
-from quire_worker.server.load_watch import LoadWatch, work_of_all
+from quire_worker.server.load_watch import LoadWatch, work_of
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
 from quire_worker.server.model_routes import ModelRoutes
@@ -107,7 +106,7 @@ class Worker:
             self._install_signals()
             await stack.enter_async_context(self._http(serving))
             process = await self._start_engine(engine)
-            self._load_watch.begin(functools.partial(work_of_all, (os.getpid(), process.pid)))
+            self._load_watch.begin(functools.partial(work_of, process.pid))
             stack.push_async_callback(process.stop, 0)
             watch = asyncio.create_task(_watch(engine, process))
             stack.push_async_callback(_cancel, watch)

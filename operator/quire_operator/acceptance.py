@@ -1,0 +1,89 @@
+"""What becomes of resources without pods: is a ModelRoute used by routers, and why not; a Tenant is not, in this version.
+
+Pure. This module must not know requests or caches.
+"""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from quire_contract.router_config import RouteEntry, RouteTargetEntry
+from quire_operator.api.model_route import MODEL_ROUTE, ModelRoute
+from quire_operator.api.tenant import TENANT
+from quire_operator.api.validation import InvalidResourceError, Problem, parse_resource
+from quire_operator.name_claims import ServiceKey
+
+_TENANTS_NOT_YET = (
+    "routers of this version do not enforce tenants: keys, limits and allowed models have no effect, so every client"
+    " that reaches the router is served; keep it behind a network boundary"
+)
+
+
+def decide_route(
+    document: Mapping[str, Any], owners: Mapping[str, ServiceKey], older_routes: Mapping[str, ServiceKey]
+) -> tuple[RouteEntry | None, tuple[Problem, ...], str]:
+    """What routers are told of a route, else its problems and their reason. `owners` has every served name's service."""
+    try:
+        route = parse_resource(dict(document), MODEL_ROUTE)
+    except InvalidResourceError as error:
+        return None, error.problems, "InvalidSpec"
+    assert isinstance(route, ModelRoute)
+    spec, namespace = route.spec, document["metadata"]["namespace"]
+    if spec.model in owners:
+        rival = "/".join(owners[spec.model])
+        message = f"{spec.model!r} is served by InferenceService {rival}; give the route a name of its own"
+        return None, (Problem(path="spec.model", message=message),), "NameConflict"
+    if spec.model in older_routes:
+        rival = "/".join(older_routes[spec.model])
+        message = f"{spec.model!r} is the name of the older ModelRoute {rival}; give this one another"
+        return None, (Problem(path="spec.model", message=message),), "NameConflict"
+    served_here = {name for name, key in owners.items() if key[0] == namespace}
+    wanted = {f"spec.targets[{i}].model": target.model for i, target in enumerate(spec.targets)}
+    wanted |= {f"spec.fallbacks[{i}]": model for i, model in enumerate(spec.fallbacks)}
+    problems = tuple(_unknown(path, model, served_here) for path, model in wanted.items() if model not in served_here)
+    if problems:
+        return None, problems, "UnknownModel"
+    targets = [RouteTargetEntry(model=target.model, weight=target.weight) for target in spec.targets]
+    entry = RouteEntry(
+        model=spec.model, targets=targets, fallbacks=list(spec.fallbacks), timeout_s=float(spec.timeout_seconds)
+    )
+    return entry, (), "Accepted"
+
+
+def accepted_status(
+    document: Mapping[str, Any], problems: Collection[Problem], reason: str, now: datetime
+) -> dict[str, Any]:
+    """The status with its one condition; `now` (UTC) is its time only if it turned."""
+    message = "; ".join(map(str, problems)) if problems else "Routers use it."
+    return _status(document, "False" if problems else "True", reason, message, now)
+
+
+def tenant_status(document: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """The status of a Tenant."""
+    try:
+        parse_resource(dict(document), TENANT)
+    except InvalidResourceError as error:
+        return accepted_status(document, error.problems, "InvalidSpec", now)
+    return _status(document, "False", "NotYetSupported", _TENANTS_NOT_YET, now)
+
+
+def _status(document: Mapping[str, Any], status: str, reason: str, message: str, now: datetime) -> dict[str, Any]:
+    generation = document["metadata"].get("generation", 0)
+    known = next(
+        (c for c in (document.get("status") or {}).get("conditions") or () if c.get("type") == "Accepted"), None
+    )
+    turned = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    condition = {
+        "type": "Accepted",
+        "status": status,
+        "reason": reason,
+        "message": message[:32_768],
+        "lastTransitionTime": known["lastTransitionTime"] if known and known.get("status") == status else turned,
+        "observedGeneration": generation,
+    }
+    return {"observedGeneration": generation, "conditions": [condition]}
+
+
+def _unknown(path: str, model: str, served_here: Collection[str]) -> Problem:
+    known = ", ".join(sorted(served_here)[:10]) or "none"
+    return Problem(path=path, message=f"no InferenceService in this namespace serves {model!r}; served here: {known}")

@@ -1,0 +1,43 @@
+"""The operator's own metrics, in a registry of their own. This module must not know what is counted where."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters of one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.leader = Gauge("quire_operator_leader", "1 while this process holds the lease.", registry=registry)
+        self.reconciles = Counter(
+            "quire_operator_reconciles_total", "Passes over one object.", ["result"], registry=registry
+        )
+        for result in ("success", "retry", "permanent", "error"):
+            self.reconciles.labels(result)  # from 0 on: a series that is born at 1 has no rate
+        self.reconcile_seconds = Histogram(
+            "quire_operator_reconcile_seconds", "Duration of a pass.", ["kind"], buckets=_SECONDS, registry=registry
+        )
+        self.queue_depth = Gauge("quire_operator_queue_depth", "Objects that wait for a pass.", registry=registry)
+        self.applies = Counter("quire_operator_applies_total", "Children written.", ["kind"], registry=registry)
+        self.skipped_applies = Counter(
+            "quire_operator_skipped_applies_total", "Children found as they should be.", registry=registry
+        )
+        self.prunes = Counter("quire_operator_prunes_total", "Children removed.", ["kind"], registry=registry)
+        self.apply_errors = Gauge(
+            "quire_operator_apply_errors", "Children that the API server refuses now.", registry=registry
+        )
+        self.api_requests = Counter(
+            "quire_operator_api_requests_total",
+            "Requests to the API server, Kopf's watches apart.",
+            ["method", "kind", "code"],
+            registry=registry,
+        )
+        self.services = Gauge(
+            "quire_operator_services",
+            "InferenceServices by their Ready condition (true or false); only the leader sets it.",
+            ["ready"],
+            registry=registry,
+        )

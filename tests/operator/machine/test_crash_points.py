@@ -1,0 +1,95 @@
+"""Wherever the operator dies, the next one brings about what an undisturbed one would have."""
+
+import asyncio
+import difflib
+
+import pytest
+import yaml
+
+from quire_contract.kube import resources
+
+SERVICE = resources.INFERENCE_SERVICE
+MAX_WRITES = 40
+AT_ONCE = 4
+
+
+async def create(cluster) -> None:
+    await cluster.service()
+
+
+async def update(cluster) -> None:
+    await cluster.client.merge_patch(
+        SERVICE, cluster.namespace, "demo", {"spec": {"engine": {"maxNumSeqs": 7}, "model": {"aliases": ["more"]}}}
+    )
+
+
+async def delete(cluster) -> None:
+    await cluster.client.delete(SERVICE, cluster.namespace, "demo")
+
+
+async def settled(cluster) -> dict:
+    """The objects, once they have been the same for a while."""
+    before, same = None, 0
+    while same < 8:
+        now = await cluster.objects()
+        same = same + 1 if now == before else 0
+        before = now
+        await asyncio.sleep(0.1)
+    return before
+
+
+async def prepare(cluster, before) -> None:
+    """Carry out `before` undisturbed."""
+    for step in before:
+        async with cluster.operator():
+            await step(cluster)
+            await settled(cluster)
+
+
+async def becomes(cluster, expected) -> None:
+    async def is_equal():
+        return await cluster.objects() == expected
+
+    try:
+        await cluster.until(is_equal, 30)
+    except AssertionError:
+        texts = [
+            yaml.safe_dump({"/".join(key): item for key, item in objects.items()}).splitlines()
+            for objects in (expected, await cluster.objects())
+        ]
+        pytest.fail("\n".join(difflib.unified_diff(*texts, "undisturbed", "restarted", lineterm="")), pytrace=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "step"), [((), create), ((create,), update), ((create,), delete)], ids=["create", "update", "delete"]
+)
+async def test_killed_after_each_write_the_next_operator_comes_to_the_same_objects(
+    clusters, killer, before, step
+) -> None:
+    undisturbed, counter = await clusters(), killer()
+    await prepare(undisturbed, before)
+    async with undisturbed.operator(counter):
+        await step(undisturbed)
+        await asyncio.sleep(0.5)
+        expected = await settled(undisturbed)
+    num_writes = len(counter.writes)
+    assert 0 < num_writes <= MAX_WRITES
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def killed_after(count: int) -> None:
+        async with slots:
+            cluster, crashing = await clusters(), killer(count)
+            await prepare(cluster, before)
+            async with cluster.operator(crashing) as task:
+                await step(cluster)
+                await asyncio.wait([task], timeout=10)
+            if crashing.is_dead:
+                async with cluster.operator():
+                    await becomes(cluster, expected)
+            else:  # this run needed fewer writes
+                await becomes(cluster, expected)
+
+    async with asyncio.TaskGroup() as group:
+        for count in range(1, num_writes + 1):
+            group.create_task(killed_after(count))
