@@ -13,8 +13,8 @@ from quire_cli.cluster.commands import add_cluster_commands
 from quire_cli.errors import EXIT_FAILED, CommandError
 from quire_cli.host import Host
 from quire_cli.local.up import UpOptions, run_up
-from quire_cli.manifest_files import load_services
-from quire_cli.rendering import render, to_yaml
+from quire_cli.manifest_files import load_resources
+from quire_cli.rendering import render, to_yaml, without_objects
 from quire_operator.api.crds.definitions import write_crds
 from quire_operator.platform import VERSION
 
@@ -59,8 +59,12 @@ def build_app(host: Host) -> typer.Typer:
 
     @app.command("render")
     def render_command(files: Files) -> None:
-        """Print the Kubernetes objects that FILE... stand for."""
-        typer.echo(to_yaml(render(load_services(files)).manifests), nl=False)
+        """Print the Kubernetes objects that FILE... stand for, in a release with the chart's defaults."""
+        loaded = load_resources(files)
+        if loaded.services:
+            typer.echo(to_yaml(render(loaded.services).manifests), nl=False)
+        for line in map(without_objects, loaded.others):
+            typer.echo(line, err=True)
 
     @app.command()
     def crds(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:

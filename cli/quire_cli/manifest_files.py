@@ -4,18 +4,23 @@ This module must not know what is done with a service.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from quire_cli.errors import CommandError
 from quire_operator.api.inference_service import InferenceService
-from quire_operator.api.validation import KINDS, InvalidResourceError, Problem, parse_service
+from quire_operator.api.resource import Kind
+from quire_operator.api.validation import KINDS, InvalidResourceError, Problem, parse_resource, parse_service
+
+Parsed = TypeVar("Parsed")
 
 HANDLED_KIND = "InferenceService"
+_OTHER_KINDS = {kind.kind: kind for kind in KINDS if kind.kind != HANDLED_KIND}
 MAX_FILE_BYTES = 3 * 1024 * 1024
 MAX_NODES = 100_000
 _TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
@@ -40,6 +45,12 @@ class Document:
     """Plain lists, objects and scalars."""
     lines: dict[str, int]
     """Field path -> line, counted from 1; "" is the document's first."""
+
+    @property
+    def kind(self) -> str:
+        """What it says of itself; "" if it does not."""
+        kind = self.data.get("kind") if isinstance(self.data, dict) else None
+        return "" if kind is None else str(kind)
 
     def line(self, path: str) -> int:
         """The line of a field, or of its nearest parent that the document has."""
@@ -73,22 +84,49 @@ class LoadedService:
         return CommandError(*(self.document.describe(problem) for problem in problems))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedFiles:
+    """All resources of some files, in order."""
+
+    services: tuple[LoadedService, ...]
+    """The InferenceServices."""
+    others: tuple[Document, ...]
+    """Valid ModelRoutes and Tenants."""
+
+
 def load_services(files: Sequence[Path]) -> list[LoadedService]:
-    """Every InferenceService of the files, in order. Raises CommandError with all problems of all files."""
+    """Every InferenceService of the files, in order. Raises CommandError with all problems of all files, other kinds among them."""
+    found = _load_files(files, {})
+    if not found.services:
+        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
+    return list(found.services)
+
+
+def load_resources(files: Sequence[Path]) -> LoadedFiles:
+    """Every resource of the files. Raises CommandError with all problems of all files."""
+    found = _load_files(files, _OTHER_KINDS)
+    if not found.services and not found.others:
+        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
+    return found
+
+
+def _load_files(files: Sequence[Path], other_kinds: Mapping[str, Kind]) -> LoadedFiles:
     loaded: list[LoadedService] = []
+    others: list[Document] = []
     errors: list[str] = []
-    for file in files:
-        for document in read_documents(file):
-            try:
+    for document in (document for file in files for document in read_documents(file)):
+        try:
+            if (kind := other_kinds.get(document.kind)) is None:
                 loaded.append(_load(document))
-            except CommandError as error:
-                errors += error.lines
+            else:
+                _parsed(document, partial(parse_resource, kind=kind))
+                others.append(document)
+        except CommandError as error:
+            errors += error.lines
     errors += _repeated(loaded)
     if errors:
         raise CommandError(*errors)
-    if not loaded:
-        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
-    return loaded
+    return LoadedFiles(services=tuple(loaded), others=tuple(others))
 
 
 def read_documents(file: Path) -> list[Document]:
@@ -146,18 +184,21 @@ def _collect_lines(file: Path, node: yaml.Node, path: str, lines: dict[str, int]
 
 
 def _load(document: Document) -> LoadedService:
-    kind = document.data.get("kind") if isinstance(document.data, dict) else None
-    if kind is not None and kind != HANDLED_KIND:
-        raise CommandError(document.describe(Problem(path="kind", message=_wrong_kind(str(kind)))))
+    if document.kind not in ("", HANDLED_KIND):
+        raise CommandError(document.describe(Problem(path="kind", message=_wrong_kind(document.kind))))
+    return LoadedService(service=_parsed(document, parse_service), document=document)
+
+
+def _parsed(document: Document, parse: Callable[[Any], Parsed]) -> Parsed:
     try:
-        return LoadedService(service=parse_service(document.data), document=document)
+        return parse(document.data)
     except InvalidResourceError as error:
         ordered = sorted(error.problems, key=lambda problem: document.line(problem.path))
         raise CommandError(*map(document.describe, ordered)) from None
 
 
 def _wrong_kind(kind: str) -> str:
-    if kind in {known.kind for known in KINDS}:
+    if kind in _OTHER_KINDS:
         return f"{kind} needs a cluster in this version; this command handles {HANDLED_KIND}: move it to another file"
     near = difflib.get_close_matches(kind.lower(), [HANDLED_KIND.lower()], n=1)
     hint = f"did you mean {HANDLED_KIND}?" if near else f"this command handles {HANDLED_KIND}: move it to another file"

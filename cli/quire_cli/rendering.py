@@ -10,15 +10,23 @@ from typing import Any
 import yaml
 
 from quire_cli.errors import CommandError
-from quire_cli.manifest_files import LoadedService
+from quire_cli.manifest_files import Document, LoadedService
 from quire_operator.api.validation import InvalidResourceError
 from quire_operator.desired_state import desired_state, name_conflicts, router_state
 from quire_operator.manifests.parts import Manifest
 from quire_operator.platform import Platform
 from quire_operator.revisions import current_revision
 
+CLUSTER_PLATFORM = Platform()
+"""A release with the chart's defaults."""
 LOCAL_PLATFORM = Platform(model_sources=frozenset({"file", "pvc", "hf"}))
-"""A cluster's defaults; hf: counts as a source because `quire up` takes such models from the machine's Hugging Face cache."""
+"""What `quire up` has: nothing is downloaded, and hf: models are taken from the machine's Hugging Face cache."""
+
+
+_WITHOUT_OBJECTS = {
+    "ModelRoute": "the operator tells routers of it",
+    "Tenant": "routers of this version do not enforce tenants",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +42,7 @@ class Rendered:
         return [*(manifest for _, manifests in self.workers for manifest in manifests), *self.router]
 
 
-def render(loaded: Sequence[LoadedService], platform: Platform = LOCAL_PLATFORM) -> Rendered:
+def render(loaded: Sequence[LoadedService], platform: Platform = CLUSTER_PLATFORM) -> Rendered:
     """The desired state. Raises CommandError naming file, line and field of everything that cannot be rendered."""
     errors: list[str] = []
     workers = []
@@ -51,6 +59,13 @@ def render(loaded: Sequence[LoadedService], platform: Platform = LOCAL_PLATFORM)
     if errors:
         raise CommandError(*errors)
     return Rendered(workers=tuple(workers), router=tuple(router_state(services, platform)))
+
+
+def without_objects(document: Document) -> str:
+    """What becomes of a valid resource that no objects are made of, as one line."""
+    return (
+        f"{document.place('')}: this {document.kind} is valid and makes no objects: {_WITHOUT_OBJECTS[document.kind]}"
+    )
 
 
 class _Dumper(yaml.SafeDumper):

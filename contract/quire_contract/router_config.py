@@ -18,6 +18,7 @@ VERSION = 1
 SHARD_KEY = "router.json"
 """The key of a shard's ConfigMap that holds the configuration."""
 MAX_SHARD_BYTES = 512 * 1024
+MAX_WEIGHT = 1_000_000
 EntryT = TypeVar("EntryT")
 
 
@@ -183,7 +184,11 @@ def _unique_values(config: RouterConfig) -> dict[str, list[str]]:
 def _endpoint_problem(endpoint: EndpointEntry, names: set[str]) -> str | None:
     if not endpoint.id or "@" in endpoint.id:
         return f"id: {endpoint.id!r} must be a pod name (not empty, no '@')"
-    parts = urlsplit(endpoint.url)
+    try:
+        parts = urlsplit(endpoint.url)
+        _ = parts.port
+    except ValueError as error:
+        return f"url: {endpoint.url!r} is no address: {error}"
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/"):
         return f"url: {endpoint.url!r} must be http://host:port without a path"
     unknown = sorted(set(endpoint.models) - names)
@@ -219,9 +224,9 @@ def _route_problem(route: RouteEntry, names: set[str]) -> str | None:
 
 
 def _weights_problem(field: str, weights: dict[str, int]) -> str | None:
-    negative = next((name for name, weight in weights.items() if weight < 0), None)
-    if negative is not None:
-        return f"{field}: {negative!r} has weight {weights[negative]}; use 0 or more"
+    wrong = next((name for name, weight in weights.items() if not 0 <= weight <= MAX_WEIGHT), None)
+    if wrong is not None:
+        return f"{field}: {wrong!r} has weight {weights[wrong]}; use 0 to {MAX_WEIGHT}"
     if weights and not any(weights.values()):
         return f"{field}: all weights are 0; give at least one of them more"
     return None

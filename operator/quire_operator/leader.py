@@ -105,15 +105,13 @@ class LeaderElection:
         return taken
 
     async def _take(self) -> bool:
-        if self._lease is None:
-            self._lease = await self._read()
+        if self._lease is None or self._lease["spec"].get("holderIdentity") != self._identity:
+            self._lease = await self._read()  # others change theirs all the time
         if self._lease is None:
             self._lease = await self._client.create(LEASE, self._namespace, self._document({}))
             return True
         if not self._is_free(self._lease["spec"]):
-            self._lease = await self._read()  # it may have changed since
-            if self._lease is None or not self._is_free(self._lease["spec"]):
-                return False
+            return False
         self._lease = await self._client.replace(LEASE, self._namespace, self._name, self._document(self._lease))
         return True
 

@@ -41,12 +41,14 @@ class Observations:
         token: Callable[[], str | None],
         now: Callable[[], datetime],
         ports: tuple[int, int] = (names.PORT_ROUTER, names.PORT_FETCH),
+        poll_s: float = POLL_S,
     ) -> None:
-        """`token` is the release's, once it is known; `ports` are the routers' and the fetchers'."""
+        """`token` is the release's, once it is known; `ports` are the routers' and the fetchers'; `poll_s` between two questions."""
         self._cache = cache
         self._enqueue = enqueue
         self._token = token
         self._now = now
+        self._poll_s = poll_s
         self._router_port, self._fetch_port = ports
         self._tallies: dict[Key, StepTally] = {}
         self._fetching: set[Key] = set()
@@ -89,7 +91,7 @@ class Observations:
         async with aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()) as session:
             while True:
                 await asyncio.gather(self._ask_routers(session), self._ask_fetchers(session))
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(self._poll_s)
 
     async def _ask_routers(self, session: aiohttp.ClientSession) -> None:
         if not self._tallies:

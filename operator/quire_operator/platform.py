@@ -70,6 +70,8 @@ class Platform:
     """How long a terminating router still takes requests, until nobody sends it any: Services and Ingresses learn late."""
     worker_requests: Mapping[str, str] = field(default_factory=lambda: {"cpu": "1", "memory": "2Gi"})
     """Requests of a worker's container for what its service leaves open."""
+    router_service_port: int = 80
+    """Port of the routers' Service."""
     trust_secret: str = names.TRUST_SECRET
     """The Secret by which routers, workers and operator know each other; it must exist before a pod starts."""
     model_sources: frozenset[str] = frozenset({"file", "pvc", "hf", "s3", "http", "https"})

@@ -6,12 +6,12 @@ All choices are `decide_service`'s and `decide_route`'s; this module must not ma
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from quire_contract.kube.client import KubeError
-from quire_contract.kube.resources import INFERENCE_SERVICE, MODEL_ROUTE, TENANT
+from quire_contract.kube.resources import DEPLOYMENT, INFERENCE_SERVICE, MODEL_ROUTE, TENANT
 from quire_contract.telemetry import log_event
 from quire_operator.acceptance import accepted_status, decide_route, tenant_status
 from quire_operator.api.validation import Problem
@@ -20,7 +20,7 @@ from quire_operator.cache import ClusterCache
 from quire_operator.decide import decide_service
 from quire_operator.decision import Decision, ServiceSnapshot
 from quire_operator.events import EventPoster
-from quire_operator.keys import ROUTERS, Key, key_of
+from quire_operator.keys import ROUTERS, Key, key_of, service_key
 from quire_operator.name_claims import ServiceKey
 from quire_operator.observations import Observations
 from quire_operator.platform import Platform
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 RESYNC_S = (480.0, 720.0)
 """Every resource is looked at again after so many seconds, whatever was or was not heard of it."""
-_DEPLOYMENT = "Deployment"
 
 
 @dataclass(kw_only=True)
@@ -55,7 +54,8 @@ class _Memory:
     uid: str
     decision: Decision | None = None
     apply_errors: tuple[Problem, ...] = ()
-    routed: ShardEntry | None = field(default=None)
+    weights: Mapping[str, int] | None = None
+    """How its traffic is split; None: routers hear nothing of it."""
 
 
 class Reconciler:
@@ -164,9 +164,9 @@ class Reconciler:
         memory.decision = decision
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
-        routed = self._routed(document, decision)
-        if routed != memory.routed:
-            memory.routed = routed
+        weights = self._weights(document, decision)
+        if weights != memory.weights:
+            memory.weights = weights
             self._queue.add(ROUTERS)
         return decision
 
@@ -192,17 +192,10 @@ class Reconciler:
         except KubeError as error:
             return (refusal(f"Secret/{self._platform.trust_secret}", error),)
 
-    def _routed(self, document: KubeObject, decision: Decision) -> ShardEntry | None:
-        """What routers hear of the service: nothing if its names are another's, or it never had pods."""
-        meta = document["metadata"]
-        if (meta["namespace"], meta["name"]) in self._cache.claims.decided().conflicts:
-            return None
-        has_pods = any(child["kind"] == _DEPLOYMENT for child in self._cache.children_of(document))
-        if decision.manifests is None and not has_pods:
-            return None
-        owners = self._cache.claims.decided().owners
-        served = [name for name, owner in owners.items() if owner == (meta["namespace"], meta["name"])]
-        return service_entry(meta["namespace"], meta["name"], served, decision.weights)
+    def _weights(self, document: KubeObject, decision: Decision) -> Mapping[str, int] | None:
+        """None for a service that never had pods: its names are known to nobody."""
+        has_pods = any(child["kind"] == DEPLOYMENT.kind for child in self._cache.children_of(document))
+        return None if decision.manifests is None and not has_pods else dict(decision.weights)
 
     async def _reconcile_route(self, document: KubeObject) -> None:
         _, problems, reason = decide_route(document, self._owners(), self._older_routes(document))
@@ -217,32 +210,34 @@ class Reconciler:
         self._queue.add(ROUTERS, await self._writers.release.write(self._entries()))
 
     def _entries(self) -> list[ShardEntry]:
-        """The routers' whole configuration."""
-        entries = [memory.routed for memory in self._memories.values() if memory.routed is not None]
+        """The routers' whole configuration. Each name once: its owner is looked up now, whatever was decided when."""
+        owners, older_routes = self._owners(), dict[str, ServiceKey]()
+        served: dict[ServiceKey, list[str]] = {}
+        for name, owner in owners.items():
+            served.setdefault(owner, []).append(name)
+        entries = [
+            service_entry(*owner, served_names, self._memories[service_key(*owner)].weights or {})
+            for owner, served_names in served.items()
+        ]
         for document in self._cache.documents_of(MODEL_ROUTE):
-            route, _, _ = decide_route(document, self._owners(), self._older_routes(document))
+            meta = document["metadata"]
+            route, _, _ = decide_route(document, owners, older_routes)
+            older_routes.setdefault(_route_name(document), (meta["namespace"], meta["name"]))
             if route is not None:
-                meta = document["metadata"]
                 entries.append(ShardEntry(key=f"route:{meta['namespace']}/{meta['name']}", route=route))
         return entries
 
     def _owners(self) -> Mapping[str, ServiceKey]:
         """Names that routers know, each with its service."""
-        routed = [entry for memory in self._memories.values() if (entry := memory.routed) is not None]
-        found: dict[str, ServiceKey] = {}
-        for entry in routed:
-            namespace, _, name = entry.key.partition("/")
-            found.update({model.name: (namespace, name) for model in entry.models})
-        return found
+        known = {(key.namespace, key.name) for key, memory in self._memories.items() if memory.weights is not None}
+        return {name: owner for name, owner in self._cache.claims.decided().owners.items() if owner in known}
 
     def _older_routes(self, document: Mapping[str, Any]) -> dict[str, ServiceKey]:
         found: dict[str, ServiceKey] = {}
         for other in self._cache.documents_of(MODEL_ROUTE):
             if other["metadata"]["uid"] == document["metadata"]["uid"]:
                 break
-            model = (other.get("spec") or {}).get("model")
-            if isinstance(model, str):
-                found.setdefault(model, (other["metadata"]["namespace"], other["metadata"]["name"]))
+            found.setdefault(_route_name(other), (other["metadata"]["namespace"], other["metadata"]["name"]))
         return found
 
     def _memory(self, key: Key, document: KubeObject) -> _Memory:
@@ -271,3 +266,9 @@ class Reconciler:
     def _open_if_all_decided(self) -> None:
         if self._undecided is not None and not self._undecided:
             self._gate.open()
+
+
+def _route_name(document: Mapping[str, Any]) -> str:
+    """The name that a route claims, as far as it can be read."""
+    spec = document.get("spec")
+    return str(spec.get("model")) if isinstance(spec, Mapping) else ""

@@ -35,19 +35,22 @@ class Release:
         """Shards and the release's own Secret. The seconds after which to look again: soon, while the router has no Deployment."""
         owner = await self._owner.reference()
         await self._shards.write(entries, owner)
-        problem = await self._trust.ensure(self._namespace, [owner] if owner else [])
+        problem = await self._ensure_own_trust()
         if problem is not None:
             raise PermanentError(str(problem))
         return _OWNED_CHECK_S if owner else _ORPHAN_CHECK_S
 
     async def ensure_trust(self, namespace: str) -> tuple[Problem, ...]:
         """The Secret is there for the pods of `namespace`, as long as one of its services is."""
-        owner = await self._owner.reference()
-        problem = await self._trust.ensure(self._namespace, [owner] if owner else [])
+        problem = await self._ensure_own_trust()
         if problem is None and namespace != self._namespace:
             owners = [_reference(service) for service in self._cache.services_of(namespace)[:_MAX_OWNERS]]
             problem = await self._trust.ensure(namespace, owners)
         return () if problem is None else (problem,)
+
+    async def _ensure_own_trust(self) -> Problem | None:
+        """It has no owner: workers outlive the release, and the next one must know them, and mount it in new pods, as this one did."""
+        return await self._trust.ensure(self._namespace, [])
 
 
 def _reference(service: Mapping[str, Any]) -> dict[str, Any]:

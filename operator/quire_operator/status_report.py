@@ -341,9 +341,13 @@ def _fetch(observation: Observation) -> dict[str, Any] | None:
     return entry
 
 
+_HTTP_PORT = 80
+
+
 def _url(platform: Platform) -> str:
     host = f"{platform.router_name}.{platform.namespace}.svc" if platform.namespace else platform.router_name
-    return f"http://{host}/v1"
+    port = platform.router_service_port
+    return f"http://{host}/v1" if port == _HTTP_PORT else f"http://{host}:{port}/v1"
 
 
 def _plural(count: int) -> str:

@@ -94,7 +94,7 @@ def require_c_extensions() -> None:
 def kube_access(settings: RouterSettings) -> KubeAccess | None:
     """The way to the API server, if one is to be followed. KubeAccessError says what is missing."""
     if settings.kubeconfig is not None:
-        return KubeAccess.from_kubeconfig(settings.kubeconfig)
+        return KubeAccess.from_kubeconfig(settings.kubeconfig, environ=os.environ)
     if not settings.kubernetes:
         return None
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
@@ -228,7 +228,7 @@ def build_calls(
             first_byte=settings.first_byte_timeout_s, answer=settings.answer_timeout_s, idle=settings.idle_timeout_s
         ),
         trust=trust,
-        on_retry=lambda reason: metrics.retries.labels(reason).inc(),
+        on_retry=metrics.count_retry,
         clock=time.monotonic,
     )
     return CallHandler(

@@ -100,7 +100,10 @@ class FileSource:
         """Follow the file until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:  # a loop that must live: the router would serve what it knows now for ever
+                log.exception("applying the configuration failed; its next version is tried")
 
     async def poll(self) -> bool:
         """Look once. Whether a new content was applied."""

@@ -181,7 +181,9 @@ class KubernetesSource:
             try:
                 await self._apply()
             except Exception:  # as above
-                log.exception("applying the configuration failed; the next change is tried again")
+                log.exception("applying the configuration failed; it is tried again")
+                await asyncio.sleep(RESTART_S)
+                self._changed.set()
 
     async def _first_lists(self) -> None:
         """Wait for the shards, for one namespace's pods however long it takes, and for the others' until patience ends."""

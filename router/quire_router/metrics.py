@@ -1,5 +1,7 @@
 """The router's metrics, in a registry of their own. Names come from the contract; labels are bounded by configuration, never by clients."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_contract import names
@@ -10,10 +12,12 @@ UNKNOWN_MODEL = "unknown"
 """Label of requests whose model nobody declared: what clients write must not make series."""
 
 USUAL_STATUSES = ("200", "429", "502", "503", "504")
+OTHER = "other"
 RETRY_REASONS = (
     "connect",
     "reset",
     "unavailable",
+    OTHER,
     names.REASON_DRAINING,
     names.REASON_QUEUE_FULL,
     names.REASON_NOT_READY,
@@ -122,6 +126,10 @@ class RouterMetrics:
         if first_byte_s is not None:
             mine.first_byte_s.observe(first_byte_s)
 
+    def count_retry(self, reason: str) -> None:
+        """An attempt is repeated. What a worker writes as its reason must not make series either."""
+        self.retries.labels(reason if reason in RETRY_REASONS else OTHER).inc()
+
     def show_state(self, pool: EndpointPool, index: KvIndex) -> None:
         """Set the gauges to what is true now."""
         states = {"ready": 0, "draining": 0, "down": 0}
@@ -136,8 +144,21 @@ class RouterMetrics:
             ready = sum(endpoint.is_usable for endpoint in pool.answering(model))
             self.model_ready_endpoints.labels(model).set(ready)
             self._begin_at_zero(model)
+        if gone := self._by_model.keys() - {*pool.models, UNKNOWN_MODEL}:
+            self._forget(gone)
         self.index_blocks.set(index.num_entries)
         self.services.set(pool.num_services)
+
+    def _forget(self, models: Collection[str]) -> None:
+        """Names that nobody serves any more: in a long life they would only become more."""
+        for model in models:
+            del self._by_model[model]
+            for labelled in (self.request_s, self.first_byte_s, self.prefix_tokens, self.prefix_hit_tokens):
+                labelled.remove(model)
+        for counter, other in ((self.requests, "code"), (self.choices, "level")):
+            samples = [sample.labels for metric in counter.collect() for sample in metric.samples]
+            for pair in {(labels["model"], labels[other]) for labels in samples if labels["model"] in models}:
+                counter.remove(*pair)
 
     def _begin_at_zero(self, model: str) -> None:
         """A series that is born at 1 has no rate: its first error would raise no alert."""

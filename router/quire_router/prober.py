@@ -20,6 +20,9 @@ from quire_router.prompts import BundleError, PromptReader
 log = logging.getLogger("quire_router.prober")
 
 INTERVAL_DOWN_S = 0.25
+INTERVAL_DOWN_MOST_S = 2.0
+DOWN_SHARE = 0.1
+"""What has been down for long is asked less often: a thousand workers may take minutes to load, and are probed by every router."""
 INTERVAL_READY_S = 0.5
 INTERVAL_REPORTED_S = 2.0
 """With load reports coming in, death shows as a broken connection and probes are only a second look."""
@@ -29,6 +32,8 @@ TIMEOUT_S = 1.0
 MAX_MISSES = 2
 """Probes in a row that may time out; a refused connection needs no second one."""
 LEARN_TIMEOUT_S = 30.0
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
+"""Of a bundle; large tokenizers take some 30 MiB."""
 RELEARN_S = 5.0
 """Time until a bundle that could not be had is asked for again."""
 
@@ -51,6 +56,7 @@ class Prober:
         self._headers = {} if trust is None else {names.HEADER_TOKEN: trust.token}
         self._suspected = asyncio.Event()
         self._misses = 0
+        self._down_since_s: float | None = None
         self._relearn_s = 0.0
         self._complained = ""
         endpoint.on_suspect = self._suspected.set
@@ -73,7 +79,9 @@ class Prober:
         """Ask once."""
         try:
             async with self._session.get(
-                self._endpoint.url + names.PATH_READY, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+                self._endpoint.url + names.PATH_READY,
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                allow_redirects=False,
             ) as answer:
                 self._take_answer(answer.status, answer.headers.get(names.HEADER_REASON, ""))
         except TimeoutError:
@@ -100,7 +108,10 @@ class Prober:
 
     def _interval_s(self) -> float:
         if not self._endpoint.ready:
-            return INTERVAL_DOWN_S
+            now_s = asyncio.get_running_loop().time()
+            self._down_since_s = now_s if self._down_since_s is None else self._down_since_s
+            return min(INTERVAL_DOWN_MOST_S, max(INTERVAL_DOWN_S, DOWN_SHARE * (now_s - self._down_since_s)))
+        self._down_since_s = None
         return INTERVAL_READY_S if self._endpoint.report is None else INTERVAL_REPORTED_S
 
     def _knows_bundle(self) -> bool:
@@ -144,12 +155,22 @@ class Prober:
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=LEARN_TIMEOUT_S)
-        async with self._session.get(self._endpoint.url + path, headers=self._headers, timeout=timeout) as answer:
+        async with self._session.get(
+            self._endpoint.url + path,
+            headers=self._headers,
+            timeout=timeout,
+            allow_redirects=False,  # the token is for nobody else
+        ) as answer:
             if answer.status in (401, 403):
                 raise BundleError("it does not accept our token; router and worker need the same --trust-dir")
             if answer.status != 200:
                 raise BundleError(f"GET {path.split('/')[2]} gave {answer.status}")
-            return await answer.read()
+            data = bytearray()
+            async for chunk in answer.content.iter_any():
+                data += chunk
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise BundleError(f"GET {path.split('/')[2]} gave more than {MAX_ANSWER_BYTES} bytes")
+            return bytes(data)
 
     def _complain(self, problem: str) -> None:
         if problem != self._complained:

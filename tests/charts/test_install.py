@@ -63,17 +63,17 @@ def can(kubectl: Command, namespace: str) -> Can:
 ALLOWED = {
     "operator": {
         "watched": """
-            list inferenceservices.quire.dev | watch modelroutes.quire.dev | get tenants.quire.dev
-            patch inferenceservices.quire.dev#status | update tenants.quire.dev#status
+            list inferenceservices.quire.dev | watch modelroutes.quire.dev | list tenants.quire.dev
+            patch inferenceservices.quire.dev#status | patch tenants.quire.dev#status
             create deployments.apps | patch deployments.apps | delete deployments.apps | watch deployments.apps
-            create controllerrevisions.apps | delete controllerrevisions.apps | list replicasets.apps
+            create controllerrevisions.apps | delete controllerrevisions.apps
             create services | patch serviceaccounts | delete poddisruptionbudgets.policy | patch networkpolicies.networking.k8s.io
             list pods | create persistentvolumeclaims | get secrets/quire-trust | patch secrets/quire-trust | create secrets
             create events
         """,
         "release": "list configmaps | patch configmaps | get leases/quire-operator | update leases/quire-operator | create leases",
     },
-    "router": {"watched": "list pods | watch pods", "release": "get configmaps | watch configmaps"},
+    "router": {"watched": "list pods | watch pods", "release": "list configmaps | watch configmaps"},
 }
 DENIED = {
     "operator": {
@@ -83,15 +83,18 @@ DENIED = {
             patch inferenceservices.quire.dev#scale | create pods | delete pods | create pods#exec | create pods#eviction
             delete persistentvolumeclaims | delete replicasets.apps | create statefulsets.apps | create jobs.batch
             deletecollection deployments.apps | create roles.rbac.authorization.k8s.io | create serviceaccounts#token
-            patch resourcequotas
+            patch resourcequotas | list replicasets.apps | get pods | list persistentvolumeclaims | patch events
+            update inferenceservices.quire.dev#status
         """,
-        "release": "get leases/other | delete leases/quire-operator | list leases | deletecollection configmaps",
+        "release": """
+            get leases/other | delete leases/quire-operator | patch leases/quire-operator | list leases | deletecollection configmaps
+        """,
         "kube-system": "list pods | get secrets/quire-trust | create deployments.apps | list configmaps",
     },
     "router": {
         "watched": """
             create pods | delete pods | get secrets/quire-trust | create secrets | list inferenceservices.quire.dev
-            create pods#exec | list services | patch deployments.apps
+            create pods#exec | list services | patch deployments.apps | get pods
         """,
         "release": "create configmaps | patch configmaps | get leases/quire-operator | get secrets/quire-trust",
         "kube-system": "list pods | get configmaps",

@@ -120,7 +120,19 @@ def test_an_ingress_without_hosts_takes_every_host(chart: Chart) -> None:
     (rule,) = one(chart.render({"router": {"ingress": {"enabled": True}}}), "Ingress", "quire-router")["spec"]["rules"]
 
     assert "host" not in rule
-    assert rule["http"]["paths"][0]["path"] == "/"
+
+
+def test_only_what_clients_need_is_reached_from_outside(chart: Chart) -> None:
+    values = {
+        "router": {"ingress": {"enabled": True}, "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]}}
+    }
+
+    objects = chart.render(values)
+
+    (rule,) = one(objects, "Ingress", "quire-router")["spec"]["rules"]
+    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [("/v1", "Prefix")]
+    (rule,) = one(objects, "HTTPRoute", "quire-router")["spec"]["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/v1"}}]
 
 
 def test_the_http_route_has_no_time_limit(chart: Chart) -> None:
@@ -134,6 +146,27 @@ def test_the_http_route_has_no_time_limit(chart: Chart) -> None:
     assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
     assert rule["backendRefs"] == [{"name": "quire-router", "port": 8000}]
     assert route["spec"]["parentRefs"] == [{"name": "gateway"}]
+
+
+def test_a_gateway_that_knows_no_timeouts_is_not_told_of_any(chart: Chart) -> None:
+    timeouts = {"request": None, "backendRequest": None}
+    values = {"router": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "timeouts": timeouts}}}
+
+    (rule,) = one(chart.render(values), "HTTPRoute", "quire-router")["spec"]["rules"]
+
+    assert "timeouts" not in rule
+
+
+@pytest.mark.parametrize(("version", "policy"), [("1.29", "AlwaysAllow"), ("1.26", None)])
+def test_a_pod_that_is_not_ready_does_not_keep_its_node_from_being_drained(
+    chart: Chart, version: str, policy: str | None
+) -> None:
+    objects = chart.render({"allowUnsupportedKubernetes": True}, kube_version=version)
+
+    budgets = of_kind(objects, "PodDisruptionBudget")
+
+    assert budgets.keys() == {"quire-operator", "quire-router"}
+    assert {budget["spec"].get("unhealthyPodEvictionPolicy") for budget in budgets.values()} == {policy}
 
 
 @pytest.mark.parametrize("values", [EVERYTHING, EXTERNAL_REDIS])

@@ -1,6 +1,7 @@
 """The operator reads what the chart writes for it: flags and platform, with the operator's own defaults where values say nothing."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from quire_operator.config import OperatorConfig, parse_config, with_namespace
 from quire_operator.platform import ModelCache, Platform, SpotPool
 
 from .chart import Chart, one
+from .settings import EVERYTHING
 
 # The chart makes the routers itself; the operator makes them nowhere on a cluster.
 OF_THE_ROUTERS = {"routerImage", "routerReplicas", "routerResources", "routerDrainTimeoutS", "routerShutdownDelayS"}
@@ -20,6 +22,7 @@ ALL_GIVEN: dict[str, Any] = {
     "global": {"imageRegistry": "registry.example.com", "imagePullSecrets": ["pull", {"name": "other"}]},
     "fullnameOverride": "llms",
     "trustSecret": "trusted",
+    "router": {"service": {"port": 8000}},
     "bindHost": "::",
     "worker": {
         "image": {"tag": "9", "pullPolicy": "Always"},
@@ -56,6 +59,7 @@ ALL_READ = Platform(
     image_pull_secrets=("pull", "other"),
     worker_requests={"cpu": "4", "memory": "8Gi"},
     trust_secret="trusted",
+    router_service_port=8000,
     model_sources=frozenset({"hf"}),
     model_cache=ModelCache(
         kind="HostPath",
@@ -102,6 +106,13 @@ def read(chart: Chart, folder: Path, values: dict[str, Any] | None = None, relea
 
 def test_without_values_the_operator_has_its_own_defaults(chart: Chart, tmp_path: Path) -> None:
     assert read(chart, tmp_path).platform == Platform(namespace="llm")
+
+
+def test_names_of_digits_stay_text(chart: Chart) -> None:
+    text = chart.render_text({**EVERYTHING, "watchNamespaces": ["2025"]}, name="123", namespace="2024")
+
+    assert 'namespace: "2024"' in text
+    assert re.findall(r".*[:,\[-] (?:123|2024|2025)(?:[\s,}\]].*)", text) == []
 
 
 def test_every_value_reaches_its_field(chart: Chart, tmp_path: Path) -> None:

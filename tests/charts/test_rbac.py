@@ -8,36 +8,34 @@ import pytest
 from .chart import Chart, Manifest, of_kind
 from .settings import EVERYTHING
 
-READ = {"get", "list", "watch"}
+WATCH = {"list", "watch"}
+READ = WATCH | {"get"}
 OWN = READ | {"create", "patch", "delete"}
 Table = dict[tuple[str, str, str], set[str]]
 
 OPERATOR_IN_WATCHED: Table = {
-    **{("quire.dev", kind, ""): READ for kind in ("inferenceservices", "modelroutes", "tenants")},
-    **{
-        ("quire.dev", f"{kind}/status", ""): {"get", "patch", "update"}
-        for kind in ("inferenceservices", "modelroutes", "tenants")
-    },
+    ("quire.dev", "inferenceservices", ""): READ,
+    **{("quire.dev", kind, ""): WATCH for kind in ("modelroutes", "tenants")},
+    **{("quire.dev", f"{kind}/status", ""): {"patch"} for kind in ("inferenceservices", "modelroutes", "tenants")},
     ("apps", "deployments", ""): OWN,
     ("apps", "controllerrevisions", ""): OWN,
-    ("apps", "replicasets", ""): READ,
     ("", "services", ""): OWN,
     ("", "serviceaccounts", ""): OWN,
     ("policy", "poddisruptionbudgets", ""): OWN,
     ("networking.k8s.io", "networkpolicies", ""): OWN,
-    ("", "pods", ""): READ,
-    ("", "persistentvolumeclaims", ""): READ | {"create"},
+    ("", "pods", ""): WATCH,
+    ("", "persistentvolumeclaims", ""): {"get", "create"},
     ("", "secrets", "quire-trust"): {"get", "patch"},
     ("", "secrets", ""): {"create"},
-    ("", "events", ""): {"create", "patch"},
+    ("", "events", ""): {"create"},
 }
 OPERATOR_IN_RELEASE: Table = {
-    ("", "configmaps", ""): OWN,
-    ("coordination.k8s.io", "leases", "quire-operator"): {"get", "update", "patch"},
+    ("", "configmaps", ""): OWN - {"get"},
+    ("coordination.k8s.io", "leases", "quire-operator"): {"get", "update"},
     ("coordination.k8s.io", "leases", ""): {"create"},
 }
-ROUTER_IN_WATCHED: Table = {("", "pods", ""): READ}
-ROUTER_IN_RELEASE: Table = {("", "configmaps", ""): READ}
+ROUTER_IN_WATCHED: Table = {("", "pods", ""): WATCH}
+ROUTER_IN_RELEASE: Table = {("", "configmaps", ""): WATCH}
 
 
 def table(role: Manifest) -> Table:

@@ -182,6 +182,18 @@ def test_status_says_why_a_service_is_not_ready_and_fails(world: World, quire: Q
     assert "demo: 0/3 nodes have 1 free nvidia.com/gpu" in out
 
 
+def test_status_of_a_service_that_shall_have_no_replicas_is_no_failure(world: World, quire: Quire) -> None:
+    world.service(**SECOND, replicas=0)
+    world.status(readyReplicas=0, conditions=ready("False", "ScaledToZero", "no replicas are wanted; kubectl scale"))
+
+    code, table, _ = quire("status")
+    code_of_one, one, _ = quire("status", "demo")
+
+    assert (code, code_of_one) == (0, 0)
+    assert len(table.splitlines()) == 2, "there is nothing to complain about"
+    assert "demo: no replicas wanted (ScaledToZero)" in one
+
+
 def test_status_of_a_service_that_serves_tells_of_a_change_that_is_stuck(world: World, quire: Quire) -> None:
     world.service()
     stuck = {

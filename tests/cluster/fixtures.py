@@ -85,6 +85,13 @@ def namespace(kubectl: Command) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def controllers(control_plane: ControlPlane) -> None:
+    """For tests in which Deployments make pods or owned objects are collected: a bare envtest does neither."""
+    if not control_plane.has_controllers:
+        _refuse(HarnessError("the control plane's binaries are without a kube-controller-manager"))
+
+
+@pytest.fixture(scope="session")
 def install_crds(kubectl: Command) -> list[str]:
     """The CRDs of crds/, established; their names. An old server drops their CEL rules, which is not refused here."""
     applied = kubectl("apply", "--validate=false", "-f", REPOSITORY / "crds", "-o", "name").split()

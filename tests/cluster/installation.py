@@ -19,7 +19,7 @@ from .tools import Command, CommandError
 REPOSITORY = Path(__file__).parents[2]
 NAMESPACE, RELEASE, MODEL = "quire-system", "quire", "quire-demo"
 IMAGE_TAG, NEXT_IMAGE = "e2e", "localhost/quire-worker:e2e-next"
-POLL_S = 0.5
+POLL_S = 1.0
 # The test cluster's server is older than what is supported, and drops what it does not know instead of refusing it.
 OLD_SERVER_FLAGS = ("--server-side=false", "--disable-openapi-validation")
 VALUES: dict[str, Any] = {
@@ -30,7 +30,8 @@ VALUES: dict[str, Any] = {
     "worker": {"image": {"tag": IMAGE_TAG}, "requests": {"cpu": "100m", "memory": "256Mi"}},
 }
 # What every namespace has, and what Kubernetes keeps beside other objects by itself.
-OF_KUBERNETES = ("ConfigMap/kube-root-ca.crt", "ServiceAccount/default", "Secret/default-token-")
+OF_KUBERNETES = ("ConfigMap/kube-root-ca.crt", "ServiceAccount/default")
+ACCOUNT_TOKEN = "kubernetes.io/service-account-token"
 DERIVED_KINDS = ("Event", "Endpoints", "EndpointSlice", "PodMetrics")
 
 
@@ -140,7 +141,8 @@ class Installation:
             _name(item)
             for item in items
             if item["kind"] not in DERIVED_KINDS
-            and not _name(item).startswith(OF_KUBERNETES)
+            and _name(item) not in OF_KUBERNETES
+            and item.get("type") != ACCOUNT_TOKEN
             and not any(owner["uid"] in present for owner in item["metadata"].get("ownerReferences") or [])
         }
 

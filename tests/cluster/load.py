@@ -7,6 +7,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,6 +32,8 @@ class Outcome:
     """Streams that began and did not end as they should: an error event, no [DONE], or tokens missing."""
     workers: set[str] = field(default_factory=set)
     """Who answered."""
+    streaming: Counter[str] = field(default_factory=Counter)
+    """Worker -> streams of it that began and have not ended yet."""
 
     @property
     def num_good(self) -> int:
@@ -53,7 +56,7 @@ class BrokenStreamError(Exception):
 class Load:
     """`with Load(url, model) as load:` sends requests from `num_clients` clients at once, every other one a stream."""
 
-    def __init__(self, base_url: str, model: str, *, num_clients: int = 4, max_tokens: int = 64) -> None:
+    def __init__(self, base_url: str, model: str, *, num_clients: int = 3, max_tokens: int = 32) -> None:
         self.outcome = Outcome()
         self._url, self._model = f"{base_url}/v1/chat/completions", model
         self._num_clients, self._max_tokens = num_clients, max_tokens
@@ -102,7 +105,7 @@ class Load:
                     raise aiohttp.ClientPayloadError(f"status {response.status}: {(await response.text())[:300]}")
                 self.outcome.workers.add(worker)
                 if stream:
-                    await self._read_stream(response)
+                    await self._read_stream(response, worker)
                     self.outcome.num_streamed += 1
                 else:
                     self._check_tokens((await response.json()).get("usage"))
@@ -112,8 +115,9 @@ class Load:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             self.outcome.failures.append(self._told(began, worker, error))
 
-    async def _read_stream(self, response: aiohttp.ClientResponse) -> None:
+    async def _read_stream(self, response: aiohttp.ClientResponse, worker: str) -> None:
         is_done, usage = False, None
+        self.outcome.streaming[worker] += 1
         try:
             async for data in _events(response):
                 is_done = data == "[DONE]"
@@ -123,6 +127,8 @@ class Load:
                 usage = event.get("usage") or usage
         except (aiohttp.ClientError, TimeoutError) as error:
             raise BrokenStreamError(repr(error)) from error
+        finally:
+            self.outcome.streaming[worker] -= 1
         if not is_done:
             raise BrokenStreamError("the stream ended without [DONE]")
         self._check_tokens(usage)

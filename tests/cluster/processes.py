@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 POLL_S = 0.05
@@ -51,20 +52,27 @@ class Processes:
         self._prefix: list[str] = []
         if die_with_parent and (setpriv := shutil.which("setpriv")):
             self._prefix = [setpriv, "--pdeathsig", "KILL", "--"]
+        # The kernel's parent is the thread that forked: one that lives as long as this object, whoever calls start().
+        self._spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._logs.mkdir(parents=True, exist_ok=True)
         self._pids.mkdir(exist_ok=True)
 
     def start(self, name: str, command: Sequence[str | Path], environment: dict[str, str] | None = None) -> None:
         """Starts `command` as `name` in a session of its own, so that Ctrl-C reaches the tests first."""
-        with (self._logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*self._prefix, *map(str, command)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **(environment or {})},
-            )  # fmt: skip
+        process = self._spawner.submit(self._spawn, name, command, environment or {}).result()
         self._running[name] = process
         (self._pids / name).write_text(f"{process.pid} {_started(process.pid)}")
+
+    def _spawn(
+        self, name: str, command: Sequence[str | Path], environment: dict[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        with (self._logs / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*self._prefix, *map(str, command)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **environment},
+            )  # fmt: skip
 
     def is_running(self, name: str) -> bool:
         """Whether the process that was started under `name` lives."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cluster.processes import ProcessError, Processes, wait_for
 from cluster.tools import Command, CommandError
 
 
+@pytest.mark.usefixtures("controllers")
 def test_owned_objects_are_collected_and_deployments_make_pods(kubectl: Command, namespace: str) -> None:
     kubectl("create", "deployment", "web", "--image=localhost/none", "-n", namespace)
     wait_for(lambda: bool(kubectl("get", "pods", "-n", namespace, "-o", "name")), 30.0, "the deployment's pod")
@@ -81,7 +83,8 @@ def test_processes_die_with_the_tests_that_started_them(tmp_path: Path) -> None:
     script = (
         "import pathlib, signal, sys\n"
         "from cluster.processes import Processes\n"
-        "Processes(pathlib.Path(sys.argv[1]), die_with_parent=True).start('sleeper', ['sleep', '600'])\n"
+        "processes = Processes(pathlib.Path(sys.argv[1]), die_with_parent=True)\n"
+        "processes.start('sleeper', ['sleep', '600'])\n"
         "print('started', flush=True)\n"
         "signal.pause()\n"
     )
@@ -96,6 +99,21 @@ def test_processes_die_with_the_tests_that_started_them(tmp_path: Path) -> None:
 
     assert was_running
     wait_for(lambda: not sleeper.is_running("sleeper"), 10.0, "the sleeper's end")
+
+
+def test_a_process_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
+    processes = Processes(tmp_path, die_with_parent=True)
+    asking = threading.Thread(target=processes.start, args=("sleeper", ["sleep", "600"]))
+
+    asking.start()
+    asking.join()
+
+    # A look at once could come before the kernel's signal: the witness's whole life passes first.
+    processes.start("witness", ["sleep", "0"])
+    wait_for(lambda: not processes.is_running("witness"), 10.0, "the witness's end")
+    assert processes.is_running("sleeper")
+    processes.stop("sleeper")
+    processes.stop("witness")
 
 
 def test_a_process_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ async def test_whole_answers_are_good() -> None:
     assert outcome.num_answered >= 2
     assert outcome.num_streamed >= 2
     assert "pod-1" in outcome.workers
+    assert outcome.streaming["pod-1"] == 0
 
 
 @pytest.mark.parametrize(

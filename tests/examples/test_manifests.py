@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from cluster.tools import Command
 
-from quire_cli.manifest_files import load_services
+from quire_cli.manifest_files import load_resources
+from quire_cli.rendering import render
 from quire_operator.api.validation import unsupported_fields
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -17,7 +18,8 @@ on_each: OnEach = pytest.mark.parametrize("file", FILES, ids=lambda file: file.s
 
 @on_each
 def test_an_example_asks_for_nothing_that_this_version_lacks(file: Path) -> None:
-    problems = [str(problem) for loaded in load_services([file]) for problem in unsupported_fields(loaded.service)]
+    services = [loaded.service for loaded in load_resources([file]).services]
+    problems = [str(problem) for service in services for problem in unsupported_fields(service)]
 
     assert problems == []
 
@@ -30,15 +32,20 @@ def test_an_example_says_what_it_shows_and_how_to_apply_it(file: Path) -> None:
 
 
 def test_examples_can_be_applied_together() -> None:
-    services = load_services(FILES)
+    found = load_resources(FILES)
 
-    names = [name for loaded in services for name in loaded.service.served_names]
+    names = [name for loaded in found.services for name in loaded.service.served_names]
+    routes = [document.data["spec"] for document in found.others if document.kind == "ModelRoute"]
 
-    assert len(names) == len(set(names))
+    assert render(found.services).manifests
+    assert len(routes) >= 1
+    assert len({*names, *(route["model"] for route in routes)}) == len(names) + len(routes)
+    for route in routes:
+        assert {*(target["model"] for target in route["targets"]), *route["fallbacks"]} <= set(names)
 
 
 @on_each
 def test_an_api_server_takes_an_example(kubectl: Command, install_crds: list[str], namespace: str, file: Path) -> None:
     made = kubectl("create", "--validate=false", "--dry-run=server", "-n", namespace, "-f", file, "-o", "name")
 
-    assert made.startswith("inferenceservice.quire.dev/")
+    assert made.startswith(("inferenceservice.quire.dev/", "modelroute.quire.dev/"))

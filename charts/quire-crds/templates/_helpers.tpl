@@ -1,6 +1,6 @@
 {{- define "quire-crds.labels" -}}
 app.kubernetes.io/name: quire
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/part-of: quire
 app.kubernetes.io/component: crds
 app.kubernetes.io/managed-by: {{ .Release.Service }}

@@ -14,7 +14,7 @@
 
 {{- /* Labels that Services, budgets and the operator's own NetworkPolicies select by; they never change. */ -}}
 {{- define "quire.selector" -}}
-app.kubernetes.io/instance: {{ include "quire.fullname" .root }}
+app.kubernetes.io/instance: {{ include "quire.fullname" .root | quote }}
 quire.dev/role: {{ .component }}
 {{- end }}
 
@@ -37,7 +37,7 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- /* name, namespace, labels of one of the chart's objects: dict "root" $ "component" "router", and "name" or "namespace" if other. */ -}}
 {{- define "quire.metadata" -}}
 name: {{ default (include "quire.name" .) .name }}
-namespace: {{ default .root.Release.Namespace .namespace }}
+namespace: {{ default .root.Release.Namespace .namespace | quote }}
 labels:
   {{- include "quire.labels" . | nindent 2 }}
 {{- end }}

@@ -24,6 +24,10 @@ metadata:
   {{- include "quire.metadata" . | nindent 2 }}
 spec:
   maxUnavailable: {{ $pdb.maxUnavailable }}
+  {{- if semverCompare ">=1.27-0" .root.Capabilities.KubeVersion.Version }}
+  # A pod that answers nobody must not keep its node from being drained.
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  {{- end }}
   selector:
     matchLabels:
       {{- include "quire.selector" . | nindent 6 }}
@@ -40,7 +44,7 @@ kind: {{ $scope }}
 metadata:
   name: {{ $name }}
   {{- if .namespace }}
-  namespace: {{ .namespace }}
+  namespace: {{ .namespace | quote }}
   {{- end }}
   labels:
     {{- include "quire.labels" . | nindent 4 }}
@@ -52,7 +56,7 @@ kind: {{ $scope }}Binding
 metadata:
   name: {{ $name }}
   {{- if .namespace }}
-  namespace: {{ .namespace }}
+  namespace: {{ .namespace | quote }}
   {{- end }}
   labels:
     {{- include "quire.labels" . | nindent 4 }}
@@ -63,7 +67,7 @@ roleRef:
 subjects:
   - kind: ServiceAccount
     name: {{ include "quire.serviceAccount" . }}
-    namespace: {{ .root.Release.Namespace }}
+    namespace: {{ .root.Release.Namespace | quote }}
 {{- end }}
 
 {{- /* Both kinds of role of a component: dict "root" "component" "watched" "release" (rules as YAML). */ -}}

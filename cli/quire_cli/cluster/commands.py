@@ -35,7 +35,7 @@ def add_cluster_commands(app: typer.Typer, host: Host) -> None:
         all_namespaces: Annotated[bool, typer.Option("-A", "--all-namespaces", help="Every namespace's.")] = False,
         kubeconfig: Kubeconfig = None,
     ) -> None:
-        """Say whether services are ready, and if not, why and what to do. Exit code 1 if one is not."""
+        """Say whether services are ready, and if not, why and what to do. Exit code 1 if one is not; no replicas wanted is no failure."""
         if name is not None and all_namespaces:
             raise CommandError("-A shows every service; leave it out, or leave the name out")
         target = Target(kubeconfig=kubeconfig, namespace=namespace)

@@ -46,18 +46,20 @@ def run_in_cluster(host: Host, target: Target, work: Callable[[KubeClient, str],
 
     try:
         return asyncio.run(working())
+    except KubeAccessError as error:
+        raise CommandError(str(error)) from None
     except KubeError as error:
         raise _in_words(error, access.server) from None
 
 
 def _access(host: Host, kubeconfig: Path | None) -> KubeAccess:
     if kubeconfig is not None:
-        return KubeAccess.from_kubeconfig(kubeconfig)
+        return KubeAccess.from_kubeconfig(kubeconfig, environ=host.environ)
     named = [Path(part) for part in host.environ.get("KUBECONFIG", "").split(":") if part]
     candidates = named or [host.home / ".kube" / "config"]
     existing = [path for path in candidates if path.is_file()]
     if existing:
-        return KubeAccess.from_kubeconfig(existing[0])
+        return KubeAccess.from_kubeconfig(existing[0], environ=host.environ)
     if not named and "KUBERNETES_SERVICE_HOST" in host.environ:
         return KubeAccess.in_cluster(
             host=host.environ["KUBERNETES_SERVICE_HOST"], port=host.environ.get("KUBERNETES_SERVICE_PORT", "443")

@@ -89,6 +89,11 @@ def is_seen(document: Mapping[str, Any]) -> bool:
     return bool(observed >= generation)
 
 
+def is_scaled_to_zero(document: Mapping[str, Any]) -> bool:
+    """Whether the operator says that it has no replicas because none are wanted."""
+    return is_seen(document) and condition(document, "Ready").get("reason") == "ScaledToZero"
+
+
 def is_paused(document: Mapping[str, Any]) -> bool:
     """Whether the operator leaves the service alone."""
     annotations = document["metadata"].get("annotations") or {}

@@ -12,6 +12,7 @@ from quire_cli.cluster.found import (
     event_time,
     find_service,
     is_paused,
+    is_scaled_to_zero,
     is_seen,
     list_services,
 )
@@ -24,20 +25,25 @@ _UNREADABLE = "  (no permission to list them)"
 
 
 async def status_of_all(client: KubeClient, namespace: str | None) -> tuple[list[str], bool]:
-    """The table of a namespace's services, or of all; and whether every one is ready."""
+    """The table of a namespace's services, or of all; and whether every one is as it is wanted."""
     documents = await list_services(client, namespace)
-    return summary(documents, datetime.now(UTC), namespace), all(map(is_ready, documents))
+    return summary(documents, datetime.now(UTC), namespace), all(map(is_well, documents))
 
 
 async def status_of_one(client: KubeClient, namespace: str, name: str) -> tuple[list[str], bool]:
-    """All about one service; and whether it is ready."""
+    """All about one service; and whether it is as it is wanted."""
     found = await find_service(client, namespace, name)
-    return details(found, datetime.now(UTC)), is_ready(found.document)
+    return details(found, datetime.now(UTC)), is_well(found.document)
 
 
 def is_ready(document: Mapping[str, Any]) -> bool:
     """Whether the operator says that the service, as its spec stands, is ready."""
     return condition(document, "Ready").get("status") == "True" and is_seen(document)
+
+
+def is_well(document: Mapping[str, Any]) -> bool:
+    """Whether it is ready, or has no replicas because none are wanted."""
+    return is_ready(document) or is_scaled_to_zero(document)
 
 
 def summary(documents: Sequence[KubeObject], now: datetime, namespace: str | None) -> list[str]:
@@ -139,7 +145,7 @@ def _trouble(document: Mapping[str, Any]) -> str:
     if not is_seen(document):
         return "the operator has not looked at the spec as it stands"
     ready, progressing = condition(document, "Ready"), condition(document, "Progressing")
-    if ready.get("status") != "True":
+    if ready.get("status") != "True" and not is_scaled_to_zero(document):
         return ready.get("message") or ready.get("reason") or "the operator has not said anything about it yet"
     return str(progressing["message"]) if progressing.get("status") == "False" else ""
 
@@ -147,7 +153,7 @@ def _trouble(document: Mapping[str, Any]) -> str:
 def _head(document: KubeObject, now: datetime) -> list[str]:
     metadata, status = document["metadata"], document.get("status") or {}
     reason = condition(document, "Ready").get("reason")
-    state = "ready" if is_ready(document) else "NOT READY"
+    state = "ready" if is_ready(document) else "no replicas wanted" if is_scaled_to_zero(document) else "NOT READY"
     facts = [
         ("Service", f"{metadata['namespace']}/{metadata['name']}: {state}{f' ({reason})' if reason else ''}"),
         ("Paused", "yes" if is_paused(document) else ""),

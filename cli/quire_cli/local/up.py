@@ -26,7 +26,7 @@ from quire_cli.local.progress import progress_for, say
 from quire_cli.local.run_folder import RunFolder, run_folder
 from quire_cli.local.supervisor import Supervisor
 from quire_cli.manifest_files import LoadedService, load_services
-from quire_cli.rendering import Rendered, render
+from quire_cli.rendering import LOCAL_PLATFORM, Rendered, render
 from quire_contract.router_config import ModelEntry
 from quire_contract.trust import Trust
 from quire_operator.api.validation import InvalidResourceError
@@ -55,7 +55,7 @@ class UpOptions:
 def run_up(options: UpOptions, host: Host, console: Console) -> None:
     """Serves until the user stops it. Raises CommandError if that cannot begin, or cannot go on."""
     loaded = load_services(options.files)
-    rendered = render(loaded)
+    rendered = render(loaded, LOCAL_PLATFORM)
     models = _resolve_models(loaded, host)
     _check_devices(loaded, host)
     port = _endpoint_port(options)

@@ -5,8 +5,9 @@ Nothing is retried here: whoever calls knows whether trying again makes sense. T
 
 import asyncio
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,15 +23,16 @@ Observer = Callable[[str, ResourceKind | None, int], None]
 
 _REQUEST_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 10.0
-_WATCH_GRACE_S = 15.0
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
-"""A watch may be silent for as long as it lasts: dead connections are found by the kernel, in 30 s."""
+_WATCH_GRACE_S = 5.0
+_KEEPALIVE = {"TCP_KEEPIDLE": 6, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
+"""A watch may be silent for as long as it lasts: dead connections are found by the kernel, in 15 s."""
 _TOKEN_AGE_S = 60.0
 _MAX_CONNECTIONS = 64
 _MAX_LINE_BYTES = 32 * 2**20
 _MERGE_PATCH = "application/merge-patch+json"
 _APPLY_PATCH = "application/apply-patch+yaml"
 _JSON = "application/json"
+_MAX_WAIT_DIGITS = 6
 
 
 class KubeError(Exception):
@@ -57,7 +59,7 @@ class KubeClient:
         before: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`observe(method, kind, status)` is told of every answer (status 0: none came), a watch's when it begins.
+        """`observe(method, kind, status)` is told of every answer (status 0: none came), of a watch when it begins or breaks.
 
         `before(method)` is called before each request, which what it raises prevents.
         """
@@ -67,6 +69,7 @@ class KubeClient:
         self._before = before
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
         self._token: str | None = None
         self._token_read_s = float("-inf")
 
@@ -76,8 +79,10 @@ class KubeClient:
         return self._access
 
     async def __aenter__(self) -> "KubeClient":
-        """Open the session; no request is sent."""
-        context = self._access.ssl_context()
+        """Open the session; no request is sent. KubeAccessError if the credentials cannot be used."""
+        signs_in = self._access.sign_in is not None
+        context = await asyncio.to_thread(self._access.ssl_context) if signs_in else self._access.ssl_context()
+        self._tls = context
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=_MAX_CONNECTIONS, ssl=True if context is None else context, socket_factory=_socket
@@ -113,7 +118,7 @@ class KubeClient:
 
     async def list_pages(
         self, kind: ResourceKind, namespace: str | None, label_selector: str = "", limit: int = 500
-    ) -> AsyncIterator[tuple[KubeObjects, str]]:
+    ) -> AsyncGenerator[tuple[KubeObjects, str], None]:
         """Like `list`, a page at a time."""
         params = {"limit": str(limit)}
         if label_selector:
@@ -216,7 +221,7 @@ class KubeClient:
         resource_version: str,
         label_selector: str = "",
         timeout_s: int = 300,
-    ) -> AsyncIterator[tuple[str, KubeObject]]:
+    ) -> AsyncGenerator[tuple[str, KubeObject], None]:
         """Changes since `resource_version`: ADDED, MODIFIED, DELETED or BOOKMARK (a newer version, nothing else in the object).
 
         Ends after `timeout_s`; go on from the last version seen. KubeError 410: the version is too old, list again.
@@ -232,9 +237,10 @@ class KubeClient:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=timeout_s + _WATCH_GRACE_S
         )
+        headers = await self._headers()
         try:
             async with self._opened.get(
-                self._url(kind.path(namespace)), params=params, headers=self._headers(), timeout=timeout
+                self._url(kind.path(namespace)), params=params, headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
                 self._tell("WATCH", kind, answer.status)
                 if answer.status != 200:
@@ -242,6 +248,7 @@ class KubeClient:
                 async for line in _lines(answer.content):
                     yield _watch_event(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._tell("WATCH", kind, 0)
             raise _no_answer(error) from error
 
     @property
@@ -262,35 +269,44 @@ class KubeClient:
         if self._before is not None:
             self._before(method)
         data = None if body is None else msgspec.json.encode(body)
+        headers = {**await self._headers(), "Content-Type": content_type}
         try:
             async with self._opened.request(
                 method,
                 self._url(path),
                 params=params,
                 data=data,
-                headers={**self._headers(), "Content-Type": content_type},
+                headers=headers,
+                allow_redirects=False,  # nobody else gets our credentials
             ) as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._tell(method, kind, 0)
             raise _no_answer(error) from error
         self._tell(method, kind, answer.status)
-        if answer.status >= 400:
+        if answer.status >= 300:
             raise self._error_of(answer, content)
         return _decoded(content)
 
     def _url(self, path: str) -> str:
         return self._access.server + path
 
-    def _headers(self) -> dict[str, str]:
+    async def _headers(self) -> dict[str, str]:
         now_s = self._clock()
-        if now_s - self._token_read_s >= _TOKEN_AGE_S:
-            try:
-                self._token = self._access.bearer()
-            except KubeAccessError as error:
-                raise KubeError(0, "NoToken", str(error)) from None
-            self._token_read_s = now_s
+        try:
+            if self._access.sign_in is not None:
+                self._token = await asyncio.to_thread(self._signed_in)
+            elif now_s - self._token_read_s >= _TOKEN_AGE_S:
+                self._token, self._token_read_s = self._access.bearer(), now_s
+        except (KubeAccessError, ssl.SSLError) as error:
+            raise KubeError(0, "NoCredential", str(error)) from None
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def _signed_in(self) -> str | None:
+        token = self._access.bearer()
+        if self._tls is not None:
+            self._access.load_client_certificate(self._tls)
+        return token
 
     def _tell(self, method: str, kind: ResourceKind | None, status: int) -> None:
         if self._observe is not None:
@@ -299,6 +315,8 @@ class KubeClient:
     def _error_of(self, answer: aiohttp.ClientResponse, content: bytes) -> KubeError:
         if answer.status == 401:
             self._token_read_s = float("-inf")  # it may have been replaced
+            if self._access.sign_in is not None:
+                self._access.sign_in.refused()
         try:
             status = _decoded(content)
         except KubeError:
@@ -311,7 +329,7 @@ class KubeClient:
             answer.status,
             status.get("reason") or (answer.reason or "Unknown").replace(" ", ""),
             status.get("message") or "",
-            float(wait) if wait.isdigit() else None,
+            float(wait) if wait.isascii() and wait.isdigit() and len(wait) <= _MAX_WAIT_DIGITS else None,
         )
 
 
@@ -328,7 +346,7 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 def _decoded(content: bytes) -> KubeObject:
     try:
         value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KubeError(0, "BadAnswer", f"the API server's answer is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise KubeError(0, "BadAnswer", "the API server's answer is not a JSON object")
@@ -338,8 +356,13 @@ def _decoded(content: bytes) -> KubeObject:
 def _watch_event(line: bytes) -> tuple[str, KubeObject]:
     event = _decoded(line)
     body: KubeObject = event.get("object") or {}
+    if not isinstance(body, dict) or not isinstance(body.get("metadata") or {}, dict):
+        raise KubeError(0, "BadAnswer", "a watch event holds no object")
     if event.get("type") == "ERROR":
-        raise KubeError(int(body.get("code") or 0), body.get("reason") or "Unknown", body.get("message") or "")
+        code = body.get("code")
+        raise KubeError(
+            code if isinstance(code, int) else 0, body.get("reason") or "Unknown", body.get("message") or ""
+        )
     return str(event.get("type")), body
 
 

@@ -1,10 +1,13 @@
 """Keeps somebody told of all objects of one kind: list once, then watch for ever.
 
-A watch resumes where it ended; a version that the server has forgotten (410) is listed anew; while the server is away nothing
-is said, so that the last known state stays. This module must not know what the objects mean or who keeps them.
+A watch resumes where it ended; a version that the server has forgotten (410), or has not reached (its store was restored from a
+backup), is listed anew; while the server is away nothing is said, so that the last known state stays. A watch lasts for half a minute: no
+longer does it stay silent through a middleman that lost the server. What fails here or in whoever is told is logged, and listed anew.
+This module must not know what the objects mean or who keeps them.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -16,11 +19,16 @@ from quire_contract.telemetry import log_event
 logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 15.0
-_WATCH_S = (240, 300)
+_LONGEST_WAIT_S = 5.0
+"""A revoked key must reach routers soon after the server is back."""
+_LONGEST_REFUSED_WAIT_S = 15.0
+"""Where the server answers, but refuses: a namespace was deleted, or a role is missing."""
+_WATCH_S = (30, 40)
+"""So long a middleman may hide that the server is gone; what was taken back meanwhile (a name, a key) would still be served."""
 _SHORT_WATCH_S = 1.0
 _BOOKMARK = "BOOKMARK"
 _GONE = 410
+_REFUSED = frozenset({403, 404})
 
 
 def unchanged(item: KubeObject) -> KubeObject:
@@ -57,6 +65,7 @@ class Reflector:
         self._transform = transform
         self._version: str | None = None
         self._num_failures = 0
+        self._is_interrupted = False
         self._last_contact_s = float("-inf")
         self._synced = asyncio.Event()
 
@@ -74,11 +83,28 @@ class Reflector:
         """List and watch until cancelled."""
         while True:
             try:
+                if self._is_interrupted and self._version is not None:
+                    await self._check_version(self._version)
                 if self._version is None:
                     self._version = await self._list()
                 await self._watch(self._version)
             except KubeError as error:
                 await self._recover(error)
+            except Exception:  # a loop that must live: nobody would learn of any change again
+                logger.exception("following %s failed; it is listed anew", self._kind.kind)
+                self._version = None
+                await self._recover(KubeError(0, "Failed", "see the error above"))
+
+    async def _check_version(self, version: str) -> None:
+        """A store that was restored from a backup counts anew from there, and a watch from a version that it has not reached is silent."""
+        async with contextlib.aclosing(
+            self._client.list_pages(self._kind, self._namespace, self._label_selector, limit=1)
+        ) as pages:
+            async for _, present in pages:
+                if version.isdecimal() and present.isdecimal() and int(present) < int(version):
+                    self._version = None
+                break
+        self._is_interrupted = False
 
     async def _list(self) -> str:
         items: list[KubeObject] = []
@@ -93,12 +119,13 @@ class Reflector:
     async def _watch(self, version: str) -> None:
         seconds, began_s = self._rng.randint(*_WATCH_S), _now_s()
         events = self._client.watch(self._kind, self._namespace, version, self._label_selector, seconds)
-        async for event, item in events:
-            self._last_contact_s = _now_s()
-            self._num_failures = 0
-            if event != _BOOKMARK:
-                self._on_event(event, self._transform(item))
-            self._version = item["metadata"]["resourceVersion"]
+        async with contextlib.aclosing(events):
+            async for event, item in events:
+                self._last_contact_s = _now_s()
+                self._num_failures = 0
+                if event != _BOOKMARK:
+                    self._on_event(event, self._transform(item))
+                self._version = item["metadata"]["resourceVersion"]
         self._last_contact_s = _now_s()
         if self._version == version and self._last_contact_s - began_s < _SHORT_WATCH_S:
             raise KubeError(
@@ -110,11 +137,13 @@ class Reflector:
         """Forget a version that the server has forgotten; wait longer after each failure in a row."""
         if error.status == _GONE:
             self._version = None
+        self._is_interrupted = True
         self._num_failures += 1
         if error.status == _GONE and self._num_failures == 1:
             return
-        longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(self._num_failures - 1, 10))
-        wait_s = max(longest * self._rng.uniform(0.5, 1.0), min(error.retry_after_s or 0.0, _LONGEST_WAIT_S))
+        most_s = _LONGEST_REFUSED_WAIT_S if error.status in _REFUSED else _LONGEST_WAIT_S
+        longest = min(most_s, _FIRST_WAIT_S * 2 ** min(self._num_failures - 1, 10))
+        wait_s = max(longest * self._rng.uniform(0.5, 1.0), min(error.retry_after_s or 0.0, _LONGEST_REFUSED_WAIT_S))
         log_event(
             logger,
             logging.WARNING,

@@ -64,6 +64,8 @@ def test_nothing_secret_is_shown(tmp_path: Path) -> None:
         ({"client-certificate": "nowhere.pem"}, {}, "nowhere.pem: missing"),
         ({"client-certificate-data": "%%%"}, {}, "not base64"),
         ({}, {"server": "ftp://x"}, "address"),
+        ({"as": "somebody", "token": "t"}, {}, "acts as another"),
+        ({"token": "t"}, {"server": "http://10.0.0.1"}, "in the clear"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_fix(tmp_path: Path, user, cluster, message) -> None:
@@ -77,3 +79,11 @@ def test_a_kubeconfig_without_its_context_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(KubeAccessError, match="contexts has no 'gone'"):
         KubeAccess.from_kubeconfig(path)
+
+
+def test_certificates_that_are_none_are_told_as_such(tmp_path: Path) -> None:
+    inline = base64.b64encode(b"NOT PEM").decode()
+    access = KubeAccess.from_kubeconfig(kubeconfig(tmp_path, {}, **{"certificate-authority-data": inline}))
+
+    with pytest.raises(KubeAccessError, match="certificates for it cannot be used"):
+        access.ssl_context()

@@ -153,3 +153,26 @@ async def test_requests_of_many_tasks_at_once_are_all_answered(api) -> None:
         answers = await asyncio.gather(*(client.get(CONFIG_MAP, "here", "a") for _ in range(200)))
 
     assert len(answers) == 200
+
+
+async def test_a_redirect_is_refused_since_credentials_are_for_one_server_only(api) -> None:
+    there = web.Response(status=307, headers={"Location": f"{api.access.server}/elsewhere"})
+    api.lists = [there]
+
+    async with client_of(api.access) as client:
+        with pytest.raises(KubeError) as caught:
+            await client.get(CONFIG_MAP, "here", "a")
+
+    assert caught.value.status == 307
+    assert [asked["path"] for asked in api.asked] == ["/api/v1/namespaces/here/configmaps/a"]
+
+
+@pytest.mark.parametrize("line", [b'{"type":"ADDED","object":[1]}', b'{"type":"ADDED","object":{"metadata":7}}', b"[]"])
+async def test_a_watch_event_without_an_object_is_an_error_of_the_client(api, line: bytes) -> None:
+    api.watches = [[line + b"\n"]]
+
+    async with client_of(api.access) as client:
+        with pytest.raises(KubeError) as caught:
+            _ = [event async for event in client.watch(CONFIG_MAP, "here", "5")]
+
+    assert caught.value.reason == "BadAnswer"

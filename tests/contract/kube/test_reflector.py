@@ -108,3 +108,51 @@ async def test_a_list_that_fails_is_tried_again(api) -> None:
 
     assert listener.told[0] == ("replace", ["a"])
     assert reflector.synced.is_set()
+
+
+async def test_a_server_restored_from_a_backup_is_listed_anew(api) -> None:
+    listener = Listener()
+    api.lists = [listed("500", "a", "revoked"), listed("40", "a")]
+    api.watches = [503]
+
+    async with reflecting(api, listener):
+        await listener.until(2)
+
+    assert listener.told == [("replace", ["a", "revoked"]), ("replace", ["a"])]
+
+
+class Clumsy(Listener):
+    """Fails at the first event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+
+    def event(self, event: str, item: dict[str, object]) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            raise RuntimeError("a defect")
+        super().event(event, item)
+
+
+async def test_a_listener_that_fails_once_is_told_everything_anew(api) -> None:
+    listener = Clumsy()
+    api.lists = [listed("5"), listed("6", "b")]
+    api.watches = [[line("ADDED", "6", "b")], [line("ADDED", "7", "c")]]
+
+    async with reflecting(api, listener):
+        await listener.until(3)
+
+    assert listener.told[:3] == [("replace", []), ("replace", ["b"]), ("ADDED", "c")]
+
+
+async def test_a_watch_never_lasts_longer_than_a_bit_over_half_a_minute(api) -> None:
+    listener = Listener()
+    api.lists = [listed("5")]
+    api.watches = [[line("BOOKMARK", "6")], [line("ADDED", "7", "a")]]
+
+    async with reflecting(api, listener):
+        await listener.until(2)
+
+    seconds = [int(asked["query"]["timeoutSeconds"]) for asked in api.asked if "watch" in asked["query"]]
+    assert max(seconds) <= 40

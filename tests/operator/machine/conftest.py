@@ -29,6 +29,9 @@ from quire_operator.platform import Platform
 
 Document = dict[str, Any]
 
+POLL_S = 0.05
+NUM_SAME = 15
+
 CHILD_KINDS = (
     resources.SERVICE_ACCOUNT,
     resources.SERVICE,
@@ -77,9 +80,7 @@ class Cluster:
         self.access = replace(access, namespace=namespace)
         self.client = client
         self.namespace = namespace
-
-    def platform(self) -> Platform:
-        return Platform(namespace=self.namespace)
+        self.platform = Platform(namespace=namespace)
 
     @asynccontextmanager
     async def operator(self, counter: WriteCounter | None = None, *, kopf: bool = False) -> AsyncIterator[asyncio.Task]:
@@ -90,7 +91,7 @@ class Cluster:
         ) as client:
             machine = Machine(
                 client,
-                platform=self.platform(),
+                platform=self.platform,
                 scope=Scope(namespaces=(self.namespace,)),
                 metrics=Metrics(),
                 watch_documents=self._kopf if kopf else lambda listener: self._reflect(client, listener),
@@ -161,8 +162,30 @@ class Cluster:
         deadline_s = time.monotonic() + timeout_s
         while not (found := await check()):
             assert time.monotonic() < deadline_s, f"not so within {timeout_s} s: {check}"
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_S)
         return found
+
+    async def settled(self) -> dict[tuple[str, str], Document]:
+        """The objects, once they have been the same for a while: that nothing happens can only be watched."""
+        before, num_same = None, 0
+        while num_same < NUM_SAME:
+            now = await self.objects()
+            num_same = num_same + 1 if now == before else 0
+            before = now
+            await asyncio.sleep(POLL_S)
+        return before
+
+    async def second_after(self, document: Document) -> None:
+        """Wait until what is made now is younger than `document`: creation times are whole seconds."""
+        created = document["metadata"]["creationTimestamp"]
+
+        async def is_later() -> bool:
+            body = {"metadata": {"generateName": "clock-"}}
+            probe = await self.client.create(resources.CONFIG_MAP, self.namespace, body)
+            await self.client.delete(resources.CONFIG_MAP, self.namespace, probe["metadata"]["name"])
+            return probe["metadata"]["creationTimestamp"] > created
+
+        await self.until(is_later)
 
     async def objects(self) -> dict[tuple[str, str], Document]:
         """All that the operator made or wrote, without what differs from run to run."""

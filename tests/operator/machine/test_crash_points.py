@@ -27,23 +27,22 @@ async def delete(cluster) -> None:
     await cluster.client.delete(SERVICE, cluster.namespace, "demo")
 
 
-async def settled(cluster) -> dict:
-    """The objects, once they have been the same for a while."""
-    before, same = None, 0
-    while same < 8:
-        now = await cluster.objects()
-        same = same + 1 if now == before else 0
-        before = now
-        await asyncio.sleep(0.1)
-    return before
-
-
-async def prepare(cluster, before) -> None:
+async def prepare(cluster, before, counter) -> None:
     """Carry out `before` undisturbed."""
     for step in before:
-        async with cluster.operator():
+        async with cluster.operator(counter):
             await step(cluster)
-            await settled(cluster)
+            await acted(cluster, counter)
+
+
+async def acted(cluster, counter) -> dict:
+    """The objects after the operator has reacted."""
+
+    async def has_written():
+        return counter.writes
+
+    await cluster.until(has_written)
+    return await cluster.settled()
 
 
 async def becomes(cluster, expected) -> None:
@@ -68,11 +67,10 @@ async def test_killed_after_each_write_the_next_operator_comes_to_the_same_objec
     clusters, killer, before, step
 ) -> None:
     undisturbed, counter = await clusters(), killer()
-    await prepare(undisturbed, before)
+    await prepare(undisturbed, before, killer())
     async with undisturbed.operator(counter):
         await step(undisturbed)
-        await asyncio.sleep(0.5)
-        expected = await settled(undisturbed)
+        expected = await acted(undisturbed, counter)
     num_writes = len(counter.writes)
     assert 0 < num_writes <= MAX_WRITES
     slots = asyncio.Semaphore(AT_ONCE)
@@ -80,7 +78,7 @@ async def test_killed_after_each_write_the_next_operator_comes_to_the_same_objec
     async def killed_after(count: int) -> None:
         async with slots:
             cluster, crashing = await clusters(), killer(count)
-            await prepare(cluster, before)
+            await prepare(cluster, before, killer())
             async with cluster.operator(crashing) as task:
                 await step(cluster)
                 await asyncio.wait([task], timeout=10)

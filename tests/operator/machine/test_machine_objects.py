@@ -1,10 +1,11 @@
 """What the operator makes, changes and removes on a real API server."""
 
-import asyncio
+from dataclasses import replace
 
 from quire_contract import names
 from quire_contract.kube import resources
 from quire_contract.router_config import decode_config
+from quire_operator.platform import ModelCache
 
 SERVICE = resources.INFERENCE_SERVICE
 
@@ -29,7 +30,7 @@ async def test_a_service_gets_its_children_its_status_its_secret_and_its_place_i
             return await cluster.condition(SERVICE, "demo", "Ready")
 
         assert (await cluster.until(is_reported))["status"] == "False"
-        objects = await cluster.objects()
+        objects = await cluster.settled()
 
         async def is_routed():
             shard = await shard_of(cluster)
@@ -93,14 +94,13 @@ async def test_a_second_operator_finds_everything_as_it_should_be_and_writes_not
             return all(condition.get("reason") == "Unschedulable" for condition in conditions)
 
         await cluster.until(both_are_reported)
-        await asyncio.sleep(1)  # the rest of the pass
-    before = await cluster.objects()
+        before = await cluster.settled()
 
     async with cluster.operator(counter):
-        await asyncio.sleep(2)  # that nothing happens can only be waited for
+        after = await cluster.settled()
 
     assert counter.writes == []
-    assert await cluster.objects() == before
+    assert after == before
 
 
 async def test_what_others_change_is_put_right_and_what_others_add_is_left(cluster) -> None:
@@ -177,8 +177,8 @@ async def test_what_the_server_refuses_shows_within_seconds_and_passes_when_it_i
 
 
 async def test_the_older_service_keeps_a_name_and_the_younger_gets_it_when_that_goes(cluster) -> None:
-    await cluster.service("older", model={"uri": "pvc://models/llama", "name": "shared"})
-    await asyncio.sleep(1.1)  # creation times are whole seconds
+    older = await cluster.service("older", model={"uri": "pvc://models/llama", "name": "shared"})
+    await cluster.second_after(older)
     await cluster.service("younger", model={"uri": "pvc://models/llama", "name": "shared"})
     async with cluster.operator():
 
@@ -262,3 +262,26 @@ async def test_a_spec_that_makes_no_sense_is_reported_and_stops_nobody(cluster) 
         await cluster.until(lambda: deployments(cluster))
 
     assert [d["metadata"]["labels"][names.LABEL_SERVICE] for d in await deployments(cluster)] == ["good"]
+
+
+async def test_a_claim_for_models_is_made_if_it_is_missing_and_then_nobodys_to_change_or_remove(cluster) -> None:
+    cluster.platform = replace(cluster.platform, model_cache=ModelCache(kind="PersistentVolumeClaim", size="3Gi"))
+    async with cluster.operator():
+        await cluster.service(model={"uri": "hf://org/model"})
+
+        async def claim():
+            return await cluster.get(resources.PVC, "quire-models")
+
+        made = await cluster.until(claim)
+        await cluster.until(lambda: deployments(cluster))
+        await cluster.client.delete(SERVICE, cluster.namespace, "demo")
+
+        async def is_collected():
+            return {kind for kind, _ in await cluster.objects()} == {"ConfigMap", "Secret"}
+
+        await cluster.until(is_collected, 30)
+
+    after = await claim()
+    assert after["metadata"]["uid"] == made["metadata"]["uid"]
+    assert "ownerReferences" not in after["metadata"]
+    assert after["spec"]["resources"]["requests"]["storage"] == "3Gi"

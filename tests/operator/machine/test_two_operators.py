@@ -26,7 +26,7 @@ async def test_exactly_one_leads_and_the_other_takes_over_when_it_is_killed(clus
     leader = await cluster.until(lambda: holder(cluster))
     await cluster.service()
     await cluster.until(lambda: made(cluster))
-    await asyncio.sleep(1)
+    await cluster.settled()
     before = await generations(cluster)
 
     operators[leader].process.send_signal(signal.SIGKILL)
@@ -36,7 +36,7 @@ async def test_exactly_one_leads_and_the_other_takes_over_when_it_is_killed(clus
         return await holder(cluster) == other and "event=watching" in operators[other].log()
 
     await cluster.until(is_taken_over, 40)
-    await asyncio.sleep(1)
+    await cluster.settled()
     assert "became leader" in operators[leader].log()
     assert await generations(cluster) == before
     patch = {"spec": {"replicas": 2}}

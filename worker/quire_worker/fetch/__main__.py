@@ -74,6 +74,13 @@ async def _run(config: FetchConfig) -> None:
             raise
         except aiohttp.ClientError as error:
             raise InterruptedFetchError(Reason.UNREACHABLE, f"the source cannot be read: {error}") from None
+        except (
+            Exception
+        ) as error:  # whatever a source may send, somebody reads in the pod's status why it does not work
+            log.exception("the fetch failed in an unforeseen way")
+            raise InterruptedFetchError(
+                Reason.UNREACHABLE, f"the source answers in an unforeseen way ({type(error).__name__}); see the log"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _fetcher(config: FetchConfig, progress: Progress, web: WebClient, timing: Ti
         source=source,
         store=ModelStore(config.dest, uri=config.uri, revision=config.revision),
         lease=Lease(lease_path, holder=config.pod_uid, pod=config.pod, clock=timing.clock, sleep=timing.sleep),
-        downloader=Downloader(web, source, patience, progress),
+        downloader=Downloader(web, source, patience, progress, config.max_bytes),
         patience=patience,
         progress=progress,
         parallel=config.parallel,

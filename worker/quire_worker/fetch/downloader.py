@@ -4,6 +4,7 @@ If it differs, it is fetched anew once. This module must not know which files a 
 """
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -16,9 +17,11 @@ from quire_worker.fetch.patience import Patience
 from quire_worker.fetch.progress import Progress
 from quire_worker.fetch.remote import Checksum, RemoteFile, Request, Source
 from quire_worker.fetch.store import FileRecord
-from quire_worker.fetch.web_client import WebClient, check_status, shown
+from quire_worker.fetch.web_client import MAX_SIZE_DIGITS, WebClient, check_status, shown
 
 _WRITE_BYTES = 1024 * 1024
+_RESERVE_BYTES = 64 * 1024 * 1024
+"""Left free on the disk by a file whose size nobody said: others write there too."""
 _ENCRYPTION_HEADER = "x-amz-server-side-encryption"
 _CUSTOMER_KEY_HEADER = "x-amz-server-side-encryption-customer-algorithm"
 
@@ -26,8 +29,12 @@ _CUSTOMER_KEY_HEADER = "x-amz-server-side-encryption-customer-algorithm"
 class Downloader:
     """Downloads files of one source."""
 
-    def __init__(self, web: WebClient, source: Source, patience: Patience, progress: Progress) -> None:
+    def __init__(
+        self, web: WebClient, source: Source, patience: Patience, progress: Progress, max_bytes: int | None = None
+    ) -> None:
+        """`max_bytes` is for the whole model; None: what the disk has."""
         self._web = web
+        self._max_bytes = max_bytes
         self._source = source
         self._patience = patience
         self._progress = progress
@@ -43,7 +50,8 @@ class Downloader:
 
     async def _fetch(self, file: RemoteFile, folder: Path) -> FileRecord:
         part = await asyncio.to_thread(PartFile, folder / file.name, file.checksum, file.size)
-        receiver = _Receiver(self._web, file, part, self._progress)
+        room = _Room(folder, self._progress, self._max_bytes)
+        receiver = _Receiver(self._web, file, part, self._progress, room)
         try:
             for _ in range(2):
                 await self._patience.keep_trying(
@@ -60,10 +68,31 @@ class Downloader:
         raise FetchError(Reason.CHECKSUM_MISMATCH, message)
 
 
+class _Room:
+    """How much may still be written, for files whose size was not known beforehand."""
+
+    def __init__(self, folder: Path, progress: Progress, max_bytes: int | None) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._max_bytes = max_bytes
+
+    def check(self, new_bytes: int) -> None:
+        """FetchError if `new_bytes` more are too many."""
+        if self._max_bytes is not None and self._progress.done_bytes + new_bytes > self._max_bytes:
+            message = (
+                f"the source sends more than the {self._max_bytes} bytes of a pod's model cache; "
+                "enlarge models.cache.size of the chart"
+            )
+            raise FetchError(Reason.NO_SPACE, message)
+        if shutil.disk_usage(self._folder).free < new_bytes + _RESERVE_BYTES:
+            raise FetchError(Reason.NO_SPACE, "the model cache is full; enlarge it, or remove models that nobody uses")
+
+
 class _Receiver:
     """Attempts at one file, which share what has arrived."""
 
-    def __init__(self, web: WebClient, file: RemoteFile, part: PartFile, progress: Progress) -> None:
+    def __init__(self, web: WebClient, file: RemoteFile, part: PartFile, progress: Progress, room: _Room) -> None:
+        self._room = room
         self._web = web
         self._file = file
         self._part = part
@@ -119,9 +148,18 @@ class _Receiver:
             if total is not None and self._part.size + len(data) > total:
                 self._part.restart()
                 raise TransientError(f"{shown(self._file.url)}: sends more than the {total} bytes that it announced")
+            if total is None:
+                self._check_room(len(data))
             await asyncio.to_thread(self._part.write, data)
             self._progress.on_file(self._file.name, self._part.size)
             progressed()
+
+    def _check_room(self, new_bytes: int) -> None:
+        try:
+            self._room.check(new_bytes)
+        except FetchError:
+            self._part.restart()  # what nobody can use must not fill a disk that others share
+            raise
 
 
 def _continued(request: Request, part: PartFile) -> Request:
@@ -144,7 +182,7 @@ def _range(header: str) -> tuple[int, int | None]:
     unit, _, rest = header.partition(" ")
     span, _, total = rest.partition("/")
     first = span.partition("-")[0]
-    if unit != "bytes" or not first.isdecimal():
+    if unit != "bytes" or not first.isdecimal() or max(len(first), len(total)) > MAX_SIZE_DIGITS:
         return -1, None
     return int(first), int(total) if total.isdecimal() else None
 

@@ -130,7 +130,8 @@ class Fetcher:
         archives = [file.name for file in listing.files if file.is_archive]
         if not archives:
             return [file.name for file in listing.files]
-        records = archive.extract(self._store.partial / archives[0], self._store.partial, lambda name, size: None)
+        folder = self._store.partial
+        records = archive.extract(folder / archives[0], folder, lambda name, size: None, self._max_bytes)
         for name, record in records.items():
             self._store.add(name, record)
         return list(records)

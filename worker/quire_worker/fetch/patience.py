@@ -65,10 +65,10 @@ class Patience:
                 await self._sleep(wait_s)
 
     def _wait_s(self, num_failures: int, error: Exception) -> float:
-        """Doubling, shortened at random so that pods do not come back together; what the source asks for wins."""
+        """Doubling, shortened at random so that pods do not come back together; a longer wait that the source asks for wins."""
         asked = error.retry_after_s if isinstance(error, TransientError) else None
         if asked is not None:
-            return min(asked, _MAX_RETRY_AFTER_S)
+            return min(max(asked, _FIRST_WAIT_S), _MAX_RETRY_AFTER_S)
         longest = min(_MAX_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(num_failures, 16))
         return longest * (0.5 + self._rng.random() / 2)
 

@@ -15,7 +15,7 @@ from quire_worker.fetch import selection, sigv4
 from quire_worker.fetch.errors import FetchError, Reason, TransientError
 from quire_worker.fetch.remote import Checksum, Listing, RemoteFile, Request
 from quire_worker.fetch.sigv4 import Credentials
-from quire_worker.fetch.web_client import WebClient, check_status, read_bounded
+from quire_worker.fetch.web_client import MAX_SIZE_DIGITS, WebClient, check_status, read_bounded
 from quire_worker.models.safetensors_files import INDEX_NAME
 
 DEFAULT_REGION = "us-east-1"
@@ -102,6 +102,8 @@ class S3Source:
             name = key.removeprefix(self._prefix)
             if not name or name.endswith("/") or not key.startswith(self._prefix) or not size.isdecimal():
                 continue
+            if len(size) > MAX_SIZE_DIGITS:
+                continue
             etag = (_text(entry, "ETag") or "").strip('"')
             # The ETag of an object that was uploaded in one part is its MD5; of several parts, it has a dash.
             checksum = Checksum(kind="md5", hexdigest=etag) if _MD5.fullmatch(etag) else None
@@ -180,7 +182,7 @@ class _OtherRegionError(Exception):
 
 def _xml(body: bytes) -> ElementTree.Element | None:
     """The root; None for anything else. A document type, by which XML can be made to grow without bounds, is not S3's."""
-    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body or b"\0" in body:  # UTF-16 would hide the other two
         return None
     try:
         return ElementTree.fromstring(body)  # noqa: S314 - without a document type there are no entities to expand

@@ -11,7 +11,7 @@ import aiohttp
 from quire_worker.fetch import selection
 from quire_worker.fetch.errors import FetchError, Reason
 from quire_worker.fetch.remote import Listing, RemoteFile, Request
-from quire_worker.fetch.web_client import WebClient, check_status, shown
+from quire_worker.fetch.web_client import MAX_SIZE_DIGITS, WebClient, check_status, shown
 from quire_worker.models.safetensors_files import INDEX_NAME, SINGLE_NAME
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -86,5 +86,5 @@ def _size(response: aiohttp.ClientResponse) -> int | None:
     """Of the whole file."""
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return int(total) if total.isascii() and total.isdecimal() else None
+        return int(total) if total.isascii() and total.isdecimal() and len(total) <= MAX_SIZE_DIGITS else None
     return response.content_length

@@ -21,6 +21,8 @@ _TRANSIENT = {408, 425, 429}
 _UNAUTHORIZED = {401, 403, 407}
 _GONE = {404, 410}
 _MAX_RETRY_AFTER_DIGITS = 6
+MAX_SIZE_DIGITS = 18
+"""Of a file's size in bytes; Python refuses to read numbers of thousands of digits."""
 
 
 def shown(url: str) -> str:
@@ -119,9 +121,13 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _followed(url: str, location: str) -> str:
-    target = urljoin(url, location)
-    parts = urlsplit(target)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
         raise FetchError(Reason.UNREACHABLE, f"{shown(url)}: redirects to something that is no web address")
     if urlsplit(url).scheme == "https" and parts.scheme == "http":
         raise FetchError(

@@ -1,0 +1,111 @@
+"""Routers and fetchers are asked only while a decision wants it, and what they say reaches the next snapshot."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from quire_contract import names
+from quire_operator.cache import ClusterCache
+from quire_operator.decision import Decision, FetchProgress, RevisionCounts
+from quire_operator.keys import Key, service_key
+from quire_operator.observations import Observations
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = service_key("team", "demo")
+DOCUMENT = {
+    "apiVersion": "quire.dev/v1alpha1",
+    "kind": "InferenceService",
+    "metadata": {"name": "demo", "namespace": "team", "uid": "u", "resourceVersion": "1"},
+}
+
+
+def decision(*, canary: bool = False, fetch: bool = False) -> Decision:
+    return Decision(
+        manifests=None,
+        status={"rollout": {"stepStartedAt": "2026-01-01T00:00:00Z"}},
+        weights={},
+        events=(),
+        requeue_after_s=None,
+        is_upgrading=False,
+        wants_canary_stats=("old", "new") if canary else None,
+        wants_fetch_progress=fetch,
+    )
+
+
+def pod(name: str, phase: str, **labels: str) -> dict:
+    return {
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1", "labels": labels},
+        "status": {"podIP": "127.0.0.1", "phase": phase},
+    }
+
+
+class Parts:
+    """A router and a model fetcher; notes the tokens that they were shown."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str | None] = []
+        self.requests = 0
+
+    async def stats(self, request: web.Request) -> web.Response:
+        self.tokens.append(request.headers.get(names.HEADER_TOKEN))
+        self.requests += 10
+        ttft = {"bounds_s": [1.0], "counts": [self.requests, self.requests]}
+        counted = {"new": {"requests": self.requests, "errors": 0, "ttft": ttft}}
+        return web.json_response({"boot": "b", "services": {"team/demo": counted}})
+
+    async def progress(self, request: web.Request) -> web.Response:
+        return web.json_response({"phase": "downloading", "done_bytes": 5, "total_bytes": None, "message": ""})
+
+
+async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
+    parts, keys = Parts(), asyncio.Queue()
+    cache = ClusterCache(lambda key: None)
+    cache.handle(None, DOCUMENT)
+    cache.routers.put(pod("router", "Running"))
+    cache.pods.put(pod("worker", "Pending", **{names.LABEL_SERVICE: "demo"}))
+    app = web.Application()
+    app.router.add_get(names.PATH_REVISION_STATS, parts.stats)
+    app.router.add_get(names.PATH_FETCH_PROGRESS, parts.progress)
+    server = TestServer(app)
+    await server.start_server()
+    observations = Observations(
+        cache=cache,
+        enqueue=keys.put_nowait,
+        token=lambda: "t0ken",
+        now=lambda: NOW,
+        ports=(server.port, server.port),
+        poll_s=0.01,
+    )
+    observations.want(KEY, DOCUMENT, decision(canary=True, fetch=True))
+    running = asyncio.create_task(observations.run())
+
+    async with asyncio.timeout(10):
+        while (seen := observations.canary(KEY)) is None or seen.revisions.get("new", RevisionCounts()).requests < 20:
+            assert isinstance(await keys.get(), Key)
+
+    assert seen.since == NOW
+    assert set(parts.tokens) == {"t0ken"}
+    assert observations.fetches(KEY) == {"worker": FetchProgress(phase="downloading", done_bytes=5)}
+    observations.want(KEY, DOCUMENT, decision())
+    assert observations.canary(KEY) is None
+    assert observations.fetches(KEY) == {}
+    running.cancel()
+    await asyncio.wait([running])
+    await server.close()
+
+
+async def test_another_step_is_counted_anew() -> None:
+    observations = Observations(
+        cache=ClusterCache(lambda key: None), enqueue=print, token=lambda: None, now=lambda: NOW
+    )
+    observations.want(KEY, DOCUMENT, decision(canary=True))
+    first = observations._tallies[KEY]
+    observations.want(KEY, DOCUMENT, decision(canary=True))
+    assert observations._tallies[KEY] is first
+
+    observations.forget(KEY)
+    observations.want(KEY, DOCUMENT, decision(canary=True))
+    assert observations._tallies[KEY] is not first
