@@ -3,8 +3,8 @@
     python bench/operator_scale.py --kubeconfig FILE [--services 500] [--changes 200] [--idle 120]
 
 Needs the CRDs installed and a controller manager; no nodes: pods stay pending. Everything is made in one namespace and deleted
-afterwards. "Idle" counts the operator's own requests and Kopf's watches, by the API server's answers to the operator, leaving out
-the Lease and watches.
+afterwards. "Idle" counts the requests of the operator's own client but those for the Lease and watches; Kopf's own, which are a watch per
+kind begun anew every few minutes, are not counted.
 """
 
 import argparse

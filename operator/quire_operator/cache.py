@@ -15,6 +15,7 @@ from quire_operator.router_shards import SHARDS
 from quire_operator.store import KubeObject, ObjectStore
 from quire_operator.trimming import trim_object
 
+REASON_SLEEPING = "ScaledToZero"
 OWN_KINDS: tuple[ResourceKind, ...] = (INFERENCE_SERVICE, MODEL_ROUTE, TENANT)
 
 
@@ -57,8 +58,9 @@ class ClusterCache:
         ]
 
     def num_services(self, *, is_ready: bool) -> int:
-        """InferenceServices whose Ready condition is True, or is not."""
-        return sum(_is_ready(document) == is_ready for document in self.documents_of(INFERENCE_SERVICE))
+        """InferenceServices whose Ready condition is True, or is not; one that sleeps at zero replicas is neither."""
+        ready = [_is_ready(document) for document in self.documents_of(INFERENCE_SERVICE)]
+        return sum(state is is_ready for state in ready)
 
     def handle(self, event: str | None, document: KubeObject) -> None:
         """A Kopf event about one of our kinds; None stands for one of the first list."""
@@ -116,9 +118,10 @@ def age_of(document: Mapping[str, Any]) -> tuple[str, str]:
     return document["metadata"].get("creationTimestamp") or "", document["metadata"].get("uid") or ""
 
 
-def _is_ready(document: Mapping[str, Any]) -> bool:
+def _is_ready(document: Mapping[str, Any]) -> bool | None:
     conditions = (document.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+    ready = next((c for c in conditions if c.get("type") == "Ready"), {})
+    return None if ready.get("reason") == REASON_SLEEPING else ready.get("status") == "True"
 
 
 def _owner_uid(child: Mapping[str, Any]) -> str | None:
