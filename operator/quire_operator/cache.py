@@ -120,7 +120,7 @@ def age_of(document: Mapping[str, Any]) -> tuple[str, str]:
 
 def _is_ready(document: Mapping[str, Any]) -> bool | None:
     conditions = (document.get("status") or {}).get("conditions") or ()
-    ready = next((c for c in conditions if c.get("type") == "Ready"), {})
+    ready: Mapping[str, Any] = next((c for c in conditions if c.get("type") == "Ready"), {})
     return None if ready.get("reason") == REASON_SLEEPING else ready.get("status") == "True"
 
 
