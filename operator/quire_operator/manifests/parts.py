@@ -160,10 +160,8 @@ def service_account(name: str, namespace: str | None, labels: Mapping[str, str])
 
 
 def disruption_budget(api: str, meta: Manifest, selector: Mapping[str, str]) -> Manifest:
-    """At most one pod is evicted at a time."""
-    return {
-        "apiVersion": api,
-        "kind": "PodDisruptionBudget",
-        "metadata": meta,
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": dict(selector)}},
-    }
+    """At most one serving pod is evicted at a time; one that does not serve, such as one that loads, never holds up a node's drain."""
+    spec: Manifest = {"maxUnavailable": 1, "selector": {"matchLabels": dict(selector)}}
+    if api == "policy/v1":
+        spec["unhealthyPodEvictionPolicy"] = "AlwaysAllow"
+    return {"apiVersion": api, "kind": "PodDisruptionBudget", "metadata": meta, "spec": spec}
