@@ -4,28 +4,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_contract.kube.resources import (
-    CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     NETWORK_POLICY,
     PDB_V1,
     PDB_V1BETA1,
     PVC,
-    SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
     ResourceKind,
 )
 
 KINDS: tuple[ResourceKind, ...] = (
-    CONFIG_MAP,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     NETWORK_POLICY,
     PDB_V1,
     PDB_V1BETA1,
     PVC,
-    SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
 )
