@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -32,11 +33,36 @@ _PLAIN = re.compile(r'[^ "=]+')
 _MAX_VALUE_CHARS = 2000
 _MAX_TRACEBACK_CHARS = 12_000
 _ERROR = "error"
+_REPEAT_S = 60.0
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
     """Log that `event` happened; `fields` give its numbers and names, None ones are left out."""
     logger.log(level, "%s", event, extra={_FIELDS: fields})
+
+
+class Trouble:
+    """Trouble that may go on for long while something is tried again and again: when to write a line about it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` in seconds."""
+        self._clock = clock
+        self._told = ""
+        self._told_s = float("-inf")
+
+    def is_news(self, what: str) -> bool:
+        """Whether to tell of it: it is new, it has changed, or the last line about it is a minute old."""
+        now_s = self._clock()
+        if what == self._told and now_s - self._told_s < _REPEAT_S:
+            return False
+        self._told, self._told_s = what, now_s
+        return True
+
+    def is_over(self) -> bool:
+        """Called when all is well; True once after trouble that was told."""
+        had_any = bool(self._told)
+        self._told, self._told_s = "", float("-inf")
+        return had_any
 
 
 class LogFormatter(logging.Formatter):

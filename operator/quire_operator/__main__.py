@@ -18,7 +18,7 @@ from quire_contract.kube.client import KubeClient
 from quire_contract.kube.resources import ResourceKind
 from quire_contract.telemetry import configure_logging, log_event
 from quire_operator.config import ConfigError, OperatorConfig, parse_config, with_namespace
-from quire_operator.handlers import run_kopf
+from quire_operator.handlers import quieten_kopf, run_kopf
 from quire_operator.health import serve_health
 from quire_operator.leader import LeaderElection, LeadershipLostError
 from quire_operator.machine import Machine, Scope
@@ -40,8 +40,8 @@ def main() -> None:
     except (ConfigError, KubeAccessError) as error:
         sys.exit(f"quire-operator: {error}")
     configure_logging(level=config.log_level, as_json=config.log_json, process="operator")
-    for chatty in ("kopf", "aiohttp.access"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    quieten_kopf()
     code = uvloop.run(_run(config, access))
     logging.shutdown()
     os._exit(code)  # nothing may hold up the exit of a process that must not act any more

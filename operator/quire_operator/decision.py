@@ -66,7 +66,9 @@ class FetchProgress:
     total_bytes: int | None = None
     """Bytes in all; None until the source has told."""
     message: str = ""
-    """Why it failed."""
+    """For a person: whom it waits for, or why it failed."""
+    trouble: str = ""
+    """What is wrong with the source just now, while it is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,7 +271,10 @@ def _cannot_be_made(pod: Manifest, container: pod_state.Container) -> Finding | 
         return Finding(reason="InvalidImageName", message=message, is_blocking=True)
     if container.waiting in _IMAGE_REASONS:
         # The kubelet alternates between ErrImagePull and ImagePullBackOff; one reason, or the condition would flap.
-        fix = "check spec.engine.image (or the release's image) and spec.podTemplate.imagePullSecrets"
+        fix = (
+            "check spec.engine.image (or the release's image) and spec.podTemplate.imagePullSecrets; "
+            f"kubectl describe pod {_name(pod)} says why"
+        )
         return Finding(
             reason="ImagePullBackOff", message=f"{where}: image {image!r} cannot be pulled; {fix}", is_blocking=True
         )
@@ -310,7 +313,8 @@ def _ended_badly(pod: Manifest, container: pod_state.Container) -> Finding | Non
 
 
 def _fetch_failed(pod: Manifest, ended: Termination) -> Finding:
-    reason, said = ended.json_reason or "ModelFetchFailed", ended.json_message or ended.last_line
+    reason = ended.json_reason or "ModelFetchFailed"
+    said = ended.json_message or ended.last_line or f"the fetcher ended with exit code {ended.exit_code}"
     if ended.reason == "OOMKilled":
         reason, said = (
             "ModelFetchFailed",
@@ -319,8 +323,15 @@ def _fetch_failed(pod: Manifest, ended: Termination) -> Finding:
     if reason not in _FETCH_FIXES:
         reason = "ModelFetchFailed"
     fix = _FETCH_FIXES.get(reason, f"see kubectl logs {_name(pod)} -c {fetch.CONTAINER}")
-    message = f"pod {_name(pod)}: the model cannot be fetched: {_clip(said or 'no message')}; {fix}"
+    message = f"pod {_name(pod)}: the model cannot be fetched: {_clip(said)}; {fix}"
     return Finding(reason=reason, message=message, is_blocking=reason != "ModelSourceUnreachable")
+
+
+def _fetch_troubled(pod: str, trouble: str) -> Finding:
+    """A source that may answer at the next try; it is told at once, or nobody would look at a mistyped address for minutes."""
+    reason = "ModelSourceUnreachable"
+    message = f"pod {pod}: the model cannot be fetched just now: {_clip(trouble)}; {_FETCH_FIXES[reason]}"
+    return Finding(reason=reason, message=message)
 
 
 def _out_of_memory(pod: Manifest, name: str) -> Finding:
@@ -340,6 +351,8 @@ def _waiting(pod: Manifest, now: datetime, progress: FetchProgress | None) -> Fi
     fetching = next((entry for entry in containers if entry.name == fetch.CONTAINER), None)
     main = next((entry for entry in containers if entry.name == worker.CONTAINER), None)
     if fetching and fetching.running_since:
+        if progress and progress.trouble:
+            return _fetch_troubled(name, progress.trouble)
         return Finding(reason="FetchingModel", message=f"pod {name}: {describe_progress(progress)}")
     if main and main.running_since:
         if _was_ready(pod, main):
@@ -357,16 +370,16 @@ def _waiting(pod: Manifest, now: datetime, progress: FetchProgress | None) -> Fi
 
 
 def describe_progress(progress: FetchProgress | None) -> str:
-    """ "downloading 3.1 of 16.1 GB"."""
+    """ "downloading 3.1 of 16.1 GB (19 %)", or whom it waits for."""
     if progress is None:
         return "fetching the model"
-    if progress.total_bytes is None:
-        return f"{progress.phase} the model, {_gigabytes(progress.done_bytes)} GB so far"
-    return f"{progress.phase} {_gigabytes(progress.done_bytes)} of {_gigabytes(progress.total_bytes)} GB"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}"
+    if progress.phase == "resolving":
+        return progress.message or "asking the source for the model's files"
+    done, total = progress.done_bytes, progress.total_bytes
+    unit, scale = ("GB", 1e9) if max(done, total or 0) >= 1e9 else ("MB", 1e6)
+    if not total:
+        return f"{progress.phase} the model, {done / scale:.1f} {unit} so far"
+    return f"{progress.phase} {done / scale:.1f} of {total / scale:.1f} {unit} ({100 * done // total} %)"
 
 
 def _name(pod: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ requests for ever, for a server that is away must not end the process. This modu
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import kopf
 
 from quire_contract.kube.access import KubeAccess
+from quire_contract.telemetry import Trouble
 from quire_operator.cache import OWN_KINDS
 from quire_operator.store import KubeObject
 
 Listener = Callable[[str | None, KubeObject], None]
 
 _STOP_S = 3.0
+_LOGGER_OF_RETRIES = "kopf._cogs.clients.watching"
 _LOGIN_AGE = timedelta(minutes=5)
 _SERVER_TIMEOUT_S = 290
 _QUIET_S = 300.0
@@ -31,6 +34,24 @@ class _ForEver:
         yield from (0.5, 1.0, 2.0, 4.0)
         while True:
             yield 5.0
+
+
+class _Retries(logging.Filter):
+    """Lets one line a minute through about requests that will be tried again: while the server is away, each is tried every 5 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trouble = Trouble()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        return "will retry" not in record.getMessage() or self._trouble.is_news("retries")
+
+
+def quieten_kopf() -> None:
+    """Kopf's log without what is of no use to an operator's operator. Called once, by __main__."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger(_LOGGER_OF_RETRIES).addFilter(_Retries())
 
 
 def make_registry(access: KubeAccess, listener: Listener) -> kopf.OperatorRegistry:

@@ -15,7 +15,7 @@ from typing import Any
 
 from quire_contract.kube.client import KubeClient, KubeError, KubeObject
 from quire_contract.kube.resources import LEASE
-from quire_contract.telemetry import log_event
+from quire_contract.telemetry import Trouble, log_event
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class LeaderElection:
         self._seen: tuple[Any, ...] | None = None
         self._seen_s = float("-inf")
         self._held_until_s = float("-inf")
+        self._trouble = Trouble(clock)
 
     def holds(self) -> bool:
         """Whether acting is still safe now."""
@@ -97,12 +98,18 @@ class LeaderElection:
                 taken = await self._take()
         except (KubeError, TimeoutError) as error:
             if not (isinstance(error, KubeError) and error.status == 409):  # 409: somebody was quicker; look again
-                log_event(logger, logging.WARNING, "lease request failed", lease=self._name, reason=str(error))
+                self._tell(str(error) or f"no answer in {timeout_s:.0f} s")
             self._lease = None
             return False
+        if self._trouble.is_over():
+            log_event(logger, logging.INFO, "lease requests are answered again", lease=self._name)
         if taken:
             self._held_until_s = began_s + DURATION_S - _MARGIN_S
         return taken
+
+    def _tell(self, reason: str) -> None:
+        if self._trouble.is_news(reason):
+            log_event(logger, logging.WARNING, "lease request failed", lease=self._name, reason=reason)
 
     async def _take(self) -> bool:
         if self._lease is None or self._lease["spec"].get("holderIdentity") != self._identity:

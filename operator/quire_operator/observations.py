@@ -139,6 +139,7 @@ class Observations:
                 done_bytes=int(told["done_bytes"]),
                 total_bytes=None if total is None else int(total),
                 message=str(told.get("message") or "")[:_MAX_MESSAGE_CHARS],
+                trouble=str(told.get("trouble") or "")[:_MAX_MESSAGE_CHARS],
             )
         except _NO_ANSWER:
             return None

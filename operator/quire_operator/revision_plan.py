@@ -17,6 +17,7 @@ from quire_operator.api.operations import CanarySpec
 from quire_operator.api.status import RolloutStatus
 from quire_operator.canary import judge_step
 from quire_operator.decision import CanaryObservation, EventNote
+from quire_operator.findings import HARMLESS
 from quire_operator.observation import Observation
 from quire_operator.platform import Platform
 from quire_operator.revisions import StoredRevision, wanted_revision
@@ -269,7 +270,12 @@ def _promote(given: PlanInput, state: RolloutStatus, why: str) -> RevisionPlan:
     return RevisionPlan(rollout=promoted, replicas=plan_rollout(given.rollout), events=(event,))
 
 
-def _fail(given: PlanInput, state: RolloutStatus, stable: str, why: str) -> RevisionPlan:
+def _fail(given: PlanInput, state: RolloutStatus, stable: str, seen: str) -> RevisionPlan:
+    """What its pods show goes into the message: they are about to be gone, and with them why requests failed."""
+    troubles = [
+        one.message for one in given.observation.findings(revision=state.revision) if one.reason not in HARMLESS
+    ]
+    why = "; ".join([seen, *troubles[:1]])
     failed = state.model_copy(
         update={"phase": "Failed", "weight": 0, "step_started_at": None, "message": why[:_MAX_NOTE]}
     )

@@ -238,9 +238,10 @@ def _progressing(report: Report) -> Verdict:
     """About the revision that is wanted: the workload may be ready while a new revision is stuck."""
     rollout, observation = report.rollout, report.observation
     if rollout and rollout.phase == "Failed":
+        meta = report.document["metadata"]
         message = (
             f"revision {rollout.revision} was rolled back to {rollout.stable}: {rollout.message}; "
-            "change the spec to try again"
+            f"take the change back (quire rollback {meta['name']} -n {meta['namespace']}), or change the spec to try again"
         )
         return Verdict(type="Progressing", status="False", reason="CanaryFailed", message=message)
     target = report.target.name if report.target else str(report.previous.get("revision", ""))

@@ -164,8 +164,12 @@ class OwnControlPlane:
         """The body of the administrator's GET. Raises OSError."""
         context = ssl.create_default_context(cafile=str(self.pki.file("ca.crt")))
         context.load_cert_chain(self.pki.file("admin.crt"), self.pki.file("admin.key"))
-        with urllib.request.urlopen(self.url + path, context=context, timeout=5) as response:
-            body: bytes = response.read()
+        try:
+            with urllib.request.urlopen(self.url + path, context=context, timeout=5) as response:
+                body: bytes = response.read()
+        except urllib.error.HTTPError as refusal:
+            refusal.close()  # it holds the connection
+            raise
         return body
 
     def _start_etcd(self, peer_url: str) -> None:

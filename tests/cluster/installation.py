@@ -3,32 +3,31 @@
 Must not know what a test expects.
 """
 
+import copy
 import json
+import os
 import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
-from .tools import Command, CommandError
+from .cache import cache_folder
+from .machine import MachineCluster
+from .tools import Command, CommandError, find_tools, helm_command, kubectl_command
 
 REPOSITORY = Path(__file__).parents[2]
 NAMESPACE, RELEASE, MODEL = "quire-system", "quire", "quire-demo"
-IMAGE_TAG, NEXT_IMAGE = "e2e", "localhost/quire-worker:e2e-next"
-POLL_S = 1.0
+# Of the images under test, and of the worker's image that is the same but for a label.
+IMAGE_TAG = os.environ.get("QUIRE_E2E_TAG", "e2e")
+NEXT_IMAGE = f"localhost/quire-worker:{IMAGE_TAG}-next"
+POLL_S = 0.5
 # The test cluster's server is older than what is supported, and drops what it does not know instead of refusing it.
 OLD_SERVER_FLAGS = ("--server-side=false", "--disable-openapi-validation")
-VALUES: dict[str, Any] = {
-    "allowUnsupportedKubernetes": True,
-    "global": {"imageRegistry": "localhost"},
-    "operator": {"image": {"tag": IMAGE_TAG}, "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}}},
-    "router": {"image": {"tag": IMAGE_TAG}, "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}}},
-    "worker": {"image": {"tag": IMAGE_TAG}, "requests": {"cpu": "100m", "memory": "256Mi"}},
-}
 # What every namespace has, and what Kubernetes keeps beside other objects by itself.
 OF_KUBERNETES = ("ConfigMap/kube-root-ca.crt", "ServiceAccount/default")
 ACCOUNT_TOKEN = "kubernetes.io/service-account-token"
@@ -45,31 +44,67 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: Callable[[
     return time.monotonic() - began
 
 
-class Installation:
-    """The release on one cluster."""
+def values_of(tag: str) -> dict[str, Any]:
+    """Values of a small release whose three images carry `tag`."""
 
-    def __init__(self, kubectl: Command, helm: Command, folder: Path) -> None:
+    def small() -> dict[str, Any]:
+        return {"image": {"tag": tag}, "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}}}
+
+    return {
+        "allowUnsupportedKubernetes": True,
+        "global": {"imageRegistry": "localhost"},
+        "operator": small(),
+        "router": small(),
+        "worker": {"image": {"tag": tag}, "requests": {"cpu": "100m", "memory": "256Mi"}},
+    }
+
+
+class Installation:
+    """One release in a namespace of its own, and one InferenceService in it. Releases in other namespaces are left alone."""
+
+    def __init__(
+        self,
+        kubectl: Command,
+        helm: Command,
+        folder: Path,
+        *,
+        namespace: str = NAMESPACE,
+        release: str = RELEASE,
+        model: str = MODEL,
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        """`values` of the chart instead of values_of(IMAGE_TAG); `model` is the InferenceService that is asked about."""
         self.kubectl, self.helm, self._folder = kubectl, helm, folder
+        self.namespace, self.release, self.model = namespace, release, model
         self._values = folder / "values.yaml"
-        self._values.write_text(yaml.safe_dump(VALUES))
+        self._values.write_text(yaml.safe_dump(values or values_of(IMAGE_TAG)))
 
     def remove_rest(self) -> None:
-        """Removes what an earlier run left."""
-        self.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
-        self.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
-        self.kubectl.run("delete", "infsvc,modelroutes,tenants", "--all", "--all-namespaces", "--timeout=60s")
+        """Removes what an earlier run left in the release's namespace."""
+        self.helm.run("uninstall", self.release, "--namespace", self.namespace, "--ignore-not-found", "--wait")
+        self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s")
+
+    def about(self, model: str) -> Self:
+        """The same release, asked about another InferenceService."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def install_definitions(self) -> None:
         """The chart quire-crds."""
         self.helm("upgrade", "--install", "quire-crds", REPOSITORY / "charts" / "quire-crds", *OLD_SERVER_FLAGS)
         self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/inferenceservices.quire.dev")
 
-    def install(self, chart: Path) -> None:
-        """Installs or upgrades the release from a chart; returns when operator and routers are the new ones."""
-        flags = ("--namespace", NAMESPACE, "--create-namespace", "--values", str(self._values))
-        self.helm("upgrade", "--install", RELEASE, chart, *flags, timeout_s=300.0)
+    def install(self, chart: Path, *settings: str) -> None:
+        """Installs or upgrades the release from a chart; returns when operator and routers are the new ones.
+
+        `settings` such as "models.cache.kind=EmptyDir" come on top of the release's values.
+        """
+        flags = ["--namespace", self.namespace, "--create-namespace", "--values", str(self._values)]
+        flags += [part for setting in settings for part in ("--set", setting)]
+        self.helm("upgrade", "--install", self.release, chart, *flags, timeout_s=300.0)
         for component in ("operator", "router"):
-            deployment = f"deployment/{RELEASE}-{component}"
+            deployment = f"deployment/{self.release}-{component}"
             try:
                 self.namespaced("rollout", "status", deployment, "--timeout=120s", timeout_s=150.0)
             except CommandError as error:
@@ -77,37 +112,45 @@ class Installation:
 
     def namespaced(self, *arguments: str | Path, timeout_s: float = 120.0) -> str:
         """kubectl in the release's namespace."""
-        return self.kubectl("--namespace", NAMESPACE, *arguments, timeout_s=timeout_s)
+        return self.kubectl("--namespace", self.namespace, *arguments, timeout_s=timeout_s)
+
+    def apply(self, document: dict[str, Any]) -> None:
+        """Makes or changes an object in the release's namespace."""
+        self.kubectl("--namespace", self.namespace, "apply", "-f", "-", stdin=json.dumps(document))
+
+    def patch(self, resource: str, change: dict[str, Any]) -> None:
+        """Merges `change` into KIND/NAME of the release's namespace."""
+        self.namespaced("patch", resource, "--type=merge", "-p", json.dumps(change))
 
     def get(self, *arguments: str) -> Any:
         """`kubectl get` in the release's namespace, parsed."""
-        return self.kubectl.json("--namespace", NAMESPACE, "get", *arguments)
+        return self.kubectl.json("--namespace", self.namespace, "get", *arguments)
 
     def router_url(self) -> str:
         """http://CLUSTER-ADDRESS:PORT of the routers' Service, which this machine reaches as pods do."""
-        spec = self.get("service", f"{RELEASE}-router")["spec"]
+        spec = self.get("service", f"{self.release}-router")["spec"]
         return f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}"
 
     def ask(self, url: str) -> str | None:
         """The model's answer to one question; None while there is none."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 16}
+        body = {"model": self.model, "messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 16}
         request = urllib.request.Request(
             f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=30) as response:
                 return str(json.load(response)["choices"][0]["message"]["content"])
         except (OSError, urllib.error.HTTPError):
             return None
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """Name -> pod of every worker that is not terminating."""
-        pods = self.get("pods", "-l", f"quire.dev/service={MODEL}")["items"]
+        pods = self.get("pods", "-l", f"quire.dev/service={self.model}")["items"]
         return {pod["metadata"]["name"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
 
     def num_worker_pods(self) -> int:
         """How many worker pods there are, terminating ones with them."""
-        return len(self.get("pods", "-l", f"quire.dev/service={MODEL}")["items"])
+        return len(self.get("pods", "-l", f"quire.dev/service={self.model}")["items"])
 
     def ready_workers(self) -> dict[str, dict[str, Any]]:
         """Those of workers() that are Ready."""
@@ -118,14 +161,18 @@ class Installation:
         return {pod["metadata"]["uid"] for pod in self.workers().values()}
 
     def service_status(self) -> dict[str, Any]:
-        """Status of the demo's InferenceService."""
-        status: dict[str, Any] = self.get("inferenceservices.quire.dev", MODEL).get("status") or {}
+        """Status of the InferenceService."""
+        status: dict[str, Any] = self.get("inferenceservices.quire.dev", self.model).get("status") or {}
         return status
 
     def condition(self, kind: str) -> str:
-        """Status of one condition of the demo's InferenceService: True, False, Unknown, or nothing."""
+        """Status of one condition of the InferenceService: True, False, Unknown, or nothing."""
+        return self.verdict(kind).get("status", "")
+
+    def verdict(self, kind: str) -> dict[str, str]:
+        """One whole condition of the InferenceService: status, reason, message and times; empty while there is none."""
         conditions = self.service_status().get("conditions") or []
-        return next((str(found["status"]) for found in conditions if found["type"] == kind), "")
+        return next((found for found in conditions if found["type"] == kind), {})
 
     def cluster_objects(self) -> set[str]:
         """KIND/NAME of every object without a namespace that a release could have made."""
@@ -160,11 +207,22 @@ class Installation:
             ("get", "events", "--sort-by=.lastTimestamp"),
             ("logs", "-l", "app.kubernetes.io/component=operator", "--tail=40", "--prefix"),
             ("logs", "-l", "app.kubernetes.io/component=router", "--tail=20", "--prefix"),
-            ("logs", "-l", f"quire.dev/service={MODEL}", "--tail=20", "--prefix"),
+            ("logs", "-l", f"quire.dev/service={self.model}", "--tail=20", "--prefix"),
         ):
-            done = self.kubectl.run("--namespace", NAMESPACE, *arguments)
+            done = self.kubectl.run("--namespace", self.namespace, *arguments)
             told.append(f"$ kubectl {' '.join(arguments)}\n{done.stdout[-6000:]}{done.stderr[-1000:]}")
         return "\n".join(told)
+
+
+def machine_installation(folder: Path, **options: Any) -> Installation:
+    """Installation(**options) on the machine's cluster, from whose namespace an earlier run's rest is removed."""
+    cluster = MachineCluster(cache_folder() / "cluster")
+    assert cluster.is_up(), "the cluster does not run: make cluster-up"
+    tools = find_tools()
+    kubectl, helm = kubectl_command(tools, cluster.kubeconfig), helm_command(tools, cluster.kubeconfig, folder)
+    installation = Installation(kubectl, helm, folder, **options)
+    installation.remove_rest()
+    return installation
 
 
 def fixture_chart(folder: Path) -> Path:

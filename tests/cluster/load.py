@@ -30,8 +30,8 @@ class Outcome:
     """Requests without a whole answer of status 200: what each met instead."""
     broken: list[str] = field(default_factory=list)
     """Streams that began and did not end as they should: an error event, no [DONE], or tokens missing."""
-    workers: set[str] = field(default_factory=set)
-    """Who answered."""
+    by_worker: Counter[str] = field(default_factory=Counter)
+    """Worker -> requests that it began to answer with status 200."""
     streaming: Counter[str] = field(default_factory=Counter)
     """Worker -> streams of it that began and have not ended yet."""
 
@@ -39,6 +39,11 @@ class Outcome:
     def num_good(self) -> int:
         """Requests that were answered wholly."""
         return self.num_answered + self.num_streamed
+
+    @property
+    def workers(self) -> set[str]:
+        """Who answered."""
+        return set(self.by_worker)
 
     def check(self, min_good: int) -> None:
         """Raises AssertionError where a request failed, a stream broke, or fewer than `min_good` were answered."""
@@ -56,10 +61,14 @@ class BrokenStreamError(Exception):
 class Load:
     """`with Load(url, model) as load:` sends requests from `num_clients` clients at once, every other one a stream."""
 
-    def __init__(self, base_url: str, model: str, *, num_clients: int = 3, max_tokens: int = 32) -> None:
+    def __init__(
+        self, base_url: str, model: str, *, num_clients: int = 3, max_tokens: int = 32, num_more_words: int = 0
+    ) -> None:
+        """`num_more_words` makes every prompt that much longer, after what tells it from the others."""
         self.outcome = Outcome()
         self._url, self._model = f"{base_url}/v1/chat/completions", model
         self._num_clients, self._max_tokens = num_clients, max_tokens
+        self._more_words = " and so on" * (num_more_words // 3)
         self._stopping = threading.Event()
         self._started = time.monotonic()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
@@ -86,7 +95,9 @@ class Load:
         number = 0
         while not self._stopping.is_set():
             number += 1
-            await self._request(session, f"Client {client} asks for number {number}.", stream=number % 2 == 1)
+            await self._request(
+                session, f"Client {client} asks for number {number}{self._more_words}.", stream=number % 2 == 1
+            )
 
     async def _request(self, session: aiohttp.ClientSession, prompt: str, *, stream: bool) -> None:
         body = {
@@ -103,7 +114,7 @@ class Load:
                 worker = response.headers.get("x-quire-worker", "nobody")
                 if response.status != 200:
                     raise aiohttp.ClientPayloadError(f"status {response.status}: {(await response.text())[:300]}")
-                self.outcome.workers.add(worker)
+                self.outcome.by_worker[worker] += 1
                 if stream:
                     await self._read_stream(response, worker)
                     self.outcome.num_streamed += 1

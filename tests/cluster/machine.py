@@ -4,12 +4,15 @@ Must not know of tests: pytest's own control planes live in temporary folders be
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .binaries import built_control_plane
 from .cache import HarnessError, locked, say
 from .control_plane import OwnControlPlane
 from .node import ADDRESS, Node, remove_images
+from .processes import wait_for
 from .tools import Command, find_tools, kubectl_command
 
 
@@ -52,6 +55,22 @@ class MachineCluster:
         if not self.is_up():
             raise HarnessError("the cluster does not run: make cluster-up")
         return self._node(self._plane())
+
+    @contextmanager
+    def without_api_server(self, *, frozen: bool = False) -> Iterator[None]:
+        """The API server is away while entered: killed, so that connections are refused, or frozen, so that they hang.
+
+        When left, it answers again. The controller manager is killed with it and starts anew: where it leads by a Lease it ends when
+        it cannot renew that; one that goes on would take every node for lost that could not report for so long.
+        Raises HarnessError, ProcessError.
+        """
+        if not self.is_up():
+            raise HarnessError("the cluster does not run: make cluster-up")
+        processes = self._plane().processes
+        with processes.away("controller-manager", frozen=False):
+            with processes.away("api-server", frozen=frozen):
+                yield
+            wait_for(self.is_up, 60.0, "the API server answers again")
 
     def _stop(self) -> None:
         if not self._run.exists():

@@ -92,8 +92,15 @@ class Node:
         _remove_cgroups()
 
     def import_image(self, archive: Path) -> None:
-        """Gives the node the image of a docker-archive or OCI archive."""
-        self.ctr("images", "import", str(archive), timeout_s=300.0)
+        """Gives the node the image of a docker-archive or OCI archive. Raises HarnessError."""
+        for is_last in (False, True):
+            try:
+                self.ctr("images", "import", str(archive), timeout_s=300.0)
+                return
+            except subprocess.CalledProcessError as error:
+                # Now and then an import fails while containerd's other side notes the same image; the next one goes through.
+                if is_last:
+                    raise HarnessError(f"{archive} cannot be given to the node: {error.stderr.strip()}") from None
 
     def ctr(self, *arguments: str, timeout_s: float = 60.0) -> str:
         """containerd's client in Kubernetes' namespace; its output. Raises subprocess.CalledProcessError."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +99,33 @@ class Processes:
             _signal(pid, signal.SIGKILL)
             wait_for(lambda: not self.is_running(name), 10.0, f"{name} is killed")
         self._forget(name)
+
+    @contextlib.contextmanager
+    def away(self, name: str, *, frozen: bool) -> Iterator[None]:
+        """Without the process while entered: killed, and started anew by the same command; or stopped where it is, and then goes on."""
+        pid = self._recorded(name)
+        if pid is None:
+            raise ProcessError(f"{name} does not run")
+        command = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+        if frozen:
+            _signal(pid, signal.SIGSTOP)
+        else:
+            self.kill(name)
+        try:
+            yield
+        finally:
+            if frozen:
+                _signal(pid, signal.SIGCONT)
+            else:
+                self._start_outliving(name, command)
+
+    def _start_outliving(self, name: str, command: list[str]) -> None:
+        """Starts it as `start` does, but nobody waits for it, so it may outlive this process without a warning."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            told = [(os.POSIX_SPAWN_DUP2, log.fileno(), standard) for standard in (1, 2)]
+            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), *told]
+            pid = os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
+        (self._pids / name).write_text(f"{pid} {_started(pid)}")
 
     def wait_ready(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
         """Waits for `ready()`. Raises ProcessError, with the log's end, if it takes longer or the process ends."""

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from quire_contract.telemetry import LogFormatter, log_event
+from quire_contract.telemetry import LogFormatter, Trouble, log_event
 
 
 def line_of(formatter: LogFormatter, event: str, /, **fields: object) -> str:
@@ -107,3 +107,17 @@ def test_a_line_carries_the_time_of_its_own_record() -> None:
         "ts=1970-01-01T23:59:59.500+00:00",
         "ts=1970-01-01T00:00:01.125+00:00",
     ]
+
+
+def test_trouble_that_goes_on_is_told_once_a_minute_and_when_it_changes() -> None:
+    moments = iter((0.0, 5.0, 59.0, 60.0, 65.0, 66.0, 67.0, 68.0))
+    trouble = Trouble(lambda: next(moments))
+
+    same = [trouble.is_news("refused") for _ in range(5)]
+    changed = [trouble.is_news("timeout") for _ in range(2)]
+    over = [trouble.is_over(), trouble.is_over()]
+
+    assert same == [True, False, False, True, False]
+    assert changed == [True, False]
+    assert over == [True, False]
+    assert trouble.is_news("timeout")

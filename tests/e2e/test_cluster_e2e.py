@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.cache import cache_folder
 from cluster.installation import (
     MODEL,
     NAMESPACE,
@@ -18,11 +17,10 @@ from cluster.installation import (
     REPOSITORY,
     Installation,
     fixture_chart,
+    machine_installation,
     wait_until,
 )
 from cluster.load import Load
-from cluster.machine import MachineCluster
-from cluster.tools import find_tools, helm_command, kubectl_command
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("QUIRE_E2E") != "1", reason="needs images and a node: make e2e"),
@@ -39,12 +37,7 @@ CHART = REPOSITORY / "charts" / "quire"
 @pytest.fixture(scope="module")
 def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """A client of the machine's cluster, from which an earlier run's rest is removed; says what was wrong at a failure."""
-    cluster = MachineCluster(cache_folder() / "cluster")
-    assert cluster.is_up(), "the cluster does not run: make cluster-up"
-    tools, folder = find_tools(), tmp_path_factory.mktemp("installation")
-    kubectl = kubectl_command(tools, cluster.kubeconfig)
-    found = Installation(kubectl, helm_command(tools, cluster.kubeconfig, folder), folder)
-    found.remove_rest()
+    found = machine_installation(tmp_path_factory.mktemp("installation"))
     yield found
     if request.session.testsfailed:
         print(found.diagnosis())

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.operator.decide_world import World, make_world
+from tests.operator.decide_world import World, ended, make_world, running, set_container
 
 Make = Callable[..., dict[str, Any]]
 CANARY = (
@@ -111,6 +111,23 @@ def test_a_failing_canary_is_undone_at_once_and_not_tried_again(document: Make) 
     assert "90.0% of requests failed" in world.message("Ready")
     assert ("Warning", "CanaryFailed") in world.events
     assert {entry["name"]: entry["failed"] for entry in world.status["revisions"]} == {stable: False, canary: True}
+
+
+def test_why_the_pods_of_a_failing_canary_died_is_told_after_they_are_gone(document: Make) -> None:
+    world, _, canary = watch_first_step(document)
+    (pod,) = [pod for pod in world.pods if canary in pod["metadata"]["name"]]
+    killed = ended(137, reason="OOMKilled", at=world.now)
+    set_container(pod, "worker", running(world.now), last=killed, restarts=1)
+
+    world.counted(20, 4)
+    world.wait(5)
+    world.look()
+    world.wait(100_000)
+    world.settle()
+
+    assert "20.0% of requests failed" in world.message("Progressing")
+    assert f"pod {pod['metadata']['name']} was killed for using too much memory" in world.message("Progressing")
+    assert "quire rollback llama -n serving" in world.message("Progressing")
 
 
 def test_a_failed_canary_is_replaced_by_the_next_spec(document: Make) -> None:

@@ -143,3 +143,19 @@ async def test_releasing_what_was_lost_changes_nothing() -> None:
     await first.release()
 
     assert server.lease["spec"]["holderIdentity"] == "first"
+
+
+async def test_a_server_that_is_away_for_long_is_told_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    server, clock = LeaseServer(), Clock()
+    candidate = election(server, "first", clock)
+    caplog.set_level("INFO", logger="quire_operator.leader")
+
+    server.is_away = True
+    for _ in range(36):
+        clock.now_s += 2.0
+        assert not await tries(candidate)
+    server.is_away = False
+    assert await tries(candidate)
+
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["lease request failed", "lease request failed", "lease requests are answered again"]

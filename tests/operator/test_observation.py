@@ -93,6 +93,8 @@ CASES: list[tuple[str, Callable[[Pod], None], str, str]] = [
     ("the fetcher says something else", fetch_failed("Surprise", "odd"), "ModelFetchFailed", "odd; see kubectl logs"),
     ("the fetcher left a log only", lambda pod: set_container(pod, "fetch", ended(1, "a\nlast line")), "ModelFetchFailed",
      "last line"),
+    ("the fetcher is killed", lambda pod: set_container(pod, "fetch", ended(137, "")), "ModelFetchFailed",
+     "the fetcher ended with exit code 137; see kubectl logs"),
     ("the fetcher is killed for memory", lambda pod: set_container(pod, "fetch", ended(137, "", "OOMKilled")), "ModelFetchFailed",
      "models.fetchResources"),
     ("the model is fetched", lambda pod: set_container(pod, "fetch", running()), "FetchingModel", "fetching the model"),
@@ -257,13 +259,54 @@ def test_a_download_shows_its_progress_and_is_looked_at_again(document: Make) ->
 
     assert (decision.wants_fetch_progress, decision.requeue_after_s) == (True, 10)
     assert world.condition("ModelReady") == ("False", "FetchingModel")
-    assert world.message("ModelReady") == "downloading 3.1 of 16.1 GB"
-    assert "downloading 3.1 of 16.1 GB" in world.message("Ready")
+    assert world.message("ModelReady") == "downloading 3.1 of 16.1 GB (19 %)"
+    assert "downloading 3.1 of 16.1 GB (19 %)" in world.message("Ready")
     assert world.status["fetch"] == {
         "phase": "downloading",
         "doneBytes": 3_100_000_000,
         "totalBytes": 16_100_000_000,
     }
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "text"),
+    [
+        (4_300_000, 8_600_000, "downloading 4.3 of 8.6 MB (50 %)"),
+        (999, None, "downloading the model, 0.0 MB so far"),
+        (2_000_000_000, None, "downloading the model, 2.0 GB so far"),
+        (0, 0, "downloading the model, 0.0 MB so far"),
+    ],
+)
+def test_progress_is_told_in_a_unit_in_which_it_moves(document: Make, done: int, total: int | None, text: str) -> None:
+    world = fetching(document)
+    world.fetches = {
+        world.pods[0]["metadata"]["name"]: FetchProgress(phase="downloading", done_bytes=done, total_bytes=total)
+    }
+
+    world.look()
+
+    assert world.message("ModelReady") == text
+
+
+def test_a_source_that_does_not_answer_is_told_while_it_is_tried_again(document: Make) -> None:
+    world = fetching(document)
+    name = world.pods[0]["metadata"]["name"]
+
+    world.fetches = {name: FetchProgress(phase="resolving", trouble="listing: Cannot connect to host nowhere:443")}
+    world.look()
+
+    assert world.condition("Ready") == ("False", "ModelSourceUnreachable")
+    assert world.condition("ModelReady") == ("False", "ModelSourceUnreachable")
+    assert "cannot be fetched just now: listing: Cannot connect to host nowhere:443; check DNS" in world.message(
+        "Ready"
+    )
+    assert world.condition("Progressing") == ("True", "Starting")
+
+    world.fetches = {name: FetchProgress(phase="resolving", message="pod other fetches the same model")}
+    world.look()
+
+    assert world.condition("Ready") == ("False", "FetchingModel")
+    assert "pod other fetches the same model" in world.message("Ready")
 
 
 def test_a_fetch_that_failed_and_downloads_again_is_no_trouble_any_more(document: Make) -> None:

@@ -57,7 +57,9 @@ class Parts:
         return web.json_response({"boot": "b", "services": {"team/demo": counted}})
 
     async def progress(self, request: web.Request) -> web.Response:
-        return web.json_response({"phase": "downloading", "done_bytes": 5, "total_bytes": None, "message": ""})
+        return web.json_response(
+            {"phase": "downloading", "done_bytes": 5, "total_bytes": None, "message": "", "trouble": "slow"}
+        )
 
 
 async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
@@ -88,7 +90,7 @@ async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
 
     assert seen.since == NOW
     assert set(parts.tokens) == {"t0ken"}
-    assert observations.fetches(KEY) == {"worker": FetchProgress(phase="downloading", done_bytes=5)}
+    assert observations.fetches(KEY) == {"worker": FetchProgress(phase="downloading", done_bytes=5, trouble="slow")}
     observations.want(KEY, DOCUMENT, decision())
     assert observations.canary(KEY) is None
     assert observations.fetches(KEY) == {}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from quire_contract.kube.client import KubeClient, KubeError, KubeObject
 from quire_contract.kube.resources import ResourceKind
-from quire_contract.telemetry import log_event
+from quire_contract.telemetry import Trouble, log_event
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Reflector:
         self._version: str | None = None
         self._num_failures = 0
         self._is_interrupted = False
+        self._was_gone = False
+        self._trouble = Trouble()
         self._last_contact_s = float("-inf")
         self._synced = asyncio.Event()
 
@@ -122,7 +124,7 @@ class Reflector:
         async with contextlib.aclosing(events):
             async for event, item in events:
                 self._last_contact_s = _now_s()
-                self._num_failures = 0
+                self._is_well()
                 if event != _BOOKMARK:
                     self._on_event(event, self._transform(item))
                 self._version = item["metadata"]["resourceVersion"]
@@ -131,29 +133,37 @@ class Reflector:
             raise KubeError(
                 0, "ClosedEarly", "the watch ended as soon as it began"
             )  # never storm a server that does so
-        self._num_failures = 0
+        self._is_well()
+
+    def _is_well(self) -> None:
+        self._num_failures, self._was_gone = 0, False
+        if self._trouble.is_over():
+            log_event(logger, logging.INFO, "watch goes on", kind=self._kind.kind, namespace=self._namespace)
 
     async def _recover(self, error: KubeError) -> None:
         """Forget a version that the server has forgotten; wait longer after each failure in a row."""
-        if error.status == _GONE:
+        is_gone_first = error.status == _GONE and not self._was_gone
+        self._was_gone = error.status == _GONE
+        if self._was_gone:
             self._version = None
         self._is_interrupted = True
         self._num_failures += 1
-        if error.status == _GONE and self._num_failures == 1:
+        if is_gone_first:
             return
         most_s = _LONGEST_REFUSED_WAIT_S if error.status in _REFUSED else _LONGEST_WAIT_S
         longest = min(most_s, _FIRST_WAIT_S * 2 ** min(self._num_failures - 1, 10))
         wait_s = max(longest * self._rng.uniform(0.5, 1.0), min(error.retry_after_s or 0.0, _LONGEST_REFUSED_WAIT_S))
-        log_event(
-            logger,
-            logging.WARNING,
-            "watch interrupted",
-            kind=self._kind.kind,
-            namespace=self._namespace,
-            status=error.status,
-            reason=error.reason,
-            retry_in_s=round(wait_s, 1),
-        )
+        if self._trouble.is_news(f"{error.status} {error.reason}"):
+            log_event(
+                logger,
+                logging.WARNING,
+                "watch interrupted",
+                kind=self._kind.kind,
+                namespace=self._namespace,
+                status=error.status,
+                reason=error.reason,
+                retry_in_s=round(wait_s, 1),
+            )
         await asyncio.sleep(wait_s)
 
 

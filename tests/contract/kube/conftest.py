@@ -1,5 +1,6 @@
 """A small API server that a test scripts: it answers what it is told, and notes what it was asked."""
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ class ScriptedApi:
         body = await request.text()
         self.asked.append(
             {
+                "at_s": time.monotonic(),
                 "method": request.method,
                 "path": request.path,
                 "query": dict(request.query),

@@ -88,6 +88,20 @@ async def test_a_forgotten_version_is_listed_anew_at_once(api) -> None:
     assert listener.told[:2] == [("replace", ["a"]), ("replace", ["b"])]
 
 
+async def test_a_version_that_was_forgotten_while_the_server_was_away_is_listed_anew_at_once(api) -> None:
+    listener = Listener()
+    api.lists = [listed("5", "a"), listed("5"), listed("6"), listed("70", "b")]
+    api.watches = [500, 500, 410]
+
+    async with reflecting(api, listener):
+        await listener.until(2)
+
+    told_forgotten, listed_anew = api.asked[5:7]
+    assert ("watch" in told_forgotten["query"], "watch" in listed_anew["query"]) == (True, False)
+    assert listed_anew["at_s"] - told_forgotten["at_s"] < 0.4
+    assert listener.told[:2] == [("replace", ["a"]), ("replace", ["b"])]
+
+
 async def test_while_the_server_fails_nothing_is_told_and_the_watch_goes_on_after(api) -> None:
     listener = Listener()
     api.lists = [listed("5", "a")]

@@ -2,9 +2,11 @@
 
 import gzip
 import io
+import json
 import random
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from aiohttp import web
 from quire_worker.fetch import archive
 from quire_worker.fetch.errors import FetchError, InterruptedFetchError, Reason, TransientError
 from quire_worker.fetch.patience import Patience
+from quire_worker.fetch.progress import Progress
 from quire_worker.fetch.s3 import _xml
 from quire_worker.fetch.web_client import _followed
 from tests.worker.fetch.conftest import Fault, Fetch, Site, exists, model, serving
@@ -128,6 +131,40 @@ async def test_a_source_that_asks_to_be_tried_at_once_is_not_stormed() -> None:
         await patience.keep_trying(attempt, "x")
 
     assert min(waits) >= 0.5
+
+
+async def test_trouble_is_told_while_it_lasts_and_is_over_with_the_first_bytes() -> None:
+    told: list[str] = []
+    seen: list[str] = []
+
+    async def pass_by(seconds: float) -> None:
+        del seconds
+
+    async def attempt(progressed: Callable[[], None]) -> str:
+        if len(told) < 2:
+            raise TransientError("HTTP 503")
+        progressed()
+        seen.extend(told)
+        progressed()
+        return "model"
+
+    patience = Patience(window_s=10, clock=lambda: 0.0, sleep=pass_by, rng=random.Random(1), on_trouble=told.append)
+
+    assert await patience.keep_trying(attempt, "listing") == "model"
+    assert seen == ["listing: HTTP 503", "listing: HTTP 503", ""]
+    assert told == seen
+
+
+def test_progress_tells_the_trouble_until_it_is_over_or_another_phase_begins() -> None:
+    progress = Progress()
+
+    progress.on_trouble("listing: HTTP 503")
+    assert json.loads(progress.as_json())["trouble"] == "listing: HTTP 503"
+    progress.on_trouble("")
+    assert progress.trouble == ""
+    progress.on_trouble("listing: HTTP 503")
+    progress.enter("downloading")
+    assert progress.trouble == ""
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])

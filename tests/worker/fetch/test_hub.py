@@ -120,7 +120,7 @@ async def test_trouble_that_lasts_ends_in_a_failure_that_may_be_tried_again(hub:
     assert caught.value.reason is Reason.UNREACHABLE
     assert "HTTP 503" in str(caught.value)
     assert "tried for" in str(caught.value)
-    assert "HTTP 503" in progress.message
+    assert "HTTP 503" in progress.trouble
     assert not exists(dest)
 
 

@@ -94,7 +94,7 @@ def _fetcher(config: FetchConfig, progress: Progress, web: WebClient, timing: Ti
         clock=timing.clock,
         sleep=timing.sleep,
         rng=random.Random(),  # noqa: S311 - spreads retries, guards nothing
-        on_trouble=lambda text: progress.enter(progress.phase, text),
+        on_trouble=progress.on_trouble,
     )
     lease_path = config.dest.with_name(f".{config.dest.name}.lease")
     return Fetcher(

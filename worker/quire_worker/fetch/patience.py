@@ -34,7 +34,7 @@ class Patience:
         rng: random.Random,
         on_trouble: Callable[[str], None],
     ) -> None:
-        """`window_s`: of trouble in a row. `on_trouble` is told what is wrong, for people who wait."""
+        """`window_s`: of trouble in a row. `on_trouble` is told what is wrong, for people who wait, and "" when it is over."""
         self._window_s = window_s
         self._clock = clock
         self._sleep = sleep
@@ -46,7 +46,7 @@ class Patience:
 
         Raises FetchError at once if trying again is of no use, InterruptedFetchError after the window.
         """
-        trouble = _Trouble(self._clock)
+        trouble = _Trouble(self._clock, on_end=lambda: self._on_trouble(""))
         while True:
             try:
                 return await attempt(trouble.end)
@@ -76,8 +76,9 @@ class Patience:
 class _Trouble:
     """Failures in a row."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], on_end: Callable[[], None]) -> None:
         self._clock = clock
+        self._on_end = on_end
         self._since_s: float | None = None
         self.num_failures = 0
 
@@ -90,6 +91,8 @@ class _Trouble:
 
     def end(self) -> None:
         """It works again."""
+        if self._since_s is not None:
+            self._on_end()
         self._since_s, self.num_failures = None, 0
 
 

@@ -25,11 +25,17 @@ class Progress:
         """Of all files; None until the source has said it."""
         self.message = ""
         """For a person."""
+        self.trouble = ""
+        """What is wrong with the source just now; "" if nothing is."""
         self._done_bytes: dict[str, int] = {}
 
     def enter(self, phase: Phase, message: str = "") -> None:
-        """The next phase."""
-        self.phase, self.message = phase, message[:_MAX_MESSAGE_CHARS]
+        """The next phase; the trouble of the one before is over."""
+        self.phase, self.message, self.trouble = phase, message[:_MAX_MESSAGE_CHARS], ""
+
+    def on_trouble(self, text: str) -> None:
+        """The source has trouble just now, and is tried again; "" when it has none any more."""
+        self.trouble = text[:_MAX_MESSAGE_CHARS]
 
     def on_file(self, name: str, done_bytes: int) -> None:
         """`done_bytes` of a file are on disk; fewer than before if it began anew."""
@@ -47,6 +53,7 @@ class Progress:
             "done_bytes": self.done_bytes,
             "total_bytes": self.total_bytes,
             "message": self.message,
+            "trouble": self.trouble,
         }
         return msgspec.json.encode(fields)
 
