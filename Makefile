@@ -9,10 +9,11 @@ BIN    := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving clean
+.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer \
+    gpu-check gpu-bench gpu-tune clean
 
 help: ## Show this list
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
 
 setup: $(VENV)/.dev ## Make .venv with everything for development and tests
 	@echo "ready: $(BIN)/quire --help"
@@ -57,7 +58,7 @@ crds: $(VENV)/.dev ## Write crds/ and the chart's copies from the operator's mod
 
 images: ## Build images of operator, router and worker: TAG= EXPORT= IMAGES= ... (bash .ci/images --help)
 	@bash .ci/images $(if $(TAG),--tag '$(TAG)') $(if $(PREFIX),--prefix '$(PREFIX)') $(if $(REGISTRY),--registry '$(REGISTRY)') \
-	    $(foreach variant,$(VARIANTS),--variant '$(variant)') $(if $(EXPORT),--export '$(EXPORT)') $(if $(BASE),--base '$(BASE)') \
+	    $(foreach variant,$(VARIANTS),--variant '$(variant)') $(if $(EXPORT),--export '$(EXPORT)') $(if $(BASE),--base '$(BASE)') $(if $(BUILD_BASE),--build-base '$(BUILD_BASE)') \
 	    $(if $(filter undefined,$(origin TORCH_INDEX)),,--torch-index '$(TORCH_INDEX)') $(if $(TOOL),--tool '$(TOOL)') $(IMAGES)
 
 cluster-up: $(VENV)/.dev ## Start a Kubernetes with a node on this machine (Debian 12, root); prints the KUBECONFIG to use
@@ -69,11 +70,28 @@ cluster-down: $(VENV)/.dev ## Stop it; ALL=1 forgets its images, too
 e2e: $(VENV)/.dev ## Images, chart and models end to end on a real node; KEEP=1 leaves it running
 	@bash .ci/e2e "$(BIN)" "$(KEEP)"
 
-bench-engine: $(VENV)/.dev ## Engine against transformers and, with PEER_PYTHON=, vLLM's CPU backend, interleaved
-	$(BIN)/python bench/engine.py $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH_ARGS)
+bench-engine: $(VENV)/.dev ## Engine against vLLM's CPU backend of PEER_PYTHON= (without it: transformers), interleaved
+	PYTHONSAFEPATH= $(BIN)/python bench/engine.py $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON)) $(BENCH_ARGS)
 
 bench-serving: $(VENV)/.dev ## The served road: two workers behind the router under load
 	$(BIN)/python bench/serving.py $(BENCH_ARGS)
+
+bench-serving-peer: $(VENV)/.dev ## Our server against `vllm serve` of PEER_PYTHON=, the same clients on both, interleaved
+	PYTHONSAFEPATH= $(BIN)/python bench/serving_peer.py --peer-python $(or $(PEER_PYTHON),$(error set PEER_PYTHON to the python of an environment with vLLM)) $(BENCH_ARGS)
+
+# From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
+GPU_OUT ?= build/gpu
+GPU_RUN = PYTHONPATH=bench:contract:kernels:worker$${PYTHONPATH:+:$$PYTHONPATH} PYTHONUNBUFFERED=1 \
+    $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m
+
+gpu-check: ## On a GPU: every kernel against its reference, the engine against its oracles; CHECK_ARGS=
+	$(GPU_RUN) gpu.check --out '$(GPU_OUT)/gpu-check.json' $(CHECK_ARGS)
+
+gpu-bench: ## On a GPU: Llama-3-8B's shape against the machine's roofline; BENCH_ARGS=
+	$(GPU_RUN) gpu.bench --out '$(GPU_OUT)' $(BENCH_ARGS)
+
+gpu-tune: ## On a GPU: measure launch parameters and write the launch table; TUNE_ARGS=
+	$(GPU_RUN) gpu.tune $(TUNE_ARGS)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

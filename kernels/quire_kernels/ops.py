@@ -7,19 +7,26 @@ Each field's contract is the table at the top of the module that defines its ref
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal, Protocol, overload
 
+import torch
 from torch import Tensor
 
 from quire_kernels import (
     copy_blocks,
     logprobs,
+    matmul_fp8,
+    moe,
     paged_attention,
     penalties,
+    prepare_inputs,
+    quantize_fp8,
     rms_norm,
     rotary,
+    rotate_and_store,
     sampling,
     silu_mul,
     store_kv,
@@ -29,11 +36,19 @@ from quire_kernels.cpu import logprobs as cpu_logprobs
 from quire_kernels.cpu import paged_attention as cpu_paged_attention
 from quire_kernels.cpu import rms_norm as cpu_rms_norm
 from quire_kernels.cpu import rotary as cpu_rotary
+from quire_kernels.cpu import rotate_and_store as cpu_rotate_and_store
 from quire_kernels.cpu import sampling as cpu_sampling
+from quire_kernels.cpu.native_attention import NativeAttention
+from quire_kernels.cpu.native_elementwise import NativeElementwise
+from quire_kernels.cpu.native_library import native_library
+from quire_kernels.cpu.native_rotary import NativeRotary
+from quire_kernels.cpu.native_sampling import NativeSampling
 from quire_kernels.logprobs import TopLogprobs
+from quire_kernels.prepare_inputs import RowState, StepTensors
+from quire_kernels.rotate_and_store import CacheTarget
 from quire_kernels.sampling import SamplingTensors
 
-OpsName = Literal["reference", "cpu", "triton"]
+OpsName = Literal["reference", "cpu", "cpu-torch", "triton"]
 
 
 class PagedAttention(Protocol):
@@ -48,6 +63,28 @@ class PagedAttention(Protocol):
         query_starts: Tensor,
         seq_lens: Tensor,
         *,
+        scale: float,
+        window: int | None,
+        max_query_len: int,
+        max_seq_len: int,
+        plan: object = None,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class PagedAttentionFp8(Protocol):
+    """See quire_kernels.paged_attention."""
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        query_starts: Tensor,
+        seq_lens: Tensor,
+        *,
+        kv_scales: Tensor,
         scale: float,
         window: int | None,
         max_query_len: int,
@@ -74,6 +111,53 @@ class RmsNorm(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
+class RotateAndStore(Protocol):
+    """See quire_kernels.rotate_and_store."""
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_THD: Tensor,
+        v_THD: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        target: CacheTarget,
+        *,
+        norms: tuple[Tensor, Tensor] | None = None,
+        eps: float = 0.0,
+    ) -> Tensor: ...
+
+
+class PrepareInputs(Protocol):
+    """See quire_kernels.prepare_inputs."""
+
+    def __call__(
+        self, row_ids: Tensor, query_starts: Tensor, state: RowState, *, num_tokens: int, num_blocks: int
+    ) -> StepTensors: ...
+
+
+class QuantizeFp8(Protocol):
+    """See quire_kernels.quantize_fp8."""
+
+    def __call__(self, x_TE: Tensor, group: int | None = None, /) -> tuple[Tensor, Tensor]: ...
+
+
+class RmsNormFp8(Protocol):
+    """See quire_kernels.quantize_fp8."""
+
+    def __call__(
+        self, x_TE: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, group: int | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class MatmulFp8(Protocol):
+    """See quire_kernels.matmul_fp8."""
+
+    def __call__(
+        self, x_TK: Tensor, x_scales: Tensor, weight_NK: Tensor, w_scales: Tensor, dtype: torch.dtype = torch.bfloat16
+    ) -> Tensor: ...
+
+
 class Sample(Protocol):
     """See quire_kernels.sampling."""
 
@@ -87,16 +171,31 @@ class Ops:
     name: OpsName
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(k, v, k_cache, v_cache, slots)"""
+    store_kv_fp8: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """(k, v, k_cache, v_cache, slots, kv_scales)"""
     copy_blocks: Callable[[Tensor, Tensor], None]
     """(kv_cache, pairs)"""
     plan_attention: PlanAttention
     paged_attention: PagedAttention
+    paged_attention_fp8: PagedAttentionFp8
     rms_norm: RmsNorm
     apply_rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     """(q, k, positions, cos_sin) -> (q, k)"""
+    rotate_and_store: RotateAndStore
+    """rms_norm of heads, apply_rotary and store_kv in one"""
+    prepare_inputs: PrepareInputs
     silu_mul: Callable[[Tensor], Tensor]
     """(gate_up) -> out"""
+    moe: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
+    """(x, weights, experts, gate_up, down) -> out; None where one layer after the other is faster, as packed weights are on a CPU"""
+    quantize_fp8: QuantizeFp8
+    silu_mul_fp8: QuantizeFp8
+    rms_norm_fp8: RmsNormFp8
+    matmul_fp8: MatmulFp8
+    matmul_fp8_blocks: MatmulFp8
     sample: Sample
+    argmax: Callable[[Tensor], Tensor]
+    """(logits) -> ids: what sample gives at temperature 0"""
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits, slots, prompt_mask, output_counts, repetition, frequency, presence)"""
     count_tokens: Callable[[Tensor, Tensor, Tensor], None]
@@ -109,30 +208,48 @@ class Ops:
     """(logits, chosen, k)"""
 
 
-def load_ops(name: OpsName) -> Ops:
-    """The named backend. Raises ValueError for an unknown name, ModuleNotFoundError when Triton is asked for and missing."""
+def load_ops(name: OpsName, *, batch_invariant: bool = False, native_kv: bool = False) -> Ops:
+    """The named backend. Raises ValueError for an unknown name, ModuleNotFoundError when Triton is asked for and missing.
+
+    batch_invariant: a row's results do not depend on the rows beside it, to the bit, at some cost. It is always so on a CPU.
+    native_kv: of cpu, if it has its C++ library: keys and values in that library's order, for caches that `fits_native_attention` accepts.
+        Without it the cache is in the plain order, and torch attends. cpu-torch is torch throughout.
+    """
     match name:
         case "reference":
             return _reference_ops()
         case "cpu":
-            return _cpu_ops()
+            return _with_native(_cpu_ops("cpu"), native_kv)
+        case "cpu-torch":
+            return _cpu_ops("cpu-torch")
         case "triton":
-            return _triton_ops()
+            return _triton_ops(batch_invariant)
         case _:
-            raise ValueError(f"ops={name!r} is unknown; choose reference, cpu or triton")
+            raise ValueError(f"ops={name!r} is unknown; choose reference, cpu, cpu-torch or triton")
 
 
 def _reference_ops() -> Ops:
     return Ops(
         name="reference",
         store_kv=store_kv.store_kv_reference,
+        store_kv_fp8=store_kv.store_kv_fp8_reference,
         copy_blocks=copy_blocks.copy_blocks_reference,
         plan_attention=paged_attention.plan_attention_reference,
         paged_attention=paged_attention.paged_attention_reference,
+        paged_attention_fp8=paged_attention.paged_attention_fp8_reference,
         rms_norm=rms_norm.rms_norm_reference,
         apply_rotary=rotary.apply_rotary_reference,
+        rotate_and_store=rotate_and_store.rotate_and_store_reference,
+        prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
+        moe=moe.moe_reference,
+        quantize_fp8=quantize_fp8.quantize_fp8_reference,
+        silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
+        rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
+        matmul_fp8=matmul_fp8.matmul_fp8_reference,
+        matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=sampling.sample_reference,
+        argmax=sampling.argmax_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -141,17 +258,28 @@ def _reference_ops() -> Ops:
     )
 
 
-def _cpu_ops() -> Ops:
+def _cpu_ops(name: OpsName) -> Ops:
     return Ops(
-        name="cpu",
+        name=name,
         store_kv=store_kv.store_kv_cpu,
+        store_kv_fp8=store_kv.store_kv_fp8_reference,
         copy_blocks=copy_blocks.copy_blocks_reference,
         plan_attention=cpu_paged_attention.plan_attention_cpu,
         paged_attention=cpu_paged_attention.paged_attention_cpu,
+        paged_attention_fp8=paged_attention.paged_attention_fp8_reference,
         rms_norm=cpu_rms_norm.rms_norm_cpu,
         apply_rotary=cpu_rotary.apply_rotary_cpu,
+        rotate_and_store=cpu_rotate_and_store.rotate_and_store_cpu,
+        prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
+        moe=None,
+        quantize_fp8=quantize_fp8.quantize_fp8_reference,
+        silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
+        rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
+        matmul_fp8=matmul_fp8.matmul_fp8_reference,
+        matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=cpu_sampling.sample_cpu,
+        argmax=sampling.argmax_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -160,17 +288,53 @@ def _cpu_ops() -> Ops:
     )
 
 
-def _triton_ops() -> Ops:
+def _with_native(ops: Ops, native_kv: bool) -> Ops:
+    """What there is in C++ in place of torch, if the library can be had."""
+    library = native_library()
+    if library is None:
+        return ops
+    if native_kv:
+        attention, heads = NativeAttention(library), NativeRotary(library)
+        ops = replace(
+            ops,
+            plan_attention=attention.plan_attention,
+            paged_attention=attention.paged_attention,
+            apply_rotary=heads.apply_rotary,
+            rotate_and_store=heads.rotate_and_store,
+            store_kv=heads.store_kv,
+        )
+    native = NativeSampling(library)
+    elementwise = NativeElementwise(library)
+    return replace(
+        ops,
+        rms_norm=elementwise.rms_norm,
+        silu_mul=elementwise.silu_mul,
+        sample=native.sample,
+        argmax=native.argmax,
+        apply_penalties=native.apply_penalties,
+        count_tokens=native.count_tokens,
+        apply_bias=native.apply_bias,
+        apply_bitmask=native.apply_bitmask,
+        top_logprobs=native.top_logprobs,
+    )
+
+
+def _triton_ops(batch_invariant: bool) -> Ops:
     if find_spec("triton") is None:
         raise ModuleNotFoundError(
             "ops='triton' needs the triton package: pip install 'quire[gpu]', or choose ops='cpu'"
         )
     from quire_kernels.gpu import copy_blocks as gpu_copy_blocks
     from quire_kernels.gpu import logprobs as gpu_logprobs
+    from quire_kernels.gpu import matmul_fp8 as gpu_matmul_fp8
+    from quire_kernels.gpu import moe as gpu_moe
     from quire_kernels.gpu import paged_attention as gpu_paged_attention
     from quire_kernels.gpu import penalties as gpu_penalties
+    from quire_kernels.gpu import prepare_inputs as gpu_prepare_inputs
+    from quire_kernels.gpu import quantize_fp8 as gpu_quantize_fp8
     from quire_kernels.gpu import rms_norm as gpu_rms_norm
     from quire_kernels.gpu import rotary as gpu_rotary
+    from quire_kernels.gpu import rotate_and_store as gpu_rotate_and_store
     from quire_kernels.gpu import sampling as gpu_sampling
     from quire_kernels.gpu import silu_mul as gpu_silu_mul
     from quire_kernels.gpu import store_kv as gpu_store_kv
@@ -179,13 +343,24 @@ def _triton_ops() -> Ops:
     return Ops(
         name="triton",
         store_kv=gpu_store_kv.store_kv_triton,
+        store_kv_fp8=gpu_store_kv.store_kv_triton,
         copy_blocks=gpu_copy_blocks.copy_blocks_triton,
-        plan_attention=paged_attention.plan_attention_reference,
-        paged_attention=gpu_paged_attention.paged_attention_triton,
+        plan_attention=partial(gpu_paged_attention.plan_attention_triton, batch_invariant=batch_invariant),
+        paged_attention=partial(gpu_paged_attention.paged_attention_triton, batch_invariant=batch_invariant),
+        paged_attention_fp8=partial(gpu_paged_attention.paged_attention_triton, batch_invariant=batch_invariant),
         rms_norm=gpu_rms_norm.rms_norm_triton,
         apply_rotary=gpu_rotary.apply_rotary_triton,
+        rotate_and_store=gpu_rotate_and_store.rotate_and_store_triton,
+        prepare_inputs=gpu_prepare_inputs.prepare_inputs_triton,
         silu_mul=gpu_silu_mul.silu_mul_triton,
+        moe=gpu_moe.moe_triton,
+        quantize_fp8=gpu_quantize_fp8.quantize_fp8_triton,
+        silu_mul_fp8=gpu_quantize_fp8.silu_mul_fp8_triton,
+        rms_norm_fp8=gpu_quantize_fp8.rms_norm_fp8_triton,
+        matmul_fp8=matmul_fp8.matmul_fp8_torch,
+        matmul_fp8_blocks=gpu_matmul_fp8.matmul_fp8_blocks_triton,
         sample=gpu_sampling.sample_triton,
+        argmax=sampling.argmax_reference,
         apply_penalties=gpu_penalties.apply_penalties_triton,
         count_tokens=gpu_penalties.count_tokens_triton,
         apply_bias=gpu_token_bias.apply_bias_triton,

@@ -21,6 +21,10 @@ may be anything: they are not used. Slots beyond seq_len inside a row's last blo
 
 `plan_attention(k_cache, block_tables, query_starts, seq_lens, window=...)` does, once a step, what is the same for every layer of one
 window: pass its result to each layer's call. It is optional, and None where a backend has no use for it.
+
+`paged_attention_fp8` reads caches of float8_e4m3fn and their scales (see store_kv):
+
+    kv_scales         [2, Hkv] float32   of keys, of values: what is meant is the cached number times its head's
 """
 
 import torch
@@ -56,6 +60,39 @@ def paged_attention_reference(
             v_SHD = v_cache[blocks, :, keys % k_cache.shape[2]].float()
             out[start:end] = _attend(q_THD[start:end].float(), k_SHD, v_SHD, _visible(positions, keys, window), scale)
     return out
+
+
+def paged_attention_fp8_reference(
+    q_THD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    seq_lens: Tensor,
+    *,
+    kv_scales: Tensor,
+    scale: float,
+    window: int | None,
+    max_query_len: int,
+    max_seq_len: int,
+    plan: object = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Over the whole caches in float32."""
+    k_scale, v_scale = kv_scales[:, None, :, None, None]
+    return paged_attention_reference(
+        q_THD,
+        k_cache.float() * k_scale,
+        v_cache.float() * v_scale,
+        block_tables,
+        query_starts,
+        seq_lens,
+        scale=scale,
+        window=window,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+        out=out,
+    )
 
 
 def plan_attention_reference(

@@ -40,6 +40,11 @@ def sample_reference(logits_RV: Tensor, params: SamplingTensors, purpose: int = 
     return perturbed_logits(logits_RV, params, purpose).argmax(-1)
 
 
+def argmax_reference(logits_RV: Tensor) -> Tensor:
+    """What temperature 0 gives. max also says where, and is four times as fast as argmax on bfloat16; both give the first of equals."""
+    return logits_RV.max(-1).indices
+
+
 def perturbed_logits(logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE) -> Tensor:
     """[R, V] float32: what the argmax is taken of. -inf where a token was cut; raw logits where the temperature is 0."""
     num_rows, vocab_size = logits_RV.shape

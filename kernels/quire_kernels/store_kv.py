@@ -5,10 +5,16 @@
     slots             [T] int64      block * B + offset; -1 marks padding and is skipped
 
 No slot appears twice. The caches are written in place.
+
+`store_kv_fp8` writes caches of float8_e4m3fn:
+
+    kv_scales         [2, H] float32  of keys, of values: what is stored is x / scale, clamped to 448 and rounded to nearest
 """
 
 import torch
 from torch import Tensor
+
+from quire_kernels.quantize_fp8 import FP8, FP8_MAX
 
 
 def store_kv_reference(k_THD: Tensor, v_THD: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -31,3 +37,17 @@ def store_kv_cpu(k_THD: Tensor, v_THD: Tensor, k_cache: Tensor, v_cache: Tensor,
     offsets = slots - blocks * block_size
     k_cache[blocks, :, offsets] = k_THD
     v_cache[blocks, :, offsets] = v_THD
+
+
+def store_kv_fp8_reference(
+    k_THD: Tensor, v_THD: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, kv_scales: Tensor
+) -> None:
+    """The quantised heads, stored as any others."""
+    k_scale, v_scale = kv_scales[:, :, None]
+    k_THD, v_THD = scaled_to_fp8(k_THD, k_scale), scaled_to_fp8(v_THD, v_scale)
+    store_kv_reference(k_THD, v_THD, k_cache, v_cache, slots)
+
+
+def scaled_to_fp8(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale in float8_e4m3fn; what is too large becomes the largest."""
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)

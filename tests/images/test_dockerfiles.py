@@ -95,7 +95,7 @@ def test_the_base_is_the_first_line_and_every_stage_starts_from_it(file: str, in
 
     assert re.fullmatch(r"ARG BASE=[a-z/-]+:[0-9][\w.-]+", first)
     assert len(starts) >= 2
-    assert {words[0] for words in starts} <= {"${BASE}", *named}
+    assert {words[0] for words in starts} <= {"${BASE}", "${BUILD_BASE}", *named}
 
 
 def test_the_image_runs_the_process_as_the_user_of_the_pods(file: str, instructions: list[Instruction]) -> None:

@@ -243,7 +243,7 @@ def test_a_base_that_cannot_be_pulled_and_has_no_stand_in_is_an_error(machine: M
     result = machine.run("worker-cuda")
 
     assert result.returncode == 1
-    assert "name another base with --base" in result.stderr
+    assert "name another with --base" in result.stderr
     assert machine.calls("buildah", "pull")[0][-1].startswith("docker.io/nvidia/cuda:")
 
 

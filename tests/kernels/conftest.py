@@ -1,20 +1,33 @@
 """Runs Triton kernels through Triton's interpreter, so their tests need no GPU. Must load before any `quire_kernels.gpu` module.
 
 Triton 3.6's interpreter differs from a GPU in three ways that matter here, and they are mended below: it converts scalars in a way that
-NumPy 2.4 refuses, multiplies bfloat16 matrices as if their bits were integers, and truncates casts to bfloat16.
+NumPy 2.4 refuses, multiplies bfloat16 and float8 matrices as if their bits were integers, and truncates casts to those types.
 """
 
 import os
+from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
+import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
+
+from quire_kernels.cpu.build import ISAS, build_library, find_compiler, library_name, supported_isa
+from quire_kernels.cpu.native_library import NativeLibrary
 
 torch.set_num_threads(1)
+
+TORCH_TYPES = {
+    tl.float32: torch.float32,
+    tl.float16: torch.float16,
+    tl.bfloat16: torch.bfloat16,
+    tl.float8e4nv: torch.float8_e4m3fn,
+}
+BIT_TYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
 
 _set_tensor_methods = interpreter._patch_lang_tensor
 _dot = InterpreterBuilder.create_dot
@@ -27,38 +40,59 @@ def _mended_tensor_methods(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
-def _widened(handle: TensorHandle) -> TensorHandle:
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+def _is_narrow(handle_type: tl.dtype) -> bool:
+    return handle_type.scalar in (tl.bfloat16, tl.float8e4nv)
+
+
+def _converted(handle: TensorHandle, target: tl.dtype) -> TensorHandle:
+    """As a GPU does it: to nearest, ties to even; NaN stays NaN."""
+    data = np.ascontiguousarray(handle.data)
+    source = torch.from_numpy(data).view(TORCH_TYPES[handle.dtype.scalar])
+    bits = source.to(TORCH_TYPES[target.scalar]).view(BIT_TYPES[target.scalar.primitive_bitwidth])
+    return TensorHandle(bits.numpy().view(_get_np_dtype(target.scalar)), target.scalar)
 
 
 def _mended_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-    return _dot(self, _widened(a), _widened(b), d, input_precision, max_num_imprecise_acc)
+    a, b = (_converted(x, tl.float32) if _is_narrow(x.dtype) else x for x in (a, b))
+    return _dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
 
-def _rounded_to_bfloat16(handle: TensorHandle) -> TensorHandle:
-    """To nearest, ties to even; NaN stays NaN."""
-    bits = handle.data.view(np.uint32)
-    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    rounded = np.where(np.isnan(handle.data), (bits >> 16) | 0x40, rounded)
-    return TensorHandle(rounded.astype(np.uint16), tl.bfloat16)
-
-
-def _is_narrowing(src, dst_type) -> bool:
-    return src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16
+def _between_floats(src, dst_type) -> bool:
+    kinds = (src.dtype.scalar, dst_type.scalar)
+    return any(_is_narrow(kind) for kind in kinds) and all(kind in TORCH_TYPES for kind in kinds)
 
 
 def _mended_cast(self, src, dst_type):
-    return _rounded_to_bfloat16(src) if _is_narrowing(src, dst_type) else _cast(self, src, dst_type)
+    return _converted(src, dst_type) if _between_floats(src, dst_type) else _cast(self, src, dst_type)
 
 
 def _mended_float_cast(self, src, dst_type, rounding_mode):
-    narrowing = _is_narrowing(src, dst_type)
-    return _rounded_to_bfloat16(src) if narrowing else _float_cast(self, src, dst_type, rounding_mode)
+    return (
+        _converted(src, dst_type) if _between_floats(src, dst_type) else _float_cast(self, src, dst_type, rounding_mode)
+    )
 
 
 interpreter._patch_lang_tensor = _mended_tensor_methods
 InterpreterBuilder.create_dot = _mended_dot
 InterpreterBuilder.cast_impl = _mended_cast
 InterpreterBuilder.create_fp_to_fp = _mended_float_cast
+
+
+BEST_ISA = supported_isa(Path("/proc/cpuinfo"))
+NATIVE_CACHE = Path.home() / ".cache" / "quire" / "native"
+
+
+@pytest.fixture(scope="session", params=ISAS[ISAS.index(BEST_ISA) :] if BEST_ISA else ())
+def native_isa(request: pytest.FixtureRequest) -> NativeLibrary:
+    """The C++ ops for each instruction set that this machine runs, each with its own team of two threads.
+
+    Compiled once for a version of the sources."""
+    path = NATIVE_CACHE / library_name(request.param)
+    if not path.is_file():
+        compiler = find_compiler()
+        assert compiler is not None, "no C++ compiler: install g++"
+        NATIVE_CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        build_library(compiler, request.param, path)
+    library = NativeLibrary(path, request.param)
+    library.set_num_threads(2)
+    return library

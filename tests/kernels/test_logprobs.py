@@ -28,9 +28,13 @@ def test_results_are_those_of_a_plain_sort_in_python(
         torch.testing.assert_close(found.chosen_logprobs[row].double(), expected[row, chosen[row]], rtol=0, atol=2e-5)
 
 
-def test_more_tokens_than_passes_are_worth_come_from_a_sort() -> None:
-    logits = torch.randn(2, 100)
+@pytest.mark.parametrize(("vocab_size", "k"), [(100, 70), (1500, 3)])
+def test_many_tokens_and_many_equal_ones_take_other_roads_to_the_same_result(vocab_size: int, k: int) -> None:
+    logits = torch.zeros(2, vocab_size)
+    logits[:, 60] = -1.0
+    logits[1] *= -1
 
-    found = load_ops("triton").top_logprobs(logits, torch.tensor([3, 4]), 50)
+    found = load_ops("triton").top_logprobs(logits, torch.tensor([3, 4]), k)
 
-    assert torch.equal(found.ids, logits.sort(dim=-1, descending=True, stable=True).indices[:, :50])
+    assert torch.equal(found.ids, logits.sort(dim=-1, descending=True, stable=True).indices[:, :k])
+    torch.testing.assert_close(found.logprobs, logits.log_softmax(-1).gather(-1, found.ids), rtol=0, atol=2e-5)

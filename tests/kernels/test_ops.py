@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 """
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("name", ["reference", "cpu", "cpu-torch", "triton"])
 def test_a_backend_bears_its_name(name: str) -> None:
     ops = load_ops(name)
 
@@ -30,7 +30,7 @@ def test_a_backend_bears_its_name(name: str) -> None:
 
 
 def test_an_unknown_backend_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="ops='gpu' is unknown; choose reference, cpu or triton"):
+    with pytest.raises(ValueError, match="ops='gpu' is unknown; choose reference, cpu, cpu-torch or triton"):
         load_ops("gpu")
 
 

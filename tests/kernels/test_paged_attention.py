@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire_kernels.gpu.decode_plan import DecodePlan, plan_decode
 from quire_kernels.ops import OpsName, load_ops
 
 GARBAGE_BLOCK = 2**30
@@ -71,8 +72,8 @@ def make_case(
     )
 
 
-def attend(name: OpsName, case: Case, *, with_plan: bool = False) -> Tensor:
-    ops = load_ops(name)
+def attend(name: OpsName, case: Case, *, with_plan: bool = False, batch_invariant: bool = False) -> Tensor:
+    ops = load_ops(name, batch_invariant=batch_invariant)
     tables = (case.block_tables, case.query_starts, case.seq_lens)
     return ops.paged_attention(
         case.q,
@@ -198,6 +199,99 @@ def test_a_window_one_wider_changes_the_result(name: OpsName, num_queries: int) 
     assert (narrow - wide).abs().max() > 1e-3
 
 
+def test_a_lone_rows_keys_are_divided_over_the_device_and_its_queries_share_them() -> None:
+    case = make_case([(5, 900), (1, 700)], dim=32, kv_heads=1, group=3)
+    plan = load_ops("triton").plan_attention(
+        case.k_cache, case.block_tables, case.query_starts, case.seq_lens, window=None
+    )
+
+    out = attend("triton", case, with_plan=True)
+
+    assert isinstance(plan, DecodePlan)
+    assert plan.rows[:, :2].tolist() == [[0, 4], [4, 3]]
+    assert plan.items[:7, :6].tolist() == [
+        *([0, 0, 5, 900, begin, min(begin + 256, 900)] for begin in range(0, 900, 256)),
+        *([1, 5, 1, 700, begin, min(begin + 256, 700)] for begin in range(0, 700, 256)),
+    ]
+    assert not plan.items[7:, 2].any()
+    assert_close(out, attend("reference", case))
+
+
+def test_many_rows_take_one_split_each_unless_one_is_far_longer() -> None:
+    lens = torch.full((300,), 2000, dtype=torch.int32)
+    lens[7] = 60000
+    starts = torch.arange(301, dtype=torch.int32)
+
+    plan = plan_decode(starts, lens, num_kv_heads=8, max_keys=65536, window=0, split_len=0)
+
+    splits = plan.rows[:, 1]
+    assert splits[7] == 7
+    assert splits[:7].tolist() == [1] * 7
+    assert (plan.items[:, 2] > 0).sum() == splits.sum() == 306
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_rows_of_more_lanes_than_a_program_holds_take_several(window: int | None) -> None:
+    case = make_case([(8, 400), (3, 20), (12, 30)], dim=32, kv_heads=1, group=20, window=window)
+
+    out = attend("triton", case)
+
+    assert_close(out, attend("reference", case))
+
+
+@pytest.mark.parametrize("rows", [DECODE, MIXED])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+def test_fp8_keys_and_values_are_what_is_cached_times_their_heads_scales(
+    name: OpsName, rows: list[tuple[int, int]], window: int | None
+) -> None:
+    case = make_case(rows, window=window, dtype=torch.bfloat16, **SHAPES[0])
+    scales = torch.tensor([[0.5, 2.0], [3.0, 0.25]])
+    k_fp8, v_fp8 = case.k_cache.to(torch.float8_e4m3fn), case.v_cache.to(torch.float8_e4m3fn)
+    k_scale, v_scale = scales[:, None, :, None, None]
+    meant = replace(case, k_cache=k_fp8.float() * k_scale, v_cache=v_fp8.float() * v_scale)
+
+    out = load_ops(name).paged_attention_fp8(
+        case.q,
+        torch.empty_strided(case.k_cache.shape, case.k_cache.stride(), dtype=torch.float8_e4m3fn).copy_(k_fp8),
+        torch.empty_strided(case.k_cache.shape, case.k_cache.stride(), dtype=torch.float8_e4m3fn).copy_(v_fp8),
+        case.block_tables,
+        case.query_starts,
+        case.seq_lens,
+        kv_scales=scales,
+        scale=case.q.shape[-1] ** -0.5,
+        window=window,
+        max_query_len=int(case.query_starts.diff().max()),
+        max_seq_len=int(case.seq_lens.max()),
+    )
+
+    torch.testing.assert_close(out, attend("reference", meant), rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_batch_invariance_a_querys_bits_are_those_of_any_chunk_it_comes_in(
+    dtype: torch.dtype, window: int | None
+) -> None:
+    case = make_case([(12, 1100), (3, 40)], dim=32, kv_heads=1, group=2, dtype=dtype, window=window)
+    chunks = []
+    for num_queries, seq_len in ((9, 1097), (2, 1099), (1, 1100)):
+        first = 12 - (1100 - seq_len) - num_queries
+        chunk = replace(
+            case,
+            q=case.q[first : first + num_queries],
+            block_tables=case.block_tables[:1],
+            query_starts=torch.tensor([0, num_queries], dtype=torch.int32),
+            seq_lens=torch.tensor([seq_len], dtype=torch.int32),
+        )
+        chunks.append(attend("triton", chunk, batch_invariant=True))
+
+    whole = attend("triton", case, batch_invariant=True)
+
+    assert_close(whole, attend("reference", case))
+    assert torch.equal(whole[:12], torch.cat(chunks))
+
+
 @pytest.mark.parametrize("name", ["cpu", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_decode_rows_bits_do_not_depend_on_the_rows_beside_it(name: OpsName, dtype: torch.dtype) -> None:
@@ -210,9 +304,9 @@ def test_a_decode_rows_bits_do_not_depend_on_the_rows_beside_it(name: OpsName, d
         seq_lens=case.seq_lens[1:2],
     )
 
-    together = attend(name, case)
+    together = attend(name, case, batch_invariant=True)
 
-    assert torch.equal(together[1:2], attend(name, alone))
+    assert torch.equal(together[1:2], attend(name, alone, batch_invariant=True))
 
 
 def test_a_short_prompts_bits_on_the_cpu_do_not_depend_on_the_rows_beside_it() -> None:

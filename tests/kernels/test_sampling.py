@@ -140,6 +140,33 @@ def test_the_triton_kernel_streams_over_vocabularies_wider_than_its_tile(cut: di
     assert torch.equal(tokens, load_ops("reference").sample(logits, case))
 
 
+def test_the_triton_kernels_cut_flat_rows_whose_survivors_exceed_what_they_hold() -> None:
+    logits = torch.randn(3, 9001, generator=torch.Generator().manual_seed(5)) * 0.1
+    case = params(3, top_k=torch.tensor([0, 5000, 6000]), top_p=torch.tensor([0.9, 1.0, 0.95]))
+
+    tokens = sample_triton(logits, case)
+
+    assert torch.equal(tokens, load_ops("reference").sample(logits, case))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_may_be_columns_of_a_table(name: OpsName) -> None:
+    logits, case = random_case(4, 3, 50)
+    columns = torch.stack((case.temperature, case.top_p, case.min_p), dim=1).unbind(1)
+    strided = SamplingTensors(
+        temperature=columns[0],
+        top_k=case.top_k,
+        top_p=columns[1],
+        min_p=columns[2],
+        seeds=case.seeds,
+        positions=case.positions,
+    )
+
+    tokens = load_ops(name).sample(logits, strided)
+
+    assert torch.equal(tokens, load_ops("reference").sample(logits, case))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_temperature_zero_takes_the_lowest_of_equal_largest_tokens(name: OpsName) -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0, -1.0], [5.0, 1.0, 5.0, 5.0]])

@@ -39,6 +39,26 @@ def test_each_path_writes_what_the_reference_writes(
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_slots_hold_the_number_over_its_heads_scale_and_what_is_too_large_becomes_the_largest(
+    name: OpsName, dtype: torch.dtype
+) -> None:
+    k, v = (x * 3 for x in fused_projection(5, 3, 40, dtype))
+    k[2, 0, :4] = torch.tensor([1e4, -1e4, 0.0, 1e-6])
+    _, k_cache, v_cache = layer_view(2, 3, 16, 40, torch.float8_e4m3fn)
+    slots, scales = torch.tensor([3, 17, 31, -1, 0]), torch.tensor([[1.0, 0.5, 2.0], [0.25, 3.0, 1.0]])
+
+    load_ops(name).store_kv_fp8(k, v, k_cache, v_cache, slots, scales)
+
+    for x, cache, scale in ((k, k_cache, scales[0]), (v, v_cache, scales[1])):
+        wanted = (x.float() / scale[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+        for token, slot in enumerate(slots.tolist()):
+            if slot >= 0:
+                assert torch.equal(cache[slot // 16, :, slot % 16].float(), wanted[token].float())
+    assert k_cache[1, 0, 15, :2].tolist() == [448.0, -448.0]
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
 def test_a_slot_is_block_times_size_plus_offset_and_other_layers_stay_untouched(name: OpsName) -> None:
     k, v = fused_projection(2, 2, 32, torch.float32)
     kv_cache, k_cache, v_cache = layer_view(4, 2, 16, 32, torch.float32)

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
-OPS = ("auto", "reference", "cpu", "triton")
+OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
+QUANTIZATIONS = ("none", "int8")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)(i?)B?")
@@ -41,6 +42,8 @@ class WorkerConfig:
     """Folder with the token and CURVE keys shared with routers; None: a plain server."""
     dtype: str = "auto"
     """Type of weights and KV: auto (the checkpoint's), half|float16, bfloat16, float|float32."""
+    quantization: str = "none"
+    """How projections are quantised while they are loaded: none, or int8 (weights and activations, on a CPU)."""
     device: str = "auto"
     """auto (cuda if there is one), cpu or cuda."""
     ops: str = "auto"
@@ -177,6 +180,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add("--chat-template", metavar="FILE", type=Path)
     _add_list(group, "--served-model-name", dest="served_model_names", metavar="NAME")
     add("--dtype", choices=DTYPES)
+    add("--quantization", choices=QUANTIZATIONS)
     add("--max-model-len", metavar="N", type=_tokens)
     add("--generation-config", metavar="auto|vllm|DIR")
     add("--seed", metavar="N", type=_integer(0, 2**63 - 1))
@@ -327,6 +331,7 @@ _FLAG_HELP = {
     "chat_template": "Jinja file to use instead of the model's chat template",
     "served_model_names": "name clients may ask for, repeatable; the first is the one shown [the folder's name]",
     "dtype": "type of weights and KV",
+    "quantization": "quantise projections while loading: int8 weights and activations, on a CPU",
     "max_model_len": "prompt plus output at most; 8k, 32K and auto are understood [what the model and the KV pool allow]",
     "generation_config": "sampling defaults: the model's own, none (vllm), or a folder's",
     "seed": "makes requests without a seed repeatable [random]",

@@ -68,9 +68,10 @@ def apply_penalties_triton(
         slots,
         prompt_mask,
         output_counts,
-        repetition,
-        frequency,
-        presence,
+        # Parameters may be columns of a table; the kernel reads them as vectors.
+        repetition.contiguous(),
+        frequency.contiguous(),
+        presence.contiguous(),
         logits_RV.stride(0),
         vocab_size,
         BLOCK=config.block,

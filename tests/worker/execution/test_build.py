@@ -6,10 +6,17 @@ import shutil
 import pytest
 import torch
 
+from quire_kernels.cpu.native_library import native_library
 from quire_kernels.ops import load_ops
 from quire_worker.errors import LoadError
 from quire_worker.execution.build import build_runner
-from quire_worker.execution.device import resolve_device, resolve_dtype, resolve_ops, resolve_threads
+from quire_worker.execution.device import (
+    resolve_device,
+    resolve_dtype,
+    resolve_ops,
+    resolve_quantization,
+    resolve_threads,
+)
 from quire_worker.execution.kv_memory import (
     CPU_MAX_BLOCKS,
     KVShape,
@@ -19,6 +26,7 @@ from quire_worker.execution.kv_memory import (
 )
 from quire_worker.execution.options import RunnerOptions
 
+CPU = torch.device("cpu")
 SHAPE = KVShape(layers_per_block=2, num_groups=1, num_kv_heads=2, block_size=16, head_dim=8, dtype=torch.float32)
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 8 * 4
 
@@ -45,6 +53,15 @@ def test_the_runner_says_what_it_is(model_dir):
     assert info.weights_size_bytes == 4 * info.num_parameters
     assert info.kv_size_bytes == 20 * BLOCK_BYTES
     assert set(info.phases_s) == {"config", "weights", "profile", "kv_cache", "warm_up"}
+    runner.close()
+
+
+@pytest.mark.skipif(native_library() is None, reason="needs the C++ ops")
+def test_int8_takes_a_byte_for_each_parameter_of_a_projection(model_dir):
+    runner, info = build_runner(options(model_dir, quantization="int8"))
+
+    in_layers = 2 * (32 * (32 + 32 + 32) + 3 * 32 * 48)
+    assert info.weights_size_bytes == in_layers + 4 * (info.num_parameters - in_layers)
     runner.close()
 
 
@@ -185,9 +202,13 @@ def test_auto_means_what_the_device_does_well():
         (lambda: resolve_dtype("int4", torch.float32, torch.device("cpu")), "--dtype int4 is unknown"),
         (lambda: resolve_ops("fast", torch.device("cpu")), "--ops fast is unknown"),
         (lambda: resolve_ops("cpu", torch.device("cuda")), "--ops cpu does not run on a GPU"),
+        (lambda: resolve_quantization("fp4", CPU, torch.float32, True), "--quantization fp4 is unknown"),
+        (lambda: resolve_quantization("int8", torch.device("cuda"), torch.float32, True), "use --device cpu"),
+        (lambda: resolve_quantization("int8", CPU, torch.float16, True), "use --dtype bfloat16"),
+        (lambda: resolve_quantization("int8", CPU, torch.float32, False), r"install g\+\+"),
     ],
 )
-def test_an_unknown_choice_is_refused(call, words):
+def test_a_choice_that_is_unknown_or_cannot_be_is_refused(call, words):
     with pytest.raises(LoadError, match=words):
         call()
 

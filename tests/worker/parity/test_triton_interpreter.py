@@ -16,7 +16,7 @@ MAX_TOKENS = 4
 SCRIPT = Path(__file__).with_name("triton_side.py")
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3-moe"])
 def test_tokens_through_triton_equal_those_through_the_cpu_ops(name, checkpoint, side, mixed_prompts):
     prompts = [mixed_prompts[i] for i in (2, 8, 11)]
     kinds = ({"temperature": 0.0}, {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5})

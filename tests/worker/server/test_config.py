@@ -120,6 +120,14 @@ def test_keys_of_the_environment_yield_to_the_flag_and_are_not_shown() -> None:
     assert "environment" not in repr(from_environment)
 
 
+def test_the_engine_is_told_how_to_quantise() -> None:
+    told = engine_config(
+        parse_args(["m", "--quantization", "int8"]), inbound_endpoint="ipc://a", outbound_endpoint="ipc://b"
+    )
+
+    assert told.quantization == "int8"
+
+
 def test_what_is_not_set_keeps_the_engines_default() -> None:
     bare = engine_config(parse_args(["m"]), inbound_endpoint="ipc://a", outbound_endpoint="ipc://b")
 

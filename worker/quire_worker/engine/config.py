@@ -20,8 +20,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """"auto" | "cpu" | "cuda"."""
     dtype: str = "auto"
     """"auto" | "float32" | "bfloat16" | "float16"; auto takes the checkpoint's, where the device has it."""
+    quantization: str = "none"
+    """"none" | "int8": projections, from a checkpoint in floats."""
     ops: str = "auto"
-    """"auto" | "reference" | "cpu" | "triton"."""
+    """"auto" | "reference" | "cpu" | "cpu-torch" | "triton"."""
     compute_threads: int | None = None
     """Threads that compute on a CPU. None: from the cgroup's cores."""
     seed: int = 0

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 FAILED_EXIT_CODE = 1
 _FATAL_LINGER_MS = 1000
+_COLLECT_AFTER = 50_000
+"""Container objects made and not yet gone."""
 
 RunnerBuilder = Callable[[EngineConfig], tuple[Runner, ModelInfo]]
 
@@ -83,9 +85,7 @@ def _serve(
             meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
             telling = Telling(publisher, meter, time.time)
         loop = EngineLoop(engine, inbound, outbound, StatsCollector(scheduler, info.num_blocks), speeds, telling)
-        # What lives now lives for good: the collector need not look at it again while serving.
-        gc.collect()
-        gc.freeze()
+        tune_collector()
         loop.send(
             Ready(
                 info=info,
@@ -97,6 +97,14 @@ def _serve(
         log.info("engine ready epoch=%s blocks=%d max_model_len=%d", epoch, info.num_blocks, info.max_model_len)
         loop.run()
     runner.close()
+
+
+def tune_collector() -> None:
+    """What lives now lives for good: the collector need not look at it again while serving. Nor at each step's outputs, which are as many
+    as there are rows and die by themselves: only what is in cycles needs it, and a step makes none."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:

@@ -6,14 +6,25 @@ raised as LoadError before the first request.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
+from quire_kernels.cpu.native_attention import fits_native_attention
+from quire_kernels.cpu.native_library import NativeLibrary, native_library
 from quire_kernels.ops import Ops, load_ops
-from quire_worker.execution.device import DTYPES, resolve_device, resolve_dtype, resolve_ops, resolve_threads
+from quire_worker.execution.device import (
+    DTYPES,
+    resolve_device,
+    resolve_dtype,
+    resolve_ops,
+    resolve_quantization,
+    resolve_threads,
+)
 from quire_worker.execution.kv_memory import (
     KVShape,
     decide_num_blocks,
@@ -29,6 +40,7 @@ from quire_worker.execution.trial import run_plan_of
 from quire_worker.models.config import ModelConfig, load_model_config
 from quire_worker.models.decoder import Decoder
 from quire_worker.models.kv_groups import KVLayout, decide_kv_layout
+from quire_worker.models.linear import LinearFactory, Quantization
 from quire_worker.models.safetensors_reader import Checkpoint, open_checkpoint
 from quire_worker.models.weight_slots import WeightSlots
 from quire_worker.plan import ModelInfo
@@ -57,14 +69,24 @@ class _Target:
     device: torch.device
     dtype: torch.dtype
     ops: Ops
+    library: NativeLibrary | None
+    """C++ ops, on a CPU that has them."""
+    num_threads: int
+    """Those that compute, on a CPU."""
+    quantization: Quantization
 
 
-def build_runner(options: RunnerOptions) -> tuple[TorchRunner, ModelInfo]:
-    """A runner ready for its first plan. Raises LoadError with the file or flag at fault and the fix."""
+def build_runner(
+    options: RunnerOptions, open_weights: Callable[[Path], Checkpoint] = open_checkpoint
+) -> tuple[TorchRunner, ModelInfo]:
+    """A runner ready for its first plan. Raises LoadError with the file or flag at fault and the fix.
+
+    `open_weights` finds the tensors of the model's folder; benchmarks make theirs on the device instead.
+    """
     clock = PhaseClock()
     with clock.phase("config"):
         config = load_model_config(options.model_dir)
-        checkpoint = open_checkpoint(options.model_dir)
+        checkpoint = open_weights(options.model_dir)
         target = _target(options, config, checkpoint)
         layout = decide_kv_layout(config.windows)
     shape = kv_shape(config, layout, options.block_size, target.dtype)
@@ -87,7 +109,7 @@ def build_runner(options: RunnerOptions) -> tuple[TorchRunner, ModelInfo]:
         device=target.device.type,
         dtype=str(target.dtype).removeprefix("torch."),
         num_parameters=model.num_parameters,
-        weights_size_bytes=model.num_parameters * target.dtype.itemsize,
+        weights_size_bytes=model.weights_size_bytes,
         kv_size_bytes=num_blocks * shape.block_bytes,
         phases_s=clock.phases_s,
     )
@@ -101,9 +123,23 @@ def _target(options: RunnerOptions, config: ModelConfig, checkpoint: Checkpoint)
     dtype = resolve_dtype(options.dtype, stored, device)
     if options.dtype == "auto" and dtype != stored:
         _log.warning("dtype chosen=%s checkpoint=%s reason=%s has no fast arithmetic for it", dtype, stored, device)
+    ops_name = resolve_ops(options.ops, device)
+    library = native_library() if ops_name == "cpu" else None
+    num_threads = resolve_threads(options.compute_threads)
     if device.type == "cpu":
-        torch.set_num_threads(resolve_threads(options.compute_threads))
-    return _Target(device=device, dtype=dtype, ops=load_ops(resolve_ops(options.ops, device)))
+        is_native = library is not None and dtype in NATIVE_DTYPES
+        # Threads of torch's that wait for work spin on cores that the library's threads compute on.
+        torch.set_num_threads(1 if is_native else num_threads)
+        if library is not None:
+            library.set_num_threads(num_threads)
+    return _Target(
+        device=device,
+        dtype=dtype,
+        ops=load_ops(ops_name, native_kv=fits_native_attention(dtype, config.head_dim, options.block_size)),
+        library=library,
+        num_threads=num_threads,
+        quantization=resolve_quantization(options.quantization, device, dtype, library is not None),
+    )
 
 
 def _load_model(
@@ -111,6 +147,9 @@ def _load_model(
 ) -> Decoder:
     slots = WeightSlots()
     longest = min(config.max_position, options.max_model_len or config.max_position)
+    linears = LinearFactory(
+        slots, target.device, target.dtype, library=target.library, quantization=target.quantization
+    )
     model = Decoder(
         config,
         ops=target.ops,
@@ -119,6 +158,7 @@ def _load_model(
         device=target.device,
         dtype=target.dtype,
         num_positions=longest + SURPLUS_TOKENS,
+        linears=linears,
     )
     slots.load(checkpoint, str(options.model_dir))
     return model
@@ -169,14 +209,15 @@ def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, inf
             config.max_position,
         )
     _log.info(
-        "model ready architecture=%s parameters=%d device=%s dtype=%s ops=%s threads=%d blocks=%d "
+        "model ready architecture=%s parameters=%d device=%s dtype=%s quantization=%s ops=%s threads=%d blocks=%d "
         "block_size=%d kv_bytes=%d max_model_len=%d phases_s=%s",
         config.architecture,
         info.num_parameters,
         info.device,
         info.dtype,
+        target.quantization,
         target.ops.name,
-        torch.get_num_threads(),
+        target.num_threads,
         info.num_blocks,
         info.block_size,
         info.kv_size_bytes,

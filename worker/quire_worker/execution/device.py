@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.ops import OpsName
 from quire_worker.errors import DeviceError, LoadError
+from quire_worker.models.linear import Quantization
 
 DTYPES = {
     "float32": torch.float32,
@@ -58,14 +60,32 @@ def resolve_ops(name: str, device: torch.device) -> OpsName:
     """auto: triton on a GPU, cpu on a CPU. Raises LoadError if the ops cannot run there."""
     if name == "auto":
         name = "triton" if device.type == "cuda" else "cpu"
-    if name == "cpu" and device.type != "cpu":
-        raise LoadError("--ops cpu does not run on a GPU: use --ops triton or --ops reference")
+    if name in ("cpu", "cpu-torch") and device.type != "cpu":
+        raise LoadError(f"--ops {name} does not run on a GPU: use --ops triton or --ops reference")
     if name == "triton" and find_spec("triton") is None:
         raise LoadError("--ops triton needs the triton package: pip install 'quire[gpu]', or use --ops reference")
     match name:
-        case "reference" | "cpu" | "triton":
+        case "reference" | "cpu" | "cpu-torch" | "triton":
             return name
-    raise LoadError(f"--ops {name} is unknown: use auto, reference, cpu or triton")
+    raise LoadError(f"--ops {name} is unknown: use auto, reference, cpu, cpu-torch or triton")
+
+
+def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype, has_library: bool) -> Quantization:
+    """none | int8. Raises LoadError where int8 cannot be computed."""
+    match name:
+        case "none":
+            return "none"
+        case "int8" if device.type != "cpu":
+            raise LoadError("--quantization int8 runs on a CPU only: leave it out, or use --device cpu")
+        case "int8" if dtype not in NATIVE_DTYPES:
+            raise LoadError("--quantization int8 computes in float32 or bfloat16: use --dtype bfloat16")
+        case "int8" if not has_library:
+            raise LoadError(
+                "--quantization int8 needs the C++ ops: install g++ (and a processor with AVX2), or leave it out"
+            )
+        case "int8":
+            return "int8"
+    raise LoadError(f"--quantization {name} is unknown: use none or int8")
 
 
 def resolve_threads(wanted: int | None, root: Path = Path("/")) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quire_worker.execution.device import sticky_errors
-from quire_worker.execution.inputs import SampledRows
+from quire_worker.execution.prepared_step import SampledRows
 from quire_worker.execution.sampler import Sampled
 from quire_worker.plan import StepResult
 from quire_worker.request import TokenLogprobs

@@ -4,38 +4,20 @@ Vectorised over tokens and rows, and on the device wherever a value depends on w
 S of the rows are sampled: those whose tokens are all computed after this step.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from quire_worker.execution.host_inputs import prepare_step_on_host
+from quire_worker.execution.prepared_step import PreparedStep, SampledRows
 from quire_worker.execution.rows import Ints, Rows, upload
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampledRows:
-    """The rows that get a token from this step."""
-
-    rows: Ints
-    """[S], in the plan's order."""
-    rows_on_device: Tensor
-
-
-NO_ROWS = SampledRows(rows=np.zeros(0, np.int64), rows_on_device=torch.zeros(0, dtype=torch.int64))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedStep:
-    """A step ready to run."""
-
-    inputs: StepInputs
-    sampled: SampledRows
-
-
 def prepare_step(rows: Rows, scheduled: list[int], num_tokens: list[int]) -> PreparedStep:
     """The inputs of `num_tokens[i]` tokens of each row `scheduled[i]`; counts them as computed."""
+    if rows.arrays is not None:
+        return prepare_step_on_host(rows, rows.arrays, scheduled, num_tokens)
     row_ids = np.array(scheduled, np.int64)
     counts = np.array(num_tokens, np.int64)
     seq_lens = rows.host_num_computed[row_ids] + counts

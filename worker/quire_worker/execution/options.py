@@ -14,6 +14,8 @@ class RunnerOptions:
     """auto (cuda if there is one) | cpu | cuda."""
     dtype: str = "auto"
     """auto (the checkpoint's; bfloat16 on a CPU if that is float16) | float32 | bfloat16 | float16."""
+    quantization: str = "none"
+    """none | int8: weights per output and activations per token, of all projections but the output head; on a CPU."""
     ops: str = "auto"
     """auto (triton on cuda, cpu on a CPU) | reference | cpu | triton."""
     compute_threads: int | None = None

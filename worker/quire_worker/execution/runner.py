@@ -15,7 +15,8 @@ from torch import Tensor
 from quire_kernels.ops import Ops
 from quire_worker.execution.device import sticky_errors
 from quire_worker.execution.handle import StepHandle
-from quire_worker.execution.inputs import NO_ROWS, prepare_step
+from quire_worker.execution.inputs import prepare_step
+from quire_worker.execution.prepared_step import NO_ROWS
 from quire_worker.execution.rows import Rows, upload
 from quire_worker.execution.sampler import NOTHING, Sampler
 from quire_worker.execution.sampling_rows import SamplingRows

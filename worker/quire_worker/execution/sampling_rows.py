@@ -4,14 +4,29 @@ Parameters are written once, when a request enters a row. Tables as wide as the 
 them. Must not know logits.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from quire_worker.execution.rows import Ints, upload
+from quire_kernels.sampling import SamplingTensors
+from quire_worker.execution.prepared_step import SampledRows
+from quire_worker.execution.rows import Ints, Rows, upload
 from quire_worker.plan import NewRow
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class HostParams:
+    """The tensors of SamplingRows as numpy arrays of the same memory."""
+
+    floats: npt.NDArray[np.float32]
+    top_k: npt.NDArray[np.int32]
+    seeds: Ints
+    num_prompt: Ints
 
 
 class SamplingRows:
@@ -30,6 +45,12 @@ class SamplingRows:
         """By row: token ids and what is added to their logits."""
         self.ending_ids: dict[int, Tensor] = {}
         """By row, of those with min_tokens."""
+        self.arrays = (
+            HostParams(self.floats.numpy(), self.top_k.numpy(), self.seeds.numpy(), self.num_prompt.numpy())
+            if device.type == "cpu"
+            else None
+        )
+        """None where the parameters are not in the host's memory."""
         self.host_is_random = np.zeros(num_rows, np.bool_)
         self.host_num_logprobs: Ints = np.full(num_rows, -1)
         """-1: none asked for."""
@@ -62,12 +83,40 @@ class SamplingRows:
         if (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0):
             self.penalties.set_up(row, new.token_ids, new.num_prompt_tokens)
 
+    def tensors_of(self, sampled: SampledRows, rows: Rows) -> SamplingTensors:
+        """What the draw of these rows' next tokens depends on, besides their logits."""
+        if self.arrays is not None:
+            return _tensors_on_host(self.arrays, sampled.rows, rows.host_num_tokens)
+        on_device = sampled.rows_on_device
+        temperature, top_p, min_p = self.floats[:3, on_device].unbind()
+        return SamplingTensors(
+            temperature=temperature,
+            top_k=self.top_k[on_device],
+            top_p=top_p,
+            min_p=min_p,
+            seeds=self.seeds[on_device],
+            positions=rows.num_tokens[on_device] - self.num_prompt[on_device],
+        )
+
     def forget(self, row: int) -> None:
         """The row's request has left."""
         self.biases.pop(row, None)
         self.ending_ids.pop(row, None)
         self.host_free_from[row] = 0
         self.penalties.forget(row)
+
+
+def _tensors_on_host(params: HostParams, rows: Ints, num_tokens: Ints) -> SamplingTensors:
+    """By numpy: a gather in torch costs several times as much."""
+    temperature, top_p, min_p = torch.from_numpy(params.floats[:3, rows])
+    return SamplingTensors(
+        temperature=temperature,
+        top_k=torch.from_numpy(params.top_k[rows]),
+        top_p=top_p,
+        min_p=min_p,
+        seeds=torch.from_numpy(params.seeds[rows]),
+        positions=torch.from_numpy(num_tokens[rows] - params.num_prompt[rows]),
+    )
 
 
 class PenaltyTables:

@@ -12,11 +12,14 @@ Must not know requests or plans: it sees tokens, positions, slots and block tabl
 import torch
 from torch import Tensor
 
+from quire_kernels.cpu.native_stack import StackShape
 from quire_kernels.ops import Ops
 from quire_kernels.rotary import rotary_cos_sin
+from quire_kernels.rotate_and_store import CacheTarget
 from quire_worker.models.config import ModelConfig
+from quire_worker.models.fused import DenseLayer, Ends, FusedDecoder, fuse
 from quire_worker.models.kv_groups import KVPlace
-from quire_worker.models.linear import Linear, LinearFactory, LoadedLinear, Part, pack
+from quire_worker.models.linear import LinearFactory, LoadedLinear, Part
 from quire_worker.models.moe import MoeBlock
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 from quire_worker.models.weight_slots import WeightSlots
@@ -35,8 +38,10 @@ class Decoder:
         device: torch.device,
         dtype: torch.dtype,
         num_positions: int,
+        linears: LinearFactory | None = None,
     ) -> None:
-        linears = LinearFactory(slots, device, dtype)
+        """`linears` is for the same slots, device and dtype; None: one without C++ kernels."""
+        linears = linears or LinearFactory(slots, device, dtype)
         self._norms = _Norms(slots, device, dtype)
         self._ops = ops
         self._eps = config.rms_norm_eps
@@ -49,6 +54,16 @@ class Decoder:
         table = config.rope.table_config(config.head_dim, num_positions)
         self._cos_sin = rotary_cos_sin(table, dtype=dtype, device=str(device))
         self._linears = linears
+        self._library = linears.library
+        self._shape = StackShape(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+            windows=tuple(leader.window for leader in self._group_leaders),
+        )
+        self._fused: FusedDecoder | None = None
         slots.ignore("rotary_emb.inv_freq")
 
     @property
@@ -56,13 +71,31 @@ class Decoder:
         """Elements of all weights; a tied output head is not counted twice."""
         return self._linears.num_parameters + self._norms.num_parameters + self._embedding.numel()
 
+    @property
+    def weights_size_bytes(self) -> int:
+        """Of all of them, padding and a tied head's second copy not counted."""
+        rest = self._norms.num_parameters + self._embedding.numel()
+        return self._linears.size_bytes + rest * self._embedding.dtype.itemsize
+
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """kv_cache [N blocks, layers of a group, 2, K, block size, D], contiguous; layers of different groups share its blocks."""
         for layer in self._layers:
             layer.attention.bind_kv_cache(kv_cache)
+        self._fused = self._fuse()
+
+    def _fuse(self) -> FusedDecoder | None:
+        """All of it as one call, where that can be."""
+        dense = [layer.dense_parts() for layer in self._layers]
+        layers = [layer for layer in dense if layer is not None]
+        if self._library is None or self._ops.name != "cpu" or len(layers) < len(dense):
+            return None
+        ends = Ends(embedding=self._embedding, norm=self._norm.tensor, head=self._head.native, cos_sin=self._cos_sin)
+        return fuse(self._library, self._shape, layers, ends)
 
     def __call__(self, step: StepInputs) -> Tensor | None:
-        """Logits [S, V] of the sampled tokens, in the model's dtype, None if there are none. Stores the step's keys and values."""
+        """Logits [S, V] of the sampled tokens, float32 or of the model's dtype; None if there are none. Stores keys and values."""
+        if self._fused is not None:
+            return self._fused(step)
         residual = self._embedding.index_select(0, step.token_ids)
         x: Tensor | None = None
         plans = self._plan(step.attention)
@@ -86,7 +119,7 @@ class Decoder:
 
     def _declare_head(
         self, config: ModelConfig, linears: LinearFactory, slots: WeightSlots, device: torch.device, dtype: torch.dtype
-    ) -> Linear:
+    ) -> LoadedLinear:
         name = "model.embed_tokens.weight"
         shape = (config.vocab_size, config.hidden_size)
         if not config.ties_embeddings:
@@ -95,14 +128,14 @@ class Decoder:
                 self._embedding = tensor.to(device=device, dtype=dtype)
 
             slots.declare(name, shape, accept)
-            return linears.linear("lm_head", config.hidden_size, config.vocab_size, "column")
+            return linears.linear("lm_head", config.hidden_size, config.vocab_size, "column", is_exact=True)
 
         head = LoadedLinear()
 
         def accept_tied(tensor: Tensor) -> None:
             self._embedding = tensor.to(device=device, dtype=dtype)
             # On a CPU the head is a packed copy: a row lookup needs the plain order, the product is twice as fast without it.
-            head.set(pack(self._embedding, None))
+            head.set(linears.copy(self._embedding))
 
         slots.declare(name, shape, accept_tied)
         slots.ignore("lm_head.weight")
@@ -182,6 +215,24 @@ class _Layer:
         x, residual = rms_norm(x, self._mlp_norm.tensor, self._eps, residual)
         return self._mlp(x), residual
 
+    def dense_parts(self) -> DenseLayer | None:
+        """What it is made of, once loaded; None if it has experts."""
+        if isinstance(self._mlp, MoeBlock):
+            return None
+        attention = self.attention
+        return DenseLayer(
+            input_norm=self._input_norm.tensor,
+            mlp_norm=self._mlp_norm.tensor,
+            head_norms=attention.norms,
+            qkv=attention.qkv,
+            out=attention.out,
+            gate_up=self._mlp.gate_up,
+            down=self._mlp.down,
+            group=attention.group,
+            k_cache=attention.k_cache,
+            v_cache=attention.v_cache,
+        )
+
 
 class _Mlp:
     def __init__(self, name: str, config: ModelConfig, linears: LinearFactory, ops: Ops) -> None:
@@ -190,14 +241,13 @@ class _Mlp:
             Part(name=f"{name}.mlp.gate_proj", out_features=width),
             Part(name=f"{name}.mlp.up_proj", out_features=width),
         )
-        self._gate_up = linears.linear(
-            f"{name}.mlp.gate_up_proj", config.hidden_size, 2 * width, "column", parts=parts, bias=bias
+        self.gate_up = linears.gated_linear(
+            f"{name}.mlp.gate_up_proj", config.hidden_size, parts, ops.silu_mul, bias=bias
         )
-        self._down = linears.linear(f"{name}.mlp.down_proj", width, config.hidden_size, "row", bias=bias)
-        self._ops = ops
+        self.down = linears.linear(f"{name}.mlp.down_proj", width, config.hidden_size, "row", bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._down(self._ops.silu_mul(self._gate_up(x)))
+        return self.down(self.gate_up(x))
 
 
 class _Attention:
@@ -219,7 +269,7 @@ class _Attention:
             Part(name=f"{prefix}.k_proj", out_features=kv_size),
             Part(name=f"{prefix}.v_proj", out_features=kv_size),
         )
-        self._qkv = linears.linear(
+        self.qkv = linears.linear(
             f"{prefix}.qkv_proj",
             config.hidden_size,
             query_size + 2 * kv_size,
@@ -227,7 +277,7 @@ class _Attention:
             parts=parts,
             bias=config.has_qkv_bias,
         )
-        self._out = linears.linear(
+        self.out = linears.linear(
             f"{prefix}.o_proj", query_size, config.hidden_size, "row", bias=config.has_output_bias
         )
         self._head_norms = (
@@ -243,41 +293,49 @@ class _Attention:
         self.window = window
         self._place = place
         self._ops = ops
-        self.k_cache = self._v_cache = torch.empty(0)
+        self.k_cache = self.v_cache = torch.empty(0)
+
+    @property
+    def norms(self) -> tuple[Tensor, Tensor] | None:
+        """Of query and key heads."""
+        return None if self._head_norms is None else (self._head_norms[0].tensor, self._head_norms[1].tensor)
+
+    @property
+    def group(self) -> int:
+        """KV group."""
+        return self._place.group
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         self.k_cache = kv_cache[:, self._place.layer, 0]
-        self._v_cache = kv_cache[:, self._place.layer, 1]
+        self.v_cache = kv_cache[:, self._place.layer, 1]
 
     def __call__(
         self, x: Tensor, step: StepInputs, cos_sin: Tensor, plans: tuple[object, ...], *, is_last: bool
     ) -> Tensor:
         """x [T, E] normalised; the result [T, E], or [S, E] in the last layer."""
         q_THD, k_TKD, v_TKD = self._project(x)
-        q_THD, k_TKD = self._ops.apply_rotary(q_THD, k_TKD, step.positions, cos_sin)
-        self._ops.store_kv(k_TKD, v_TKD, self.k_cache, self._v_cache, step.slots[self._place.group])
+        target = CacheTarget(k_cache=self.k_cache, v_cache=self.v_cache, slots=step.slots[self._place.group])
+        q_THD = self._ops.rotate_and_store(
+            q_THD, k_TKD, v_TKD, step.positions, cos_sin, target, norms=self.norms, eps=self._eps
+        )
         if not is_last or step.sampled_tokens is None:
-            return self._out(self._attend(q_THD, step.attention, plans[self._place.group]))
+            return self.out(self._attend(q_THD, step.attention, plans[self._place.group]))
         # Keys and values of every token are stored; of the queries only the sampled ones lead anywhere.
         if not step.num_sampled:
             return x[:0]
-        return self._out(self._attend(q_THD[step.sampled_tokens], step.sampled_attention, None))
+        return self.out(self._attend(q_THD[step.sampled_tokens], step.sampled_attention, None))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         H, K = self._num_heads, self._num_kv_heads
-        qkv = self._qkv(x).view(x.shape[0], H + 2 * K, self._head_dim)
+        qkv = self.qkv(x).view(x.shape[0], H + 2 * K, self._head_dim)
         q_THD, k_TKD, v_TKD = qkv.split_with_sizes((H, K, K), dim=1)
-        if self._head_norms is not None:
-            q_norm, k_norm = self._head_norms
-            q_THD = self._ops.rms_norm(q_THD, q_norm.tensor, self._eps)
-            k_TKD = self._ops.rms_norm(k_TKD, k_norm.tensor, self._eps)
         return q_THD, k_TKD, v_TKD
 
     def _attend(self, q_THD: Tensor, attention: AttentionInputs, plan: object) -> Tensor:
         out = self._ops.paged_attention(
             q_THD,
             self.k_cache,
-            self._v_cache,
+            self.v_cache,
             attention.block_tables[self._place.group],
             attention.query_starts,
             attention.seq_lens,

@@ -3,13 +3,14 @@
     x    [T, in]     any stride over T
     out  [T, out]    contiguous
 
-Every projection of a model comes from `LinearFactory.linear(name, in, out, shard)`; several tensors of the checkpoint may be rows of one
-projection (q, k and v; gate and up). Quantisation, tensor parallelism (which is what `shard` is for) and adapters belong
-here later, out of the decoder's sight.
+Every projection of a model comes from `LinearFactory`; several tensors of the checkpoint may be rows of one projection (q, k and v; gate
+and up). Quantisation, tensor parallelism (which is what `shard` is for) and adapters belong here, out of the decoder's sight.
 
-A row's result does not depend on how many rows come with it. Matrix libraries change their order of summation with the number of rows,
-for one row above all, so each layer is tried when it is loaded and pads what needs it. Measured: prepacked oneDNN layers differ at one
-row only, and only above some width (2,048 in float32, 4,096 in bfloat16); plain ones in float32 at up to 11 rows.
+On a CPU a projection is packed for the C++ kernels (quire_kernels.cpu.linear), row by row as its tensors arrive, so that the weight is
+in memory once. Without them, or in float16, torch multiplies. A row's result does not depend on how many rows come with it: C++ sums
+each output in one order; torch's libraries change theirs with the number of rows, for one row above all, so each such layer is tried
+when it is loaded and pads what needs it. Measured: prepacked oneDNN layers differ at one row only, and only above some width (2,048 in
+float32, 4,096 in bfloat16); plain ones in float32 at up to 11 rows.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
+from quire_kernels.cpu.linear import NativeLinear, NativeLinears, NativeWeight
+from quire_kernels.cpu.native_library import NativeLibrary
 from quire_worker.models.weight_slots import WeightSlots
 
 Shard = Literal["column", "row", "replicated"]
 """How tensor parallelism splits the layer: its outputs, its inputs, not at all."""
+Quantization = Literal["none", "int8"]
+"""int8: W8A8, int8 weights by output and int8 inputs by row, made here from float checkpoints; C++ only."""
 
 _PLAIN_ROWS = 12
 """F.linear on a CPU is the same from so many rows on, and at none in between that is not a multiple of it."""
@@ -46,11 +52,27 @@ class Part:
 class LinearFactory:
     """Makes the projections of one model on one device and declares their weights."""
 
-    def __init__(self, slots: WeightSlots, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        slots: WeightSlots,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        library: NativeLibrary | None = None,
+        quantization: Quantization = "none",
+    ) -> None:
+        """`library`: the C++ kernels of this CPU, if there are any."""
         self._slots = slots
         self._device = device
         self._dtype = dtype
+        self.library = library if device.type == "cpu" and dtype in NATIVE_DTYPES else None
+        """What multiplies; None: torch."""
+        self._native = None if self.library is None else NativeLinears(self.library)
+        assert quantization == "none" or self._native is not None
+        self._quantization = quantization
         self.num_parameters = 0
+        self.size_bytes = 0
+        """Of the weights declared, without padding."""
 
     def linear(
         self,
@@ -61,71 +83,222 @@ class LinearFactory:
         *,
         parts: tuple[Part, ...] = (),
         bias: bool = False,
+        is_exact: bool = False,
     ) -> "LoadedLinear":
-        """The projection whose weight is `name`.weight, or the weights of `parts` one below the other, likewise biases."""
+        """The projection whose weight is `name`.weight, or the weights of `parts` one below the other, likewise biases.
+
+        is_exact: not quantised, whatever the model is.
+        """
         parts = parts or (Part(name=name, out_features=out_features),)
         assert sum(part.out_features for part in parts) == out_features
         layer = LoadedLinear()
-        assembly = _Assembly(
-            weight=torch.empty(0),
-            bias=torch.empty(0),
-            missing=len(parts) * (1 + bias),
-            finish=lambda weight, vector: layer.set(pack(weight, vector if bias else None)),
-        )
-        start = 0
-        for part in parts:
-            rows = slice(start, start + part.out_features)
-            start += part.out_features
-            self._declare(f"{part.name}.weight", assembly, "weight", rows, (out_features, in_features))
-            if bias:
-                self._declare(f"{part.name}.bias", assembly, "bias", rows, (out_features,))
+        if self._native is None:
+            self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
+        else:
+            self._pack_natively(layer, self._native, parts, in_features, bias, is_exact=is_exact)
         return layer
 
-    def _declare(self, name: str, assembly: "_Assembly", field: str, rows: slice, whole: tuple[int, ...]) -> None:
-        shape = (rows.stop - rows.start, *whole[1:])
-        self.num_parameters += shape[0] * (shape[1] if len(shape) > 1 else 1)
+    def gated_linear(
+        self,
+        name: str,
+        in_features: int,
+        parts: tuple[Part, Part],
+        silu_mul: Callable[[Tensor], Tensor],
+        *,
+        bias: bool = False,
+    ) -> "LoadedLinear":
+        """silu(x @ gate) * (x @ up) of `parts`, gate and up, as many columns as each has.
 
-        def accept(tensor: Tensor) -> None:
-            if shape == whole:
-                setattr(assembly, field, tensor.to(device=self._device, dtype=self._dtype))
-            else:
-                if getattr(assembly, field).shape != whole:
-                    setattr(assembly, field, torch.empty(whole, device=self._device, dtype=self._dtype))
-                getattr(assembly, field)[rows].copy_(tensor)
-            assembly.one_arrived()
+        silu_mul: for where it is an operation of its own.
+        """
+        if self._native is not None:
+            layer = LoadedLinear()
+            self._pack_natively(layer, self._native, parts, in_features, bias, is_gated=True)
+            return layer
+        width = parts[0].out_features
+        product = self.linear(name, in_features, 2 * width, "column", parts=parts, bias=bias)
+        return LoadedLinear(lambda x: silu_mul(product(x)))
 
-        self._slots.declare(name, shape, accept)
+    def copy(self, weight: Tensor) -> Linear:
+        """A projection with a weight [out, in] that also has another use; not quantised."""
+        if self._native is None:
+            return pack(weight, None)
+        out_features, in_features = weight.shape
+        packed = self._native.empty(out_features, in_features, self._dtype)
+        packed.pack_rows(weight)
+        return NativeLinear(self._native, packed)
+
+    def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> "LoadedWeight":
+        """The weights of `parts` one below the other, as they are, for an operation that takes many layers at once."""
+        stack = LoadedWeight()
+        self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
+        return stack
+
+    def _assemble(
+        self, parts: tuple[Part, ...], in_features: int, bias: bool, use: Callable[[Tensor, Tensor | None], None]
+    ) -> None:
+        assembly = _Assembly(
+            shape=(sum(part.out_features for part in parts), in_features),
+            device=self._device,
+            dtype=self._dtype,
+            missing=len(parts) * (1 + bias),
+            finish=lambda weight, vector: use(weight, vector if bias else None),
+        )
+        accept_bias = assembly.accept_bias if bias else None
+        self._declare(parts, in_features, self._dtype.itemsize, assembly.accept_weight, accept_bias)
+
+    def _pack_natively(
+        self,
+        layer: "LoadedLinear",
+        native: NativeLinears,
+        parts: tuple[Part, ...],
+        in_features: int,
+        bias: bool,
+        *,
+        is_exact: bool = False,
+        is_gated: bool = False,
+    ) -> None:
+        out_features = sum(part.out_features for part in parts)
+        is_int8 = self._quantization == "int8" and not is_exact
+        packing = _Packing(
+            make=lambda: native.empty(
+                out_features, in_features, self._dtype, has_bias=bias, gate_up=is_gated, is_int8=is_int8
+            ),
+            missing=len(parts) * (1 + bias),
+            finish=lambda weight: layer.set(NativeLinear(native, weight)),
+        )
+        accept_bias = packing.accept_bias if bias else None
+        itemsize = 1 if is_int8 else self._dtype.itemsize
+        self._declare(parts, in_features, itemsize, packing.accept_weight, accept_bias)
+
+    def _declare(
+        self,
+        parts: tuple[Part, ...],
+        in_features: int,
+        itemsize: int,
+        accept_weight: "_Accept",
+        accept_bias: "_Accept | None",
+    ) -> None:
+        start = 0
+        for part in parts:
+            shape = (part.out_features, in_features)
+            self._slots.declare(f"{part.name}.weight", shape, _from_row(accept_weight, start))
+            self.num_parameters += part.out_features * in_features
+            self.size_bytes += part.out_features * in_features * itemsize
+            if accept_bias is not None:
+                self._slots.declare(f"{part.name}.bias", shape[:1], _from_row(accept_bias, start))
+                self.num_parameters += part.out_features
+                self.size_bytes += part.out_features * self._dtype.itemsize
+            start += part.out_features
 
 
-@dataclass(kw_only=True)
+_Accept = Callable[[Tensor, int], None]
+"""(tensor, its first row in the projection)"""
+
+
+def _from_row(accept: _Accept, first_row: int) -> Callable[[Tensor], None]:
+    return lambda tensor: accept(tensor, first_row)
+
+
 class _Assembly:
     """The tensors of a projection on their way in; let go of as soon as the last one is there."""
 
-    weight: Tensor
-    bias: Tensor
-    missing: int
-    finish: Callable[[Tensor, Tensor], None]
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        missing: int,
+        finish: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        self._shape = shape
+        self._device, self._dtype = device, dtype
+        self._weight = self._bias = torch.empty(0)
+        self._missing = missing
+        self._finish = finish
 
-    def one_arrived(self) -> None:
-        self.missing -= 1
-        if self.missing == 0:
-            weight, bias = self.weight, self.bias
-            self.weight = self.bias = torch.empty(0)
-            self.finish(weight, bias)
+    def accept_weight(self, tensor: Tensor, first_row: int) -> None:
+        self._weight = self._placed(tensor, self._weight, self._shape, first_row)
+        self._one_arrived()
+
+    def accept_bias(self, tensor: Tensor, first_row: int) -> None:
+        self._bias = self._placed(tensor, self._bias, self._shape[:1], first_row)
+        self._one_arrived()
+
+    def _placed(self, tensor: Tensor, whole: Tensor, shape: tuple[int, ...], first_row: int) -> Tensor:
+        if tensor.shape == shape:
+            return tensor.to(device=self._device, dtype=self._dtype)
+        if whole.shape != shape:
+            whole = torch.empty(shape, device=self._device, dtype=self._dtype)
+        whole[first_row : first_row + tensor.shape[0]].copy_(tensor)
+        return whole
+
+    def _one_arrived(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            weight, bias = self._weight, self._bias
+            self._weight = self._bias = torch.empty(0)
+            self._finish(weight, bias)
+
+
+class _Packing:
+    """The same on the way into a packed weight, which takes its memory when the first tensor comes."""
+
+    def __init__(
+        self, *, make: Callable[[], NativeWeight], missing: int, finish: Callable[[NativeWeight], None]
+    ) -> None:
+        self._make = make
+        self._weight: NativeWeight | None = None
+        self._missing = missing
+        self._finish = finish
+
+    def accept_weight(self, tensor: Tensor, first_row: int) -> None:
+        self._made().pack_rows(tensor, first_row)
+        self._one_arrived()
+
+    def accept_bias(self, tensor: Tensor, first_row: int) -> None:
+        self._made().pack_bias(tensor, first_row)
+        self._one_arrived()
+
+    def _made(self) -> NativeWeight:
+        self._weight = self._weight or self._make()
+        return self._weight
+
+    def _one_arrived(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._finish(self._made())
+            self._weight = None
 
 
 class LoadedLinear:
     """A projection that gets its weight later. Calling it before is an error."""
 
-    def __init__(self) -> None:
-        self._run: Linear | None = None
+    def __init__(self, run: Linear | None = None) -> None:
+        self._run = run
 
     def set(self, run: Linear) -> None:
         self._run = run
 
+    @property
+    def native(self) -> NativeWeight | None:
+        """The packed weight, for C++ that runs more than this layer; None if torch multiplies."""
+        return self._run.weight if isinstance(self._run, NativeLinear) else None
+
     def __call__(self, x: Tensor) -> Tensor:
         assert self._run is not None, "the weights are not loaded yet"
         return self._run(x)
+
+
+class LoadedWeight:
+    """A weight that comes later."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.empty(0)
+
+    def set(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def pack(weight: Tensor, bias: Tensor | None) -> Linear:

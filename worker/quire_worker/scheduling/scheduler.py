@@ -267,6 +267,10 @@ class Scheduler:
             reason, stop = "stop", token
         elif total >= choice.max_total:
             reason = "length"
+        if (
+            reason is None and logprobs is None and choice.queue_time_s is None
+        ):  # the hot path: nothing to tell but the token
+            return ChoiceOutput(request_id=choice.request_id, choice=choice.index, token_ids=token_ids)
         output = ChoiceOutput(
             request_id=choice.request_id,
             choice=choice.index,

@@ -29,6 +29,7 @@ def engine_config(config: WorkerConfig, *, inbound_endpoint: str, outbound_endpo
         model_dir=str(config.model),
         served_model_names=list(config.model_names),
         device=config.device,
+        quantization=config.quantization,
         ops=config.ops,
         max_num_queued_reqs=config.max_num_queued_reqs,
         block_size=config.block_size,

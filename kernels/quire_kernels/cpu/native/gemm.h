@@ -1,0 +1,56 @@
+// out [rows, outputs] = x [rows, in] * weight [out, in]^T + bias, on weights packed once.
+//
+// Each output is one chain of additions over the inputs, in their order, whatever the number of rows, the thread or the place
+// in a tile: a row's bits do not depend on its company.
+//
+// A packed weight is a row of panels of kPanel columns; within a panel, all inputs one after the other:
+//
+//   float32    [panel][in]             [kPanel]
+//   bfloat16   [panel][in / 2 rounded up][kPanel][2]
+//   int8       [panel][in / 4 rounded up][kPanel][4]      symmetric per output, scales beside it
+//
+// Columns and inputs that are missing at the ends are zeros. Of a gate_up weight each panel's first half is gates, its second half
+// their ups, so that a piece of the work has both in its registers.
+#pragma once
+
+#include <cstdint>
+
+#include "pool.h"
+#include "simd.h"
+
+namespace quire {
+
+enum class DType : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
+
+constexpr int kPanel = 32;
+
+// A packed weight. Python lays this out too (native_linear.py): keep both alike. It owns nothing.
+struct Packed {
+    DType dtype;            // kI8: inputs are quantised per row when they come
+    int32_t gate_up;        // 1: the weight is 2F gates then ups, and F columns silu(gate) * up come out
+    int64_t out_features;   // rows of the weight
+    int64_t in_features;
+    const void* data;       // aligned to 64 bytes
+    const float* bias;      // in the panels' order and padded like them, or null
+    const float* scales;    // kI8, like bias: value = int8 * scale
+    const int32_t* sums;    // kI8, like bias: 128 * the sum of the column, which is what u8 = s8 + 128 adds to a product
+
+    int64_t num_outputs() const { return gate_up ? out_features / 2 : out_features; }
+    int64_t outputs_per_panel() const { return gate_up ? kPanel / 2 : kPanel; }
+    int64_t num_panels() const { return (num_outputs() + outputs_per_panel() - 1) / outputs_per_panel(); }
+};
+
+// In a run, by every thread alike; strides in elements. T is float (kF32, kI8) or bf16 (kBF16, kI8). `scratch` is aligned to 64 bytes
+// and holds `multiply_scratch_bytes`; it is free again on return. Writes out[:, :num_outputs] and nothing else; ends with a wait.
+// Inputs of an int8 weight that are not finite make their whole row NaN.
+template <class T>
+void multiply(Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, T* out, int64_t out_stride, void* scratch);
+
+// The same, not rounded to T: for logits.
+template <class T>
+void multiply_f32out(
+    Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, float* out, int64_t out_stride, void* scratch);
+
+int64_t multiply_scratch_bytes(const Packed& w, int64_t num_rows);
+
+}  // namespace quire

@@ -1,0 +1,101 @@
+"""inputs.py for a CPU: the same values from the same rows, by numpy on the memory that the tensors are views of.
+
+A torch operation costs microseconds before it computes anything, and a step of decoding derives some twenty small arrays.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from quire_worker.execution.prepared_step import PreparedStep, SampledRows
+from quire_worker.execution.rows import HostArrays, Ints, Rows
+from quire_worker.models.step_inputs import AttentionInputs, StepInputs
+
+_tensor = torch.from_numpy
+
+
+def prepare_step_on_host(rows: Rows, arrays: HostArrays, scheduled: list[int], num_tokens: list[int]) -> PreparedStep:
+    """See inputs.prepare_step."""
+    row_ids = np.fromiter(scheduled, np.int64, len(scheduled))
+    start = rows.host_num_computed[row_ids]
+    if sum(num_tokens) == len(num_tokens) and (start + 1 == rows.host_num_tokens[row_ids]).all():
+        return _decode_step(rows, arrays, row_ids, start)
+    return _mixed_step(rows, arrays, row_ids, start, np.fromiter(num_tokens, np.int64, len(num_tokens)))
+
+
+def _decode_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints) -> PreparedStep:
+    """One token in every row, each of which is sampled."""
+    num_rows = len(row_ids)
+    max_seq_len = int(start.max()) + 1
+    attention = AttentionInputs(
+        block_tables=_tables(rows, arrays, row_ids, max_seq_len),
+        query_starts=_tensor(np.arange(num_rows + 1, dtype=np.int32)),
+        seq_lens=_tensor((start + 1).astype(np.int32)),
+        max_query_len=1,
+        max_seq_len=max_seq_len,
+    )
+    inputs = StepInputs(
+        token_ids=_tensor(arrays.token_ids[row_ids, start]),
+        positions=_tensor(start),
+        slots=_slots(rows, arrays, row_ids, start),
+        attention=attention,
+        sampled_tokens=None,
+        sampled_attention=attention,
+        num_sampled=num_rows,
+    )
+    rows.host_num_computed[row_ids] = start + 1
+    return PreparedStep(inputs=inputs, sampled=SampledRows(rows=row_ids, rows_on_device=_tensor(row_ids)))
+
+
+def _mixed_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints, counts: Ints) -> PreparedStep:
+    """Any number of tokens in each row."""
+    ends = counts.cumsum()
+    seq_lens = start + counts
+    token_rows = np.repeat(row_ids, counts)
+    positions = np.arange(int(ends[-1])) + np.repeat(start - ends + counts, counts)
+    picked = np.flatnonzero(seq_lens == rows.host_num_tokens[row_ids])
+    sampled = row_ids[picked]
+    max_seq_len = int(seq_lens.max())
+    inputs = StepInputs(
+        token_ids=_tensor(arrays.token_ids[token_rows, positions]),
+        positions=_tensor(positions),
+        slots=_slots(rows, arrays, token_rows, positions),
+        attention=AttentionInputs(
+            block_tables=_tables(rows, arrays, row_ids, max_seq_len),
+            query_starts=_tensor(np.concatenate((np.zeros(1, np.int32), ends.astype(np.int32)))),
+            seq_lens=_tensor(seq_lens.astype(np.int32)),
+            max_query_len=int(counts.max()),
+            max_seq_len=max_seq_len,
+        ),
+        sampled_tokens=_tensor(ends[picked] - 1),
+        sampled_attention=_last_queries(rows, arrays, sampled, seq_lens[picked]),
+        num_sampled=len(sampled),
+    )
+    rows.host_num_computed[row_ids] = seq_lens
+    return PreparedStep(inputs=inputs, sampled=SampledRows(rows=sampled, rows_on_device=_tensor(sampled)))
+
+
+def _last_queries(rows: Rows, arrays: HostArrays, sampled: Ints, seq_lens: Ints) -> AttentionInputs:
+    """One query, the last, of each sampled row."""
+    max_seq_len = int(seq_lens.max(initial=0))
+    return AttentionInputs(
+        block_tables=_tables(rows, arrays, sampled, max_seq_len),
+        query_starts=_tensor(np.arange(len(sampled) + 1, dtype=np.int32)),
+        seq_lens=_tensor(seq_lens.astype(np.int32)),
+        max_query_len=1,
+        max_seq_len=max_seq_len,
+    )
+
+
+def _tables(rows: Rows, arrays: HostArrays, row_ids: Ints, max_seq_len: int) -> tuple[torch.Tensor, ...]:
+    num_blocks = -(-max_seq_len // rows.block_size)
+    return tuple(_tensor(table[row_ids, :num_blocks]) for table in arrays.block_tables)
+
+
+def _slots(rows: Rows, arrays: HostArrays, token_rows: Ints, positions: Ints) -> tuple[torch.Tensor, ...]:
+    index, offset = np.divmod(positions, rows.block_size)
+    return tuple(_tensor(_slots_of(table, token_rows, index, offset, rows.block_size)) for table in arrays.block_tables)
+
+
+def _slots_of(table: npt.NDArray[np.int32], token_rows: Ints, index: Ints, offset: Ints, block_size: int) -> Ints:
+    return table[token_rows, index] * np.int64(block_size) + offset

@@ -1,0 +1,30 @@
+"""What a step is once its inputs are derived."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire_worker.execution.rows import Ints
+from quire_worker.models.step_inputs import StepInputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledRows:
+    """The rows that get a token from this step."""
+
+    rows: Ints
+    """[S], in the plan's order."""
+    rows_on_device: Tensor
+
+
+NO_ROWS = SampledRows(rows=np.zeros(0, np.int64), rows_on_device=torch.zeros(0, dtype=torch.int64))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedStep:
+    """A step ready to run."""
+
+    inputs: StepInputs
+    sampled: SampledRows
