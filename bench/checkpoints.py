@@ -1,16 +1,25 @@
-"""Random checkpoints in Hugging Face's format, for benchmarks: right shapes, meaningless weights, no tokenizer.
+"""Random checkpoints in Hugging Face's format, for benchmarks: right shapes, meaningless weights, a tokenizer only where asked for.
 
 python bench/checkpoints.py FOLDER [llama-88m|llama-372m]
 """
 
 import argparse
+import contextlib
+import itertools
 import json
+import string
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from quire_kernels.ops import load_ops
 from quire_worker.models.config import parse_model_config
@@ -66,6 +75,17 @@ LLAMA_372M = Sizes(
 )
 
 
+@contextlib.contextmanager
+def work_folder(kept: Path | None) -> Iterator[Path]:
+    """`kept`, made if need be, or a temporary folder."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.resolve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def make_random_checkpoint(
     folder: Path, sizes: Sizes, dtype: torch.dtype = torch.bfloat16, std: float = 0.02, seed: int = 0
 ) -> None:
@@ -81,6 +101,35 @@ def make_random_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """tokenizer.json and tokenizer_config.json of a byte-level BPE with exactly `vocab_size` tokens.
+
+    Ids 0 to 2 are special, all others are printable ASCII: whatever a random model says, every token shows at once.
+    """
+    specials = ["<unk>", "<s>", "</s>"]
+    letters = string.ascii_lowercase
+    singles = ["Ġ", "Ċ", *(chr(code) for code in range(33, 127))]
+    grown = ((left + right, left, right) for left in _words(letters) for right in letters)
+    added = list(itertools.islice(grown, vocab_size - len(specials) - len(singles)))
+    tokens = [*specials, *singles, *(token for token, _, _ in added)]
+    assert len(tokens) == vocab_size, "a vocabulary this large needs longer words"
+    tokenizer = Tokenizer(
+        BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[(left, right) for _, left, right in added])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": specials[0]}
+    config |= {"bos_token": specials[1], "eos_token": specials[2]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _words(letters: str) -> Iterator[str]:
+    """Of one letter, then two, then three: each is there before it is part of a longer one."""
+    for length in (1, 2, 3):
+        yield from ("".join(word) for word in itertools.product(letters, repeat=length))
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,193 +1,229 @@
-"""Engine against engine, side by side: ours, transformers, and vLLM's CPU backend if --peer-python names an interpreter that has it.
+"""Engine against engine, side by side: ours, and vLLM's CPU backend if --peer-python names an interpreter that has it.
 
-All sides are processes that stay loaded; for every shape and every round each side runs once, in turn, while the others are
-stopped (SIGSTOP). What counts is the median over rounds of the ratio within a round: absolute times on a shared machine mean little.
+All sides are processes that stay loaded; for every row and every round each side runs once, in turn, while all processes of the others are
+stopped (SIGSTOP). What counts is the median over rounds of the ratio within a round: absolute times on a shared machine mean
+little. One side is no engine but the bound: the linear layers alone (sides/linear_side.py). vLLM runs in one process, which on few cores
+is faster than its default of three; that default is the side vllm-mp.
+
+Rows (--rows): 1, 8, 32, 64 (so many requests of 16 tokens in, 128 out), 32x256 (256 in, 128 out), prefill (16 x 1,024 in, 1 out; counts
+prompt tokens), context (2 x 4,096 in; counts only the steps in which both decode).
 """
 
 import argparse
+import dataclasses
 import json
 import os
-import platform
 import random
-import signal
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
-from checkpoints import LLAMA_88M, make_random_checkpoint
+from checkpoints import make_random_checkpoint, work_folder
+from report import BOUND, INT8, OURS, Results, Round, cost_table, row_costs, speed_table
+from rows import MAX_MODEL_LEN, MODELS, ROWS, Row
+from side import (
+    Bystanders,
+    Side,
+    SideError,
+    end_on_signals,
+    env_pair,
+    machine_lock,
+    processor,
+    vllm_env,
+    vllm_in_one_process,
+    wait_until_quiet,
+)
+
+from quire_worker.execution.options import RunnerOptions
 
 HERE = Path(__file__).parent
-VOCAB = 16000
+GIB = 1 << 30
+PEER, PEER_PROCESSES = "vllm", "vllm-mp"
+SIDES = (OURS, INT8, PEER, PEER_PROCESSES, "transformers", BOUND)
+SCRIPTS = {
+    OURS: "quire_side.py",
+    INT8: "quire_side.py",
+    PEER: "vllm_side.py",
+    PEER_PROCESSES: "vllm_side.py",
+    "transformers": "transformers_side.py",
+    BOUND: "linear_side.py",
+}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """num_prompts prompts of prompt_tokens each, output_tokens generated for each."""
-
-    num_prompts: int
-    prompt_tokens: int
-    output_tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.num_prompts} x ({self.prompt_tokens}, {self.output_tokens})"
-
-    @property
-    def counted_tokens(self) -> int:
-        """Output tokens, or prompt tokens where the shape measures prefill."""
-        return self.num_prompts * (self.output_tokens if self.output_tokens > 1 else self.prompt_tokens)
-
-
-SHAPES = [
-    Shape(1, 16, 128),
-    Shape(8, 16, 128),
-    Shape(32, 16, 128),
-    Shape(64, 16, 128),
-    Shape(32, 256, 128),
-    Shape(16, 1024, 1),
-]
-
-
-@dataclass
-class Side:
-    """A loaded engine in a process of its own, stopped while it is not its turn."""
-
-    name: str
-    command: list[str]
-    env: dict[str, str]
-    seconds: dict[Shape, list[float]] = field(default_factory=dict)
-
-    def start(self, log: Path) -> float:
-        """Seconds from process start to its first generated token."""
-        started = time.perf_counter()
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, env=os.environ | self.env,
-            start_new_session=True,
-        )  # fmt: skip
-        self._read(log)
-        first_token_s = time.perf_counter() - started
-        self._signal(signal.SIGSTOP)
-        return first_token_s
-
-    def run(self, shape: Shape, prompts: list[list[int]], log: Path) -> float:
-        self._signal(signal.SIGCONT)
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": shape.output_tokens}) + "\n")
-        self.process.stdin.flush()
-        answer = self._read(log)
-        self._signal(signal.SIGSTOP)
-        assert answer["tokens"] == [shape.output_tokens] * shape.num_prompts, (
-            f"{self.name} generated {answer['tokens']}"
-        )
-        return float(answer["seconds"])  # type: ignore[arg-type]
-
-    def stop(self) -> None:
-        self._signal(signal.SIGCONT)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-
-    def _read(self, log: Path) -> dict[str, object]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.name} ended; its log:\n{log.read_text()[-3000:]}")
-        answer: dict[str, object] = json.loads(line)
-        return answer
-
-    def _signal(self, number: signal.Signals) -> None:
-        """To the whole process group: an engine may have children."""
-        os.killpg(self.process.pid, number)
-
-
-def sides(model_dir: Path, threads: int, peer_python: str | None) -> list[Side]:
-    one = {"OMP_NUM_THREADS": str(threads)}
-    arguments = [str(model_dir), str(threads)]
-    made = [
-        Side(
-            "quire",
-            [sys.executable, str(HERE / "sides/quire_side.py"), *arguments],
-            one,
-        ),
-        Side("transformers", [sys.executable, str(HERE / "sides/transformers_side.py"), *arguments], one),
-    ]
-    if peer_python:
-        best = {
-            "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "4",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-        }
-        made.append(Side("vllm", [peer_python, str(HERE / "sides/vllm_side.py"), *arguments], best))
+def make_sides(args: argparse.Namespace, names: list[str], model_dir: Path, logs: Path) -> dict[str, Side]:
+    made = {}
+    for name in names:
+        is_peer = name in {PEER, PEER_PROCESSES}
+        python = str(args.peer_python.absolute()) if is_peer else sys.executable
+        command = [python, str(HERE / "sides" / SCRIPTS[name]), str(model_dir), "--threads", str(args.threads)]
+        command += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-bytes", str(args.kv_gib * GIB)]
+        command += ["--quantization", "int8"] if name == INT8 else []
+        env = {"OMP_NUM_THREADS": str(args.threads)}
+        if is_peer:
+            env = vllm_env(args.threads, args.kv_gib, logs)
+            env |= vllm_in_one_process(args.peer_python, args.threads) if name == PEER else {}
+            env |= dict(args.peer_env)
+        made[name] = Side(name, command, env, logs / f"{name}.log")
     return made
 
 
-def random_prompts(shape: Shape, rng: random.Random) -> list[list[int]]:
-    return [[rng.randrange(3, VOCAB) for _ in range(shape.prompt_tokens)] for _ in range(shape.num_prompts)]
+def run_row(side: Side, row: Row, prompts: list[list[int]]) -> float:
+    """Tokens/s."""
+    answer = side.ask(prompts, row.output_tokens, row.decode_only)
+    if row.decode_only:
+        return answer.decode_tokens / answer.decode_seconds
+    return row.num_prompts * (row.output_tokens if row.output_tokens > 1 else row.prompt_tokens) / answer.seconds
 
 
-def measure(contenders: list[Side], shapes: list[Shape], rounds: int, logs: dict[str, Path]) -> None:
+def measure_alone(sides: dict[str, Side], rows: list[Row], args: argparse.Namespace, results: Results) -> None:
+    """Start sides in turn, each alone, --starts times; in the first, read its memory after the row that writes most KV."""
+    largest = max(rows, key=lambda row: row.total_tokens)
+    for number in range(args.starts):
+        for name, side in sides.items():
+            if name == BOUND:
+                continue
+            with machine_lock(args.lock):
+                results.start_s.setdefault(name, []).append(side.start())
+                if number == 0:
+                    run_row(side, largest, largest.prompts(random.Random(1)))
+                    results.memory[name] = side.memory()
+                side.kill()
+        progress(f"start {number + 1}/{args.starts}")
+
+
+def measure(sides: dict[str, Side], rows: list[Row], args: argparse.Namespace, results: Results) -> None:
+    """All rounds of a row, then the next row. A round disturbed by other processes is done again, --rounds times at most in a row."""
     rng = random.Random(0)
-    for shape in shapes:
-        for round_number in range(rounds + 1):  # round 0 warms up and does not count
-            prompts = random_prompts(shape, rng)
-            for side in contenders:
-                seconds = side.run(shape, prompts, logs[side.name])
-                if round_number:
-                    side.seconds.setdefault(shape, []).append(seconds)
-            print(f"{shape}: round {round_number}/{rounds}", file=sys.stderr, flush=True)
+    for row in rows:
+        results.begin(row)
+        run_round(sides, row.warm_up(), rng, args.lock, results)
+        for number in range(2 * args.rounds):
+            wait_until_quiet(args.max_others, args.wait_quiet_s)
+            is_reversed = number % 2 == 1
+            found = run_round(sides, row, rng, args.lock, results, is_reversed=is_reversed)
+            results.rounds[row.name].append(found)
+            rates = {name: round(rate) for name, rate in found.tokens_per_s.items()}
+            progress(f"{row}: round {number + 1}: {rates} tok/s, others took {100 * found.others:.0f} %")
+            if results.num_quiet(row, args.max_others) == args.rounds:
+                break
+        results.keep_quietest(row, args.rounds)
 
 
-def table(contenders: list[Side], shapes: list[Shape]) -> str:
-    ours, others = contenders[0], contenders[1:]
-    header = ["prompts x (in, out)", *(f"{s.name} tok/s" for s in contenders), *(f"quire / {s.name}" for s in others)]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for shape in shapes:
-        rates = [f"{shape.counted_tokens / statistics.median(s.seconds[shape]):,.0f}" for s in contenders]
-        ratios = []
-        for other in others:
-            pairs = [theirs / mine for mine, theirs in zip(ours.seconds[shape], other.seconds[shape], strict=True)]
-            ratios.append(f"**{statistics.median(pairs):.2f}x** ({min(pairs):.2f}-{max(pairs):.2f})")
-        lines.append("| " + " | ".join([str(shape), *rates, *ratios]) + " |")
-    return "\n".join(lines)
+def run_round(
+    sides: dict[str, Side],
+    row: Row,
+    rng: random.Random,
+    lock: Path | None,
+    results: Results,
+    *,
+    is_reversed: bool = False,
+) -> Round:
+    """Every side once, on the same prompts; who begins alternates, so that a drift of the machine favours nobody."""
+    prompts, rates, others = row.prompts(rng), {}, 0.0
+    with machine_lock(lock):
+        for name in reversed(sides) if is_reversed else sides:
+            bystanders, started = Bystanders(sides.values()), time.perf_counter()
+            rates[name] = run_row(sides[name], row, prompts)
+            results.cost_s[row.name][name] += time.perf_counter() - started
+            others = max(others, bystanders.share())
+    return Round(rates, others)
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def progress(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def chosen_sides(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """What --sides says; by default us, the peer, the bound, and our int8 if this worker has it."""
+    has_int8 = any(field.name == "quantization" for field in dataclasses.fields(RunnerOptions))
+    peer = PEER if args.peer_python else "transformers"
+    names = args.sides.split(",") if args.sides else [OURS, *([INT8] if has_int8 else []), peer, BOUND]
+    if unknown := set(names) - set(SIDES):
+        parser.error(f"--sides: {', '.join(sorted(unknown))}: choose from {', '.join(SIDES)}")
+    if {PEER, PEER_PROCESSES} & set(names) and not args.peer_python:
+        parser.error("--sides: vLLM needs --peer-python, an interpreter of an environment with vLLM's CPU backend")
+    if INT8 in names and not has_int8:
+        parser.error(f"--sides: {INT8}: this worker has no int8 (RunnerOptions has no `quantization`)")
+    return [name for name in SIDES if name in names]
+
+
+def parse() -> tuple[argparse.Namespace, list[str], list[Row]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment with vLLM's CPU backend")
+    parser.add_argument(
+        "--peer-env",
+        type=env_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for vLLM, over what is its best setting",
+    )
+    parser.add_argument("--shape", choices=list(MODELS), default="88m")
+    parser.add_argument("--rows", help=f"some of {','.join(ROWS)} [all]", default=",".join(ROWS))
+    parser.add_argument("--sides", help=f"some of {','.join(SIDES)} [quire, its int8, vllm or transformers, linear]")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs that count, after one short warm-up [5]")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each side, 0 for neither start nor memory [3]")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--kv-gib", type=int, default=1, help="bytes of KV of each side, in GiB; 1 holds every row [1]")
+    parser.add_argument("--work", type=Path, help="folder for model, logs and vLLM's cache, kept [a temporary one]")
+    parser.add_argument("--lock", type=Path, help="file to lock while measuring, a round at a time")
+    parser.add_argument(
+        "--max-others", type=float, default=0.15, help="share of the processors that others may take in a round [0.15]"
+    )
+    parser.add_argument(
+        "--wait-quiet-s",
+        type=float,
+        default=20.0,
+        help="seconds a round may wait until others take less than --max-others [20]",
+    )
+    parser.add_argument("--json", type=Path, help="file to write all figures to")
+    args = parser.parse_args()
+    if unknown := set(args.rows.split(",")) - set(ROWS):
+        parser.error(f"--rows: {', '.join(sorted(unknown))}: choose from {', '.join(ROWS)}")
+    if args.rounds < 1 or args.starts < 0 or args.threads < 1 or args.kv_gib < 1:
+        parser.error("--rounds, --threads and --kv-gib must be at least 1, --starts at least 0")
+    return args, chosen_sides(args, parser), [ROWS[name] for name in args.rows.split(",")]
+
+
+def report(args: argparse.Namespace, words: str, results: Results, minutes: float) -> None:
+    """Print tables and write --json, of the rows that are complete."""
+    setting = {"processor": processor(), "threads": args.threads, "model": words, "kv_gib": args.kv_gib}
+    setting |= {"rounds": args.rounds, "minutes": minutes}
+    print(f"{setting['processor']}, {args.threads} threads; {words}, bf16, greedy, {args.kv_gib} GiB of KV each;")
+    print(f"{args.rounds} interleaved rounds, medians of per-round ratios (range); {minutes} minutes.\n")
+    print(speed_table(results))
+    engines = [side for side in results.sides if side != BOUND]
+    if args.starts and all(len(results.start_s.get(side, [])) == args.starts for side in engines):
+        print("\n" + cost_table(results))
+    print("\nMeasuring took: " + row_costs(results))
+    if args.json:
+        args.json.write_text(json.dumps({"setting": setting, **results.as_json()}, indent=1) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="interpreter of an environment with vLLM's CPU backend")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--shapes", help="indexes of the shapes to run, such as 0,3", default="")
-    args = parser.parse_args()
-    shapes = [SHAPES[int(i)] for i in args.shapes.split(",")] if args.shapes else SHAPES
-    with tempfile.TemporaryDirectory() as folder:
-        model_dir = Path(folder) / "model"
-        make_random_checkpoint(model_dir, LLAMA_88M)
-        contenders = sides(model_dir, args.threads, args.peer_python)
-        logs = {side.name: Path(folder) / f"{side.name}.log" for side in contenders}
-        started: list[Side] = []
+    args, names, rows = parse()
+    end_on_signals()
+    sizes, words = MODELS[args.shape]
+    results = Results(sides=names)
+    began = time.perf_counter()
+    with work_folder(args.work) as folder, ExitStack() as running:
+        model_dir = folder / args.shape
+        make_random_checkpoint(model_dir, sizes)
+        sides = make_sides(args, names, model_dir, folder)
+        for side in sides.values():
+            running.callback(side.kill)
+        failure = None
         try:
-            starts = {}
-            for side in contenders:
-                starts[side.name] = side.start(logs[side.name])
-                started.append(side)
-            measure(contenders, shapes, args.rounds, logs)
-        finally:
-            for side in started:
-                side.stop()
-    setting = f"{processor()}, {args.threads} threads; 88 M Llama shape, bf16, greedy"
-    print(f"{setting}; {args.rounds} interleaved rounds, medians of per-round ratios.\n")
-    print(table(contenders, shapes))
-    print("\nProcess start to first token: " + ", ".join(f"{name} {s:.1f} s" for name, s in starts.items()))
+            measure_alone(sides, rows, args, results)
+            for side in sides.values():
+                side.start()
+            measure(sides, rows, args, results)
+        except (SideError, KeyboardInterrupt) as error:
+            failure = str(error) or "interrupted"
+    report(args, words, results, round((time.perf_counter() - began) / 60, 1))
+    if failure:
+        sys.exit(f"the rows above are all that are complete: {failure}")
 
 
 if __name__ == "__main__":

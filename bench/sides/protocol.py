@@ -1,9 +1,11 @@
 """What bench/engine.py and the process of each side say to each other: one JSON object a line.
 
 driver -> side   {"prompts": [[token id, ...], ...], "max_tokens": n}
-side -> driver   {"ready": true}  once, then for each request {"seconds": s, "tokens": [generated per prompt, ...]}
+side -> driver   {"ready": true}  once, then for each request {"seconds": s, "tokens": [generated per prompt, ...],
+                 "decode_seconds": s, "decode_tokens": n}
 
-A side generates exactly max_tokens for every prompt, greedily, ignoring end-of-sequence tokens.
+A side generates exactly max_tokens for every prompt, greedily, ignoring end-of-sequence tokens. `seconds` runs from the request to
+its last token. The decode part (see DecodeClock) is timed only where a side was asked for it: {"decode_only": true}.
 """
 
 import json
@@ -13,16 +15,60 @@ import time
 from collections.abc import Callable
 
 Generate = Callable[[list[list[int]], int], list[int]]
+"""(prompts, max_tokens) -> tokens generated for each prompt."""
+
+# Whatever libraries print goes to stderr, what they print while they are imported too.
+_ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
 
 
-def serve(generate: Generate) -> None:
-    """Answer requests on stdin until it closes. Whatever libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+class DecodeClock:
+    """Times the steps in which every row decodes: from when all have their first token until one has its last.
+
+    Prefill, however it is cut into steps and mixed with others' decoding, lies outside.
+    """
+
+    def __init__(self, num_rows: int, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._counts = [0] * num_rows
+        self._started: float | None = None
+        self.seconds = 0.0
+        self.tokens = 0
+        """Of all rows, in those seconds."""
+
+    def saw(self, new_tokens: dict[int, int]) -> None:
+        """A step is over and gave `new_tokens[row]` tokens."""
+        now = time.perf_counter()
+        is_over = self._max_tokens in self._counts
+        for row, count in new_tokens.items():
+            self._counts[row] += count
+        if is_over:
+            return
+        if self._started is not None:
+            self.tokens += sum(new_tokens.values())
+            self.seconds = now - self._started
+        elif all(self._counts):
+            self._started = now
+
+
+DecodeOnly = Callable[[list[list[int]], int, DecodeClock], list[int]]
+"""(prompts, max_tokens, clock) -> tokens generated for each prompt; tells the clock of every step."""
+
+
+def serve(generate: Generate, decode_only: DecodeOnly) -> None:
+    """Answer requests on stdin until it closes."""
     generate([[1, 2, 3]], 1)
-    print(json.dumps({"ready": True}), file=answers)
+    _answer({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
+        prompts, max_tokens = request["prompts"], request["max_tokens"]
+        clock = DecodeClock(len(prompts), max_tokens)
         started = time.perf_counter()
-        tokens = generate(request["prompts"], request["max_tokens"])
-        print(json.dumps({"seconds": time.perf_counter() - started, "tokens": tokens}), file=answers)
+        is_clocked = request.get("decode_only", False)
+        tokens = decode_only(prompts, max_tokens, clock) if is_clocked else generate(prompts, max_tokens)
+        seconds = time.perf_counter() - started
+        _answer({"seconds": seconds, "tokens": tokens, "decode_seconds": clock.seconds, "decode_tokens": clock.tokens})
+
+
+def _answer(what: dict[str, object]) -> None:
+    print(json.dumps(what), file=_ANSWERS)

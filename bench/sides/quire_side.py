@@ -1,58 +1,84 @@
-"""Our engine, in-process, as a side of bench/engine.py: MODEL_DIR THREADS."""
+"""Our engine, in-process, as a side of bench/engine.py."""
 
-import sys
-import time
-from pathlib import Path
+import gc
 
-from protocol import serve
+from protocol import DecodeClock, serve
+from settings import Settings, parse_settings
 
+from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.process import build_scheduler, warm_up
 from quire_worker.execution.build import build_runner
 from quire_worker.execution.options import RunnerOptions
-from quire_worker.kv.block_manager import BlockManager
-from quire_worker.kv.block_pool import BlockPool
 from quire_worker.request import SamplingParams, Submit
-from quire_worker.scheduling.limits import SchedulerLimits
-from quire_worker.scheduling.scheduler import Scheduler
 
-MAX_BATCHED_TOKENS = 2048
+
+def build_engine(settings: Settings) -> Engine:
+    """As the engine process builds it, without a prefix cache."""
+    config = EngineConfig(
+        model_dir=str(settings.model_dir),
+        served_model_names=["bench"],
+        enable_prefix_caching=False,
+        inbound_endpoint="",
+        outbound_endpoint="",
+    )
+    chosen = {} if settings.quantization is None else {"quantization": settings.quantization}
+    options = RunnerOptions(
+        model_dir=settings.model_dir,
+        dtype="bfloat16",
+        compute_threads=settings.threads,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_cache_memory_bytes=settings.kv_bytes,
+        **chosen,  # type: ignore[arg-type]
+    )
+    runner, info = build_runner(options)
+    return Engine(build_scheduler(config, info), runner, depth=config.depth)
+
+
+class Batch:
+    """Requests on their way through the engine; a row is a prompt's place in its list."""
+
+    def __init__(self, engine: Engine, prompts: list[list[int]], max_tokens: int) -> None:
+        self._engine = engine
+        self.counts = [0] * len(prompts)
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        for row, prompt in enumerate(prompts):
+            rejection = engine.scheduler.add(Submit(request_id=str(row), prompt_token_ids=prompt, sampling=sampling))
+            assert rejection is None, rejection
+
+    def step(self) -> dict[int, int]:
+        """Tokens that each row got."""
+        new: dict[int, int] = {}
+        for output in self._engine.step():
+            assert output.error is None, output.error
+            row = int(output.request_id)
+            new[row] = new.get(row, 0) + len(output.token_ids)
+        for row, count in new.items():
+            self.counts[row] += count
+        return new
 
 
 def main() -> None:
-    options = RunnerOptions(
-        model_dir=Path(sys.argv[1]),
-        dtype="bfloat16",
-        compute_threads=int(sys.argv[2]),
-        max_num_batched_tokens=MAX_BATCHED_TOKENS,
-        kv_cache_memory_bytes=4 << 30,
-    )
-    runner, info = build_runner(options)
-    kv = BlockManager(
-        BlockPool(info.num_blocks, len(info.groups)), info.block_size, info.groups, enable_prefix_caching=False
-    )
-    limits = SchedulerLimits(
-        max_num_seqs=256,
-        max_num_batched_tokens=MAX_BATCHED_TOKENS,
-        max_model_len=info.max_model_len,
-        max_num_queued_reqs=1024,
-        max_num_queued_tokens=1 << 22,
-        vocab_size=info.vocab_size,
-    )
-    scheduler = Scheduler(kv, limits, time.monotonic)
-    engine = Engine(scheduler, runner)
+    engine = build_engine(parse_settings())
+    warm_up(engine)
+    gc.collect()
+    gc.freeze()
 
     def generate(prompts: list[list[int]], max_tokens: int) -> list[int]:
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        for i, prompt in enumerate(prompts):
-            rejection = scheduler.add(Submit(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
-            assert rejection is None, rejection
-        counts = [0] * len(prompts)
-        while scheduler.has_work:
-            for output in engine.step():
-                counts[int(output.request_id)] += len(output.token_ids)
-        return counts
+        batch = Batch(engine, prompts, max_tokens)
+        while engine.scheduler.has_work:
+            batch.step()
+        return batch.counts
 
-    serve(generate)
+    def decode_only(prompts: list[list[int]], max_tokens: int, clock: DecodeClock) -> list[int]:
+        batch = Batch(engine, prompts, max_tokens)
+        while engine.scheduler.has_work:
+            clock.saw(batch.step())
+        return batch.counts
+
+    serve(generate, decode_only)
 
 
 if __name__ == "__main__":
