@@ -154,8 +154,8 @@ class RandomWeights(Checkpoint):
         self._generator = torch.Generator(device).manual_seed(0)
 
     def stream(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each named tensor, on the device."""
-        for name in sorted(names):
+        """Each named tensor that there is, on the device."""
+        for name in sorted(names & self.entries.keys()):
             tensor = torch.empty(self.entries[name].shape, device=self._device, dtype=self._dtype)
             if name.endswith("norm.weight"):
                 yield name, tensor.fill_(1.0)

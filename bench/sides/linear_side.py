@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from protocol import DecodeClock, serve
+from decode_clock import DecodeClock
+from protocol import serve
 from settings import parse_settings
 
 CHUNK_TOKENS = 2048

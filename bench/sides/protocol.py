@@ -14,41 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 
+from decode_clock import DecodeClock
+
 Generate = Callable[[list[list[int]], int], list[int]]
 """(prompts, max_tokens) -> tokens generated for each prompt."""
 
 # Whatever libraries print goes to stderr, what they print while they are imported too.
 _ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
-
-
-class DecodeClock:
-    """Times the steps in which every row decodes: from when all have their first token until one has its last.
-
-    Prefill, however it is cut into steps and mixed with others' decoding, lies outside.
-    """
-
-    def __init__(self, num_rows: int, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._counts = [0] * num_rows
-        self._started: float | None = None
-        self.seconds = 0.0
-        self.tokens = 0
-        """Of all rows, in those seconds."""
-
-    def saw(self, new_tokens: dict[int, int]) -> None:
-        """A step is over and gave `new_tokens[row]` tokens."""
-        now = time.perf_counter()
-        is_over = self._max_tokens in self._counts
-        for row, count in new_tokens.items():
-            self._counts[row] += count
-        if is_over:
-            return
-        if self._started is not None:
-            self.tokens += sum(new_tokens.values())
-            self.seconds = now - self._started
-        elif all(self._counts):
-            self._started = now
 
 
 DecodeOnly = Callable[[list[list[int]], int, DecodeClock], list[int]]

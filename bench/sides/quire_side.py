@@ -2,12 +2,13 @@
 
 import gc
 
-from protocol import DecodeClock, serve
+from decode_clock import DecodeClock
+from protocol import serve
 from settings import Settings, parse_settings
 
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
-from quire_worker.engine.process import build_scheduler, warm_up
+from quire_worker.engine.process import build_scheduler, depth_of, warm_up
 from quire_worker.execution.build import build_runner
 from quire_worker.execution.options import RunnerOptions
 from quire_worker.request import SamplingParams, Submit
@@ -34,7 +35,7 @@ def build_engine(settings: Settings) -> Engine:
         **chosen,  # type: ignore[arg-type]
     )
     runner, info = build_runner(options)
-    return Engine(build_scheduler(config, info), runner, depth=config.depth)
+    return Engine(build_scheduler(config, info), runner, depth=depth_of(config, info))
 
 
 class Batch:

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from protocol import DecodeClock, serve
+from decode_clock import DecodeClock
+from protocol import serve
 from settings import parse_settings
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 

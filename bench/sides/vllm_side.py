@@ -3,7 +3,8 @@
 Its default leaves the model one of two cores; the driver sets its best setting, and the size of its KV cache, in the environment.
 """
 
-from protocol import DecodeClock, serve
+from decode_clock import DecodeClock
+from protocol import serve
 from settings import parse_settings
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind

@@ -17,10 +17,12 @@ Make = Callable[..., dict[str, Any]]
 Manifest = dict[str, Any]
 
 FULL = """
-model: {uri: 'pvc://models/llama-8b', name: llama-3.1-8b, aliases: [llama], dtype: bfloat16, maxModelLen: 32768}
+model: {uri: 'pvc://models/llama-8b', name: llama-3.1-8b, aliases: [llama], dtype: bfloat16, quantization: fp8,
+  maxModelLen: 32768}
 replicas: 3
 engine: {maxNumSeqs: 256, maxNumBatchedTokens: 8192, blockSize: 32, enablePrefixCaching: false, gpuMemoryUtilizationPercent: 92, seed: 7,
-  generationDefaults: Neutral, depth: 2, computeThreads: 4, maxNumQueuedRequests: 500, drainTimeoutSeconds: 120, startTimeoutSeconds: 900}
+  generationDefaults: Neutral, kvCacheDtype: fp8, depth: 2, computeThreads: 4, maxNumQueuedRequests: 500,
+  drainTimeoutSeconds: 120, startTimeoutSeconds: 900}
 resources: {requests: {cpu: 4, memory: 32Gi}, limits: {memory: 64Gi}}
 accelerator: {type: Nvidia, product: NVIDIA-H100-80GB-HBM3}
 placement: {nodeSelector: {pool: llm}, spot: Require,
@@ -102,6 +104,26 @@ def test_a_pod_is_given_longer_to_end_than_it_drains(document: Make) -> None:
 
     assert args[args.index("--drain-timeout") + 1] == "300"
     assert pod["terminationGracePeriodSeconds"] > 300
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        ("{}", []),
+        ("model: {uri: 'hf://a/b', quantization: int8}", ["int8"]),
+        ("{accelerator: {type: Nvidia}, model: {uri: 'hf://a/b', quantization: fp8}}", ["fp8"]),
+    ],
+)
+def test_the_worker_quantises_what_the_spec_says_and_else_decides_itself(
+    document: Make, spec: str, asked: list[str]
+) -> None:
+    platform = Platform(model_sources=frozenset({"file", "pvc", "hf"}))
+
+    args = of_kind(workers_of(document(spec), platform), "Deployment")["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+
+    assert [args[i + 1] for i, arg in enumerate(args) if arg == "--quantization"] == asked
 
 
 def test_a_worker_that_loads_slowly_is_left_alone_and_one_that_hangs_is_not(document: Make) -> None:

@@ -79,6 +79,8 @@ CASES = [
     Case("model: {uri: 'hf://a/b', maxModelLen: 1}", "schema", "spec.model.maxModelLen", "must be at least 16, not 1"),
     Case("model: {uri: 'hf://a/b', maxModelLen: '4k'}", "schema", "spec.model.maxModelLen", "must be a whole number, not '4k'"),
     Case("model: {uri: 'hf://a/b', quantization: gguf}", "schema", "spec.model.quantization", "must be"),
+    Case("model: {uri: 'hf://a/b', quantization: fp8}", "rule", "spec.model", "on CPUs, write int8"),
+    Case("{accelerator: {type: Nvidia}, model: {uri: 'hf://a/b', quantization: int8}}", "rule", "spec.model", "on accelerators, write fp8"),
     # Replicas and scaling
     Case("replicas: '2'", "schema", "spec.replicas", "must be a whole number, not '2'"),
     Case("replicas: 2.5", "schema", "spec.replicas", "must be a whole number, not 2.5"),
@@ -88,6 +90,7 @@ CASES = [
     Case("scaling: {maxReplicas: 2, provider: KEDA}", "schema", "spec.scaling.provider", "did you mean Keda?"),
     Case("scaling: {minReplicas: 3, maxReplicas: 2}", "rule", "spec.scaling.minReplicas", "larger than maxReplicas; lower it"),
     # The engine
+    Case("engine: {kvCacheDtype: fp8}", "rule", "spec.engine", "needs spec.accelerator; on CPUs, write auto"),
     Case("engine: {blockSize: 24}", "schema", "spec.engine.blockSize", "must be a multiple of 16, not 24"),
     Case("engine: {blockSize: 512}", "schema", "spec.engine.blockSize", "must be at most 256, not 512"),
     Case("engine: {kvCacheMemory: lots}", "schema", "spec.engine.kvCacheMemory", "must be a quantity such as 2, 500m or 16Gi"),
@@ -138,9 +141,10 @@ CASES = [
     Case("{accelerator: {type: Nvidia, count: 2}, parallelism: {tensor: 2}}", "condition", "spec.parallelism.tensor", "remove it"),
     Case("adapters: [{name: a, uri: 'hf://a/b'}]", "condition", "spec.adapters", "needs LoRA adapters in the engine; remove it"),
     Case("disaggregation: {}", "condition", "spec.disaggregation", "needs the hand-off of KV blocks between workers; remove it"),
-    Case("model: {uri: 'hf://a/b', quantization: fp8}", "condition", "spec.model.quantization", "remove it"),
+    Case("model: {uri: 'hf://a/b', quantization: awq}", "condition", "spec.model.quantization", "write fp8 or int8, or remove it"),
+    Case("model: {uri: 'hf://a/b', quantization: gptq}", "condition", "spec.model.quantization", "write fp8 or int8, or remove it"),
+    Case("model: {uri: 'hf://a/b', quantization: int4}", "condition", "spec.model.quantization", "needs 4-bit weights in the engine"),
     Case("engine: {speculation: NGram}", "condition", "spec.engine.speculation", "needs speculative decoding in the engine; remove it"),
-    Case("engine: {kvCacheDtype: fp8}", "condition", "spec.engine.kvCacheDtype", "remove it"),
     Case("placement: {spot: Prefer}", "condition", "spec.placement.spot", "set the release's spot label, or write Forbid"),
 ]  # fmt: skip
 IDS = [case.spec[:80] for case in CASES]

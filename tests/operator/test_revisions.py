@@ -62,6 +62,20 @@ def test_the_digest_counts_the_image_and_not_who_named_it(document: Make) -> Non
     assert revision_name(named, Platform()) == revision_name(unnamed, Platform(worker_image="quire-worker:7"))
 
 
+def test_a_service_that_asks_for_no_quantisation_keeps_the_revision_it_had_before_there_was_any(document: Make) -> None:
+    platform = Platform(worker_image="quire-worker:7")
+
+    plain = wanted_revision(parse_service(document()), [], platform)
+    int8 = wanted_revision(
+        parse_service(document("model: {uri: 'pvc://models/llama', quantization: int8}")), [], platform
+    )
+
+    assert plain.name == "a7851edafb"
+    assert "--quantization" not in plain.template["spec"]["containers"][0]["args"]
+    assert int8.name != plain.name
+    assert int8.shape == {"model": {"uri": "pvc://models/llama", "quantization": "int8"}}
+
+
 def test_two_revisions_have_the_same_shape_when_only_the_default_image_differs(document: Make) -> None:
     plain = wanted_revision(parse_service(document()), [], Platform())
     newer = wanted_revision(parse_service(document()), [], Platform(worker_image="quire-worker:7"))

@@ -187,9 +187,8 @@ def test_served_names_begin_with_the_model_name_or_the_resource_name(document: M
         ("{accelerator: {type: Nvidia, count: 2}, parallelism: {tensor: 2}}", "spec.parallelism.tensor"),
         ("adapters: [{name: a, uri: 'hf://a/b'}]", "spec.adapters"),
         ("disaggregation: {}", "spec.disaggregation"),
-        ("model: {uri: 'hf://a/b', quantization: fp8}", "spec.model.quantization"),
+        ("model: {uri: 'hf://a/b', quantization: awq}", "spec.model.quantization"),
         ("engine: {speculation: NGram}", "spec.engine.speculation"),
-        ("engine: {kvCacheDtype: fp8}", "spec.engine.kvCacheDtype"),
     ],
 )
 def test_a_field_whose_engine_part_does_not_exist_is_named(document: Make, spec: str, path: str) -> None:

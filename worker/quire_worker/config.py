@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
-QUANTIZATIONS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8", "fp8")
+KV_CACHE_DTYPES = ("auto", "fp8")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)(i?)B?")
@@ -43,11 +44,17 @@ class WorkerConfig:
     dtype: str = "auto"
     """Type of weights and KV: auto (the checkpoint's), half|float16, bfloat16, float|float32."""
     quantization: str = "none"
-    """How projections are quantised while they are loaded: none, or int8 (weights and activations, on a CPU)."""
+    """How projections are quantised while they are loaded, weights and activations: none, int8 (on a CPU) or fp8 (on a GPU)."""
+    kv_cache_dtype: str = "auto"
+    """Type of cached keys and values: auto (dtype), or fp8 (on a GPU)."""
     device: str = "auto"
     """auto (cuda if there is one), cpu or cuda."""
     ops: str = "auto"
     """Kernel set: auto (by device), reference, cpu or triton."""
+    batch_invariant: bool = False
+    """On a GPU, attention whose results do not depend on the requests beside one, at some cost; a CPU's never do."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
     max_model_len: int | None = None
     """Prompt plus output at most, in tokens; None: the checkpoint's, reduced to what the KV pool holds."""
     max_num_seqs: int | None = None
@@ -181,6 +188,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     _add_list(group, "--served-model-name", dest="served_model_names", metavar="NAME")
     add("--dtype", choices=DTYPES)
     add("--quantization", choices=QUANTIZATIONS)
+    add("--kv-cache-dtype", choices=KV_CACHE_DTYPES)
     add("--max-model-len", metavar="N", type=_tokens)
     add("--generation-config", metavar="auto|vllm|DIR")
     add("--seed", metavar="N", type=_integer(0, 2**63 - 1))
@@ -208,6 +216,8 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add("--device", choices=DEVICES)
     add("--ops", choices=OPS)
+    add("--batch-invariant", action="store_true")
+    add("--enforce-eager", action="store_true")
     add("--max-num-seqs", metavar="N", type=_integer(1))
     add("--max-num-batched-tokens", metavar="N", type=_integer(1))
     add("--block-size", metavar="N", type=_block_size)
@@ -331,7 +341,8 @@ _FLAG_HELP = {
     "chat_template": "Jinja file to use instead of the model's chat template",
     "served_model_names": "name clients may ask for, repeatable; the first is the one shown [the folder's name]",
     "dtype": "type of weights and KV",
-    "quantization": "quantise projections while loading: int8 weights and activations, on a CPU",
+    "quantization": "quantise projections while loading, weights and activations: int8 on a CPU, fp8 on a GPU",
+    "kv_cache_dtype": "type of cached keys and values: that of the model, or fp8 on a GPU",
     "max_model_len": "prompt plus output at most; 8k, 32K and auto are understood [what the model and the KV pool allow]",
     "generation_config": "sampling defaults: the model's own, none (vllm), or a folder's",
     "seed": "makes requests without a seed repeatable [random]",
@@ -351,6 +362,8 @@ _FLAG_HELP = {
     "log_level": "how much to log",
     "device": "where to compute",
     "ops": "which kernels to compute with",
+    "batch_invariant": "attention on a GPU gives a request the same bits whatever runs beside it, at some cost; on a CPU all does",
+    "enforce_eager": "no CUDA graphs: slower steps, less memory",
     "max_num_seqs": "choices that run at once [engine's default]",
     "max_num_batched_tokens": "tokens of one step [engine's default]",
     "block_size": "tokens of a KV block, a multiple of 16",
@@ -358,7 +371,7 @@ _FLAG_HELP = {
     "kv_cache_memory_bytes": "size of the KV pool, e.g. 4G [fitted]",
     "num_gpu_blocks_override": "number of KV blocks [fitted]",
     "enable_prefix_caching": "reuse the KV of shared prefixes",
-    "depth": "steps in flight [engine's default]",
+    "depth": "steps in flight [2 on a GPU, 1 on a CPU]",
     "compute_threads": "CPU threads for computation [the cores this process may use]",
     "max_num_queued_reqs": "choices that may wait; further requests get 429",
     "max_num_queued_tokens": "prompt tokens that may wait; further requests get 429 [engine's default]",

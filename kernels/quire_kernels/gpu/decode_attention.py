@@ -16,7 +16,8 @@ import triton.language as tl
 from quire_kernels.gpu.attention_tile import attend_keys, fold_weights
 
 
-@triton.jit
+# Tables are as wide as the longest row, one group behind the other: specialised, they would compile the kernel anew while serving.
+@triton.jit(do_not_specialize=["table_stride_r"], do_not_specialize_on_alignment=["block_tables"])
 def decode_kernel(
     q,
     k_cache,

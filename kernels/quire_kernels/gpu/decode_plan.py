@@ -35,6 +35,8 @@ ALIGNMENT = 128
 PROGRAMS_PER_PROCESSOR = 4
 """Wanted programs of the decode kernel per multiprocessor: two run at once, and the second half evens out the end."""
 ITEM_WORDS = 8
+MIN_ROWS_HELD = 256
+"""Lanes of the plan kernel, so that steps of fewer rows share one variant; idle lanes cost nothing that shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +116,7 @@ def plan_decode(
     num_items = num_rows * most_splits if split_len else min(num_rows * most_splits, num_rows + num_wanted)
     items = torch.empty((num_items, ITEM_WORDS), dtype=torch.int32, device=device)
     rows = torch.empty((num_rows, 4), dtype=torch.int32, device=device)
-    block = triton.next_power_of_2(num_rows)
+    block = max(MIN_ROWS_HELD, triton.next_power_of_2(num_rows))
     plan_decode_kernel[(1,)](
         query_starts,
         seq_lens,

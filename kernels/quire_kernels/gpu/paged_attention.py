@@ -86,7 +86,8 @@ def paged_attention_triton(
                 k_cache, block_tables, query_starts, seq_lens, window=window, batch_invariant=batch_invariant
             )
         assert isinstance(plan, DecodePlan) and plan.window == (window or 0)
-        _launch_decode(*tensors, block_tables, plan, scale, min(max_query_len, MAX_QUERIES))
+        # Two variants of the kernel, not one for each number of queries that a step may happen to have.
+        _launch_decode(*tensors, block_tables, plan, scale, 1 if max_query_len == 1 else MAX_QUERIES)
     if max_query_len > MAX_QUERIES:
         split_len = INVARIANT_SPLIT_LEN if batch_invariant else 0
         _launch_prefill(*tensors, block_tables, query_starts, seq_lens, scale, window or 0, split_len)

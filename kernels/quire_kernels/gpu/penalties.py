@@ -11,7 +11,8 @@ from torch import Tensor
 from quire_kernels.launch_configs import row_config
 
 
-@triton.jit
+# Rows of one gathered table: see gpu/sampling.py.
+@triton.jit(do_not_specialize_on_alignment=["slots", "repetition", "frequency", "presence"])
 def penalties_kernel(
     logits,
     slots,

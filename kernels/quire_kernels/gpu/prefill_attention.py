@@ -29,7 +29,7 @@ def _row_of_tile(query_starts, tile, num_rows, QUERIES: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "table_stride_r"], do_not_specialize_on_alignment=["block_tables"])
 def prefill_kernel(
     q,
     k_cache,

@@ -41,7 +41,8 @@ def _normed_and_rotated(x, weight, angles, eps, NUM_HEADS: tl.constexpr, HEAD_DI
     return tl.where(turns, (own_cos + tl.where(i < HALF, -other_sin, other_sin)).to(dtype), own)
 
 
-@triton.jit
+# A later group's slots begin where the number of tokens says.
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def rotate_and_store_kernel(
     q,
     k,

@@ -45,7 +45,8 @@ def _best_of(best, best_id, vocab_size):
     return largest, tl.min(tl.where(best == largest, best_id, vocab_size))
 
 
-@triton.jit
+# Parameters of rows are rows of one gathered table, which begin where the number of rows says: read one by one, they need no alignment.
+@triton.jit(do_not_specialize_on_alignment=["temperature"])
 def top_kernel(logits, temperature, tops, top_ids, stride_r, vocab_size, BLOCK: tl.constexpr, TILES: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
@@ -64,7 +65,7 @@ def top_kernel(logits, temperature, tops, top_ids, stride_r, vocab_size, BLOCK: 
     tl.store(top_ids + row * tl.num_programs(1) + split, token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature", "min_p", "seeds", "positions"])
 def draw_kernel(
     logits,
     temperature,
@@ -141,9 +142,10 @@ def sample_triton(logits_RV: Tensor, params: SamplingTensors, purpose: int = PUR
     block = min(config.block, triton.next_power_of_2(vocab_size))
     num_splits = triton.cdiv(vocab_size, block * TILES_PER_SPLIT)
     block_s, room = triton.next_power_of_2(num_splits), min(MAX_CANDIDATES, triton.next_power_of_2(vocab_size))
-    tops, draws = torch.empty((2, num_rows, num_splits), device=device).unbind()
+    # Tensors of their own: halves of one would be aligned at some numbers of rows only, and kernels compile anew for that.
+    tops, draws = (torch.empty((num_rows, num_splits), device=device) for _ in range(2))
     top_ids = torch.empty((num_rows, num_splits), dtype=torch.int32, device=device)
-    pivots, last_ties = torch.empty((2, num_rows), dtype=torch.int32, device=device).unbind()
+    pivots, last_ties = (torch.empty(num_rows, dtype=torch.int32, device=device) for _ in range(2))
     candidates = torch.empty((num_rows, room), device=device)
     candidate_ids = torch.empty((num_rows, room), dtype=torch.int32, device=device)
     row = (logits_RV.stride(0), vocab_size)

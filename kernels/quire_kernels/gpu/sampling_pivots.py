@@ -103,7 +103,8 @@ def _find_pivot(
     return low, ties
 
 
-@triton.jit
+# See gpu/sampling.py.
+@triton.jit(do_not_specialize_on_alignment=["temperature", "top_k", "top_p"])
 def pivot_kernel(
     logits,
     temperature,

@@ -18,7 +18,8 @@ def to_fp8(x, scale):
     return tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
 
 
-@triton.jit
+# A later group's slots begin where the number of tokens says.
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def store_kv_kernel(
     k,
     v,

@@ -37,9 +37,12 @@ class NotYet:
 
     feature: str
     """What is missing, as it reads after "needs"."""
+    except_for: tuple[str, ...] = ()
+    """Values that there is a part for."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {**handler(core), NOT_YET_KEY: self.feature}
+        which = f"Other values than {' and '.join(self.except_for)} are refused" if self.except_for else "Refused"
+        return {**handler(core), NOT_YET_KEY: f"{which} by this version: it needs {self.feature}."}
 
 
 class ApiModel(BaseModel):

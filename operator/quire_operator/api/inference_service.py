@@ -91,6 +91,24 @@ class InferenceServiceSpec(ApiModel):
             message="engine.gpuMemoryUtilizationPercent needs spec.accelerator; on CPUs, set engine.kvCacheMemory instead",
             field="engine",
         ),
+        Rule(
+            cel="has(self.accelerator) || !has(self.model.quantization) || self.model.quantization != 'fp8'",
+            check=lambda spec: spec.accelerator is not None or spec.model.quantization != "fp8",
+            message="model.quantization fp8 needs spec.accelerator; on CPUs, write int8",
+            field="model",
+        ),
+        Rule(
+            cel="!has(self.accelerator) || !has(self.model.quantization) || self.model.quantization != 'int8'",
+            check=lambda spec: spec.accelerator is None or spec.model.quantization != "int8",
+            message="model.quantization int8 computes on CPUs only; on accelerators, write fp8",
+            field="model",
+        ),
+        Rule(
+            cel="has(self.accelerator) || !has(self.engine.kvCacheDtype) || self.engine.kvCacheDtype != 'fp8'",
+            check=lambda spec: spec.accelerator is not None or spec.engine.kv_cache_dtype != "fp8",
+            message="engine.kvCacheDtype fp8 needs spec.accelerator; on CPUs, write auto",
+            field="engine",
+        ),
     )
 
 

@@ -101,9 +101,13 @@ def parse_resource(document: Any, kind: Kind) -> BaseModel:
 def unsupported_fields(model: BaseModel, path: str = "") -> list[Problem]:
     """Fields whose value needs a part that does not exist yet. Fields at their default ask for nothing."""
     return [
-        Problem(path=where, message=f"not supported by this version: it needs {marker.feature}; remove it")
+        Problem(path=where, message=f"not supported by this version: it needs {marker.feature}; {_remedy(marker)}")
         for where, marker in _not_yet(model, path)
     ]
+
+
+def _remedy(marker: NotYet) -> str:
+    return f"write {' or '.join(marker.except_for)}, or remove it" if marker.except_for else "remove it"
 
 
 def _not_yet(model: BaseModel, path: str) -> Iterator[tuple[str, NotYet]]:
@@ -111,7 +115,7 @@ def _not_yet(model: BaseModel, path: str) -> Iterator[tuple[str, NotYet]]:
         value = getattr(model, name)
         where = f"{path}.{field.alias or name}".lstrip(".")
         markers = [item for item in field.metadata if isinstance(item, NotYet)]
-        if markers and value != field.get_default(call_default_factory=True):
+        if markers and value not in (field.get_default(call_default_factory=True), *markers[0].except_for):
             yield where, markers[0]
         elif isinstance(value, BaseModel):
             yield from _not_yet(value, where)

@@ -71,9 +71,10 @@ class ModelSpec(ApiModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of weights and activations; auto takes the checkpoint's."""
     quantization: Annotated[
-        Literal["fp8", "int8", "int4", "awq", "gptq"] | None, NotYet("quantised weights in the engine")
+        Literal["fp8", "int8", "int4", "awq", "gptq"] | None,
+        NotYet("4-bit weights in the engine", except_for=("fp8", "int8")),
     ] = None
-    """How weights are quantised."""
+    """How the projections of a float checkpoint are quantised while it is loaded: int8 on CPUs, fp8 on accelerators."""
     max_model_len: Annotated[int, Field(ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens; absent, the model's own limit, made smaller if the KV memory cannot hold it."""
     secret_ref: SecretReference | None = None
@@ -140,8 +141,8 @@ class EngineSpec(ApiModel):
     """How long a terminating worker lets its streams finish."""
     start_timeout_seconds: Annotated[int, Field(ge=10, le=14_400)] = 600
     """How long a loading worker may make no progress, neither reading nor computing, before it is restarted."""
-    kv_cache_dtype: Annotated[Literal["auto", "fp8"], NotYet("FP8 KV blocks in the engine")] = "auto"
-    """Type of cached keys and values."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of cached keys and values; auto takes that of the weights, fp8 holds twice as many tokens, on accelerators."""
     speculation: Annotated[Literal["Off", "NGram", "Draft"], NotYet("speculative decoding in the engine")] = "Off"
     """Draft tokens ahead and verify them in one step."""
 

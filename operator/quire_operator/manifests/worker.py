@@ -170,6 +170,8 @@ def engine_args(engine: EngineSpec) -> list[str]:
         args.append("--no-enable-prefix-caching")
     if engine.generation_defaults == "Neutral":
         args += ["--generation-config", "vllm"]
+    if engine.kv_cache_dtype != "auto":
+        args += ["--kv-cache-dtype", engine.kv_cache_dtype]
     return args
 
 
@@ -187,6 +189,8 @@ def _args(service: InferenceService) -> list[str]:
     args += [LOAD_TIMEOUT_FLAG, str(engine.start_timeout_seconds)]
     if model.max_model_len is not None:
         args += ["--max-model-len", str(model.max_model_len)]
+    if model.quantization is not None:
+        args += ["--quantization", model.quantization]
     return args + engine_args(engine)
 
 

@@ -1,11 +1,15 @@
 """The configuration line of the engine process."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quire_worker.engine.config import decode_engine_config
+from quire_worker.engine.fake_model import build_fake_runner
+from quire_worker.engine.process import depth_of
 from quire_worker.errors import ConfigError
 
 REQUIRED = {
@@ -23,7 +27,17 @@ def decode(**fields: Any) -> Any:
 def test_defaults_are_those_of_a_small_worker() -> None:
     config = decode()
 
-    assert (config.depth, config.block_size, config.enable_prefix_caching) == (1, 16, True)
+    assert (config.depth, config.block_size, config.enable_prefix_caching) == (None, 16, True)
+
+
+@pytest.mark.parametrize(("device", "fields", "depth"), [("cuda", {}, 2), ("cpu", {}, 1), ("cuda", {"depth": 1}, 1)])
+def test_a_gpu_has_two_plans_in_flight_unless_told_otherwise(
+    device: str, fields: dict[str, Any], depth: int, tmp_path: Path
+) -> None:
+    config = decode(fake=True, model_dir=str(tmp_path), **fields)
+    info = msgspec.structs.replace(build_fake_runner(config)[1], device=device)
+
+    assert depth_of(config, info) == depth
 
 
 @pytest.mark.parametrize(

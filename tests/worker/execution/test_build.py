@@ -13,6 +13,7 @@ from quire_worker.execution.build import build_runner
 from quire_worker.execution.device import (
     resolve_device,
     resolve_dtype,
+    resolve_kv_dtype,
     resolve_ops,
     resolve_quantization,
     resolve_threads,
@@ -202,10 +203,33 @@ def test_auto_means_what_the_device_does_well():
         (lambda: resolve_dtype("int4", torch.float32, torch.device("cpu")), "--dtype int4 is unknown"),
         (lambda: resolve_ops("fast", torch.device("cpu")), "--ops fast is unknown"),
         (lambda: resolve_ops("cpu", torch.device("cuda")), "--ops cpu does not run on a GPU"),
-        (lambda: resolve_quantization("fp4", CPU, torch.float32, True), "--quantization fp4 is unknown"),
-        (lambda: resolve_quantization("int8", torch.device("cuda"), torch.float32, True), "use --device cpu"),
-        (lambda: resolve_quantization("int8", CPU, torch.float16, True), "use --dtype bfloat16"),
-        (lambda: resolve_quantization("int8", CPU, torch.float32, False), r"install g\+\+"),
+        (
+            lambda: resolve_quantization("fp4", CPU, torch.float32, "cpu", has_library=True),
+            "--quantization fp4 is unknown",
+        ),
+        (
+            lambda: resolve_quantization("int8", torch.device("cuda"), torch.float32, "triton", has_library=False),
+            "use fp8 on a GPU",
+        ),
+        (lambda: resolve_quantization("int8", CPU, torch.float16, "cpu", has_library=True), "use --dtype bfloat16"),
+        (lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=False), r"install g\+\+"),
+        (
+            lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=True, is_stored_fp8=True),
+            "are FP8 already: leave it out",
+        ),
+        (
+            lambda: resolve_quantization("fp8", CPU, torch.bfloat16, "cpu", has_library=True),
+            "use --quantization int8 on a CPU",
+        ),
+        (
+            lambda: resolve_quantization("fp8", torch.device("cuda"), torch.float16, "triton", has_library=False),
+            "use --dtype bfloat16",
+        ),
+        (
+            lambda: resolve_kv_dtype("fp8", CPU, torch.bfloat16, "cpu"),
+            "--kv-cache-dtype fp8 runs on a GPU only: leave it out",
+        ),
+        (lambda: resolve_kv_dtype("int4", CPU, torch.bfloat16, "cpu"), "--kv-cache-dtype int4 is unknown"),
     ],
 )
 def test_a_choice_that_is_unknown_or_cannot_be_is_refused(call, words):

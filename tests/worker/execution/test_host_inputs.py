@@ -5,16 +5,16 @@ import random
 import pytest
 import torch
 
-from quire_worker.execution.inputs import prepare_step
-from quire_worker.execution.rows import Rows
+from quire_worker.execution.host_inputs import prepare_step_on_host
+from quire_worker.execution.rows import HostRows, RowsShape
 
 BLOCK_SIZE = 4
 
 
-def filled_rows(plans, *, num_groups: int, lengths: dict[int, tuple[int, int]]) -> Rows:
+def filled_rows(plans, *, num_groups: int, lengths: dict[int, tuple[int, int]]) -> HostRows:
     """Rows of (tokens known, tokens computed); tokens and blocks are drawn."""
     rng = random.Random(3)
-    rows = Rows(8, 40, BLOCK_SIZE, num_groups, torch.device("cpu"))
+    rows = HostRows(RowsShape(num_rows=8, max_model_len=40, block_size=BLOCK_SIZE, num_groups=num_groups))
     new = []
     for row, (num_tokens, num_computed) in lengths.items():
         made = plans.new(row, [rng.randrange(99) for _ in range(num_tokens)], [], num_computed=num_computed)
@@ -41,12 +41,12 @@ def test_every_token_has_its_id_position_slot_and_table(plans, num_groups, sched
     num_blocks = -(-max(ends.values()) // BLOCK_SIZE)
     sampled = [row for row, (known, _, _) in scheduled.items() if ends[row] == known]
 
-    step = prepare_step(rows, list(scheduled), counts)
+    step = prepare_step_on_host(rows, list(scheduled), counts)
 
     inputs = step.inputs
     assert inputs.token_ids.tolist() == [rows.token_ids[row, position] for row, position in at]
     assert inputs.positions.tolist() == [position for _, position in at]
-    for slots, table, found in zip(inputs.slots, rows.block_tables, inputs.attention.block_tables, strict=True):
+    for slots, table, found in zip(inputs.slots, rows.arrays.block_tables, inputs.attention.block_tables, strict=True):
         places = [(table[row, p // BLOCK_SIZE].item(), p % BLOCK_SIZE) for row, p in at]
         assert slots.tolist() == [block * BLOCK_SIZE + offset for block, offset in places]
         assert found.tolist() == [table[row, :num_blocks].tolist() for row in scheduled]
@@ -62,11 +62,11 @@ def test_every_token_has_its_id_position_slot_and_table(plans, num_groups, sched
 
 def test_a_sampled_token_is_the_next_steps_input(plans):
     rows = filled_rows(plans, num_groups=1, lengths={3: (5, 4), 1: (2, 1)})
-    step = prepare_step(rows, [3, 1], [1, 1])
+    step = prepare_step_on_host(rows, [3, 1], [1, 1])
 
     rows.append(step.sampled.rows, step.sampled.rows_on_device, torch.tensor([70, 71]))
 
-    following = prepare_step(rows, [1, 3], [1, 1]).inputs
+    following = prepare_step_on_host(rows, [1, 3], [1, 1]).inputs
     assert following.token_ids.tolist() == [71, 70]
     assert following.positions.tolist() == [2, 5]
     assert rows.num_tokens[[3, 1]].tolist() == [6, 3]

@@ -160,7 +160,7 @@ def test_a_bias_chooses_and_min_tokens_forbids(runner, plans):
 
 
 def test_equal_logits_give_the_lowest_id(runner, plans):
-    runner._model._head = lambda x: torch.zeros(x.shape[0], 96)
+    runner._steps._model._head = lambda x: torch.zeros(x.shape[0], 96)
 
     assert plans.run(runner, plans.step([0], [3], new=[plans.new(0, [1, 2, 3], [1])])) == {0: 0}
 
@@ -186,11 +186,11 @@ def test_a_device_that_stays_broken_is_told_apart_from_a_step_that_failed(runner
 
         return head
 
-    runner._model._head = failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    runner._steps._model._head = failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(DeviceError, match="illegal memory access"):
         runner.launch(plans.step([0], [3], new=[plans.new(0, [1, 2, 3], [1])]))
 
-    runner._model._head = failing(torch.OutOfMemoryError("CUDA out of memory"))
+    runner._steps._model._head = failing(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         runner.launch(plans.step([0], [3], freed=[0], new=[plans.new(0, [1, 2, 3], [1])]))
 

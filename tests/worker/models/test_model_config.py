@@ -142,7 +142,7 @@ def test_experts_are_read_in_both_spellings():
         ({"architectures": ["GPT2LMHeadModel"]}, ["architectures", "GPT2LMHeadModel", "LlamaForCausalLM"]),
         ({"architectures": []}, ["architectures", "supported"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
-        ({"quantization_config": {"bits": 4}}, ["quantization_config", "bfloat16"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config: quant_method", "FP8 (E4M3)", "float checkpoint"]),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, ["rope_type", "longrope", "yarn"]),
         ({"rope_scaling": {"rope_type": "linear"}}, ["rope_scaling", "factor", "missing"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),

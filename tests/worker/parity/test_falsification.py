@@ -38,7 +38,7 @@ def test_another_rotary_base_changes_the_tokens(checkpoint, falsified_config, si
 
 def test_no_rotary_at_all_changes_the_tokens(checkpoint, side, mixed_prompts):
     right, falsified = side(checkpoint("llama")), side(checkpoint("llama"))
-    table = falsified.runner._model._cos_sin
+    table = falsified.runner._steps._model._cos_sin
     table.copy_(torch.cat((torch.ones(table.shape[1] // 2), torch.zeros(table.shape[1] // 2))))
 
     outputs = [engine.greedy(mixed_prompts, 32) for engine in (right, falsified)]
@@ -57,7 +57,7 @@ def test_another_window_changes_the_tokens(window, checkpoint, falsified_config,
 
 def test_no_qk_norm_weights_change_the_tokens(checkpoint, side, mixed_prompts):
     right, falsified = side(checkpoint("qwen3")), side(checkpoint("qwen3"))
-    for layer in falsified.runner._model._layers:
+    for layer in falsified.runner._steps._model._layers:
         layer.attention._head_norms[0].tensor.fill_(1.0)
 
     outputs = [engine.greedy(mixed_prompts, 32) for engine in (right, falsified)]
@@ -97,7 +97,7 @@ def test_one_wrong_block_table_entry_changes_that_rows_tokens(checkpoint, side, 
 
 def test_one_wrong_expert_changes_the_tokens(checkpoint, side, mixed_prompts):
     right, falsified = side(checkpoint("mixtral")), side(checkpoint("mixtral"))
-    block = falsified.runner._model._layers[1]._mlp
+    block = falsified.runner._steps._model._layers[1]._mlp
     block._moe = replace(block._moe, num_experts_per_token=1)
 
     outputs = [engine.greedy(mixed_prompts, 32) for engine in (right, falsified)]

@@ -16,7 +16,7 @@ MAX_TOKENS = 4
 SCRIPT = Path(__file__).with_name("triton_side.py")
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-mixed-windows", "qwen3-moe"])
 def test_tokens_through_triton_equal_those_through_the_cpu_ops(name, checkpoint, side, mixed_prompts):
     prompts = [mixed_prompts[i] for i in (2, 8, 11)]
     kinds = ({"temperature": 0.0}, {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5})
@@ -35,7 +35,7 @@ def test_tokens_through_triton_equal_those_through_the_cpu_ops(name, checkpoint,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(SCRIPT.parents[2])},
     )
 
     assert done.returncode == 0, done.stderr[-3000:]

@@ -122,10 +122,22 @@ def test_keys_of_the_environment_yield_to_the_flag_and_are_not_shown() -> None:
 
 def test_the_engine_is_told_how_to_quantise() -> None:
     told = engine_config(
-        parse_args(["m", "--quantization", "int8"]), inbound_endpoint="ipc://a", outbound_endpoint="ipc://b"
+        parse_args(["m", "--quantization", "int8", "--kv-cache-dtype", "fp8"]),
+        inbound_endpoint="ipc://a",
+        outbound_endpoint="ipc://b",
     )
 
-    assert told.quantization == "int8"
+    assert (told.quantization, told.kv_cache_dtype) == ("int8", "fp8")
+
+
+def test_the_engine_is_told_how_a_gpu_is_used() -> None:
+    told = engine_config(
+        parse_args(["m", "--batch-invariant", "--enforce-eager"]),
+        inbound_endpoint="ipc://a",
+        outbound_endpoint="ipc://b",
+    )
+
+    assert (told.batch_invariant, told.enforce_eager) == (True, True)
 
 
 def test_what_is_not_set_keeps_the_engines_default() -> None:

@@ -21,9 +21,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: str = "auto"
     """"auto" | "float32" | "bfloat16" | "float16"; auto takes the checkpoint's, where the device has it."""
     quantization: str = "none"
-    """"none" | "int8": projections, from a checkpoint in floats."""
+    """"none" | "int8" | "fp8": projections, from a checkpoint in floats."""
+    kv_cache_dtype: str = "auto"
+    """"auto" | "fp8"; auto takes dtype."""
     ops: str = "auto"
     """"auto" | "reference" | "cpu" | "cpu-torch" | "triton"."""
+    batch_invariant: bool = False
+    """On a GPU, attention whose results do not depend on the rows beside one."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
     compute_threads: int | None = None
     """Threads that compute on a CPU. None: from the cgroup's cores."""
     seed: int = 0
@@ -40,8 +46,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Choices (n counts n) waiting for a row at most; more are rejected with "queue_full"."""
     max_num_queued_tokens: int = 4_000_000
     """Prompt tokens waiting at most; more are rejected with "queue_full"."""
-    depth: int = 1
-    """Plans in flight: 1 waits for each step's tokens, 2 plans the next step meanwhile."""
+    depth: int | None = None
+    """Plans in flight: 1 waits for each step's tokens, 2 plans the next step meanwhile. None: 2 on a GPU, else 1."""
 
     # KV cache
     block_size: int = 16
@@ -106,7 +112,6 @@ def _validate(config: EngineConfig) -> None:
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "max_num_queued_reqs": config.max_num_queued_reqs,
         "max_num_queued_tokens": config.max_num_queued_tokens,
-        "depth": config.depth,
         "block_size": config.block_size,
         "fake_vocab_size": config.fake_vocab_size,
     }
@@ -122,7 +127,7 @@ def _validate(config: EngineConfig) -> None:
         raise ConfigError(f"--block-size must be a multiple of 16, got {config.block_size}")
     if not 0 < config.gpu_memory_utilization <= 1:
         raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {config.gpu_memory_utilization}")
-    for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "compute_threads"):
+    for name in ("depth", "max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "compute_threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{_flag(name)} must be at least 1, got {value}")

@@ -76,7 +76,7 @@ def _serve(
     runner, info = build_runner(config)
     epoch = uuid.uuid4().hex
     scheduler = build_scheduler(config, info)
-    engine = Engine(scheduler, runner, depth=config.depth)
+    engine = Engine(scheduler, runner, depth=depth_of(config, info))
     warm_up(engine)
     speeds = StepSpeeds()
     with _publishing(config, info, epoch) as publisher:
@@ -120,6 +120,11 @@ def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
     pool = BlockPool(info.num_blocks, len(info.groups))
     kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
     return Scheduler(kv, limits, time.monotonic)
+
+
+def depth_of(config: EngineConfig, info: ModelInfo) -> int:
+    """Plans in flight. A GPU computes while the host plans; on a CPU both would want the same cores."""
+    return config.depth or (2 if info.device == "cuda" else 1)
 
 
 def warm_up(engine: Engine) -> None:

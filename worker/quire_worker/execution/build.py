@@ -19,12 +19,18 @@ from quire_kernels.cpu.native_library import NativeLibrary, native_library
 from quire_kernels.ops import Ops, load_ops
 from quire_worker.execution.device import (
     DTYPES,
+    fp8_obstacle,
     resolve_device,
     resolve_dtype,
+    resolve_kv_dtype,
     resolve_ops,
     resolve_quantization,
     resolve_threads,
 )
+from quire_worker.execution.device_steps import DeviceSteps
+from quire_worker.execution.gpu_memory import gpu_free_bytes
+from quire_worker.execution.graphs import CudaRecorder, DecodeGraphs, Recorder, table_widths
+from quire_worker.execution.host_steps import HostSteps
 from quire_worker.execution.kv_memory import (
     KVShape,
     decide_num_blocks,
@@ -33,12 +39,13 @@ from quire_worker.execution.kv_memory import (
     kv_shape,
 )
 from quire_worker.execution.options import RunnerOptions
-from quire_worker.execution.rows import SURPLUS_TOKENS, Rows
+from quire_worker.execution.rows import SURPLUS_TOKENS, DeviceRows, HostRows, RowsShape
 from quire_worker.execution.runner import TorchRunner
 from quire_worker.execution.sampling_rows import SamplingRows
 from quire_worker.execution.trial import run_plan_of
 from quire_worker.models.config import ModelConfig, load_model_config
 from quire_worker.models.decoder import Decoder
+from quire_worker.models.fp8_weights import find_stored_fp8
 from quire_worker.models.kv_groups import KVLayout, decide_kv_layout
 from quire_worker.models.linear import LinearFactory, Quantization
 from quire_worker.models.safetensors_reader import Checkpoint, open_checkpoint
@@ -46,6 +53,11 @@ from quire_worker.models.weight_slots import WeightSlots
 from quire_worker.plan import ModelInfo
 
 _log = logging.getLogger(__name__)
+
+_PROMPT_TOKENS = 30
+"""Enough for the kernels of prompts, so that they are compiled before the first one comes; with one token more, no multiple of a block."""
+_LEAST_RECORDED_TOKENS = 4096
+"""Width of the narrowest tables recorded where launches grow with the width, in tokens."""
 
 
 class PhaseClock:
@@ -74,14 +86,20 @@ class _Target:
     num_threads: int
     """Those that compute, on a CPU."""
     quantization: Quantization
+    kv_dtype: torch.dtype
+    computes_fp8: bool
+    """Whether weights that are FP8 in the checkpoint stay so."""
 
 
 def build_runner(
-    options: RunnerOptions, open_weights: Callable[[Path], Checkpoint] = open_checkpoint
+    options: RunnerOptions,
+    open_weights: Callable[[Path], Checkpoint] = open_checkpoint,
+    open_recorder: Callable[[], Recorder] | None = None,
 ) -> tuple[TorchRunner, ModelInfo]:
     """A runner ready for its first plan. Raises LoadError with the file or flag at fault and the fix.
 
-    `open_weights` finds the tensors of the model's folder; benchmarks make theirs on the device instead.
+    `open_weights` finds the tensors of the model's folder; benchmarks make theirs on the device instead. `open_recorder`
+    makes what records decode steps; None: CUDA graphs, on a GPU.
     """
     clock = PhaseClock()
     with clock.phase("config"):
@@ -89,17 +107,21 @@ def build_runner(
         checkpoint = open_weights(options.model_dir)
         target = _target(options, config, checkpoint)
         layout = decide_kv_layout(config.windows)
-    shape = kv_shape(config, layout, options.block_size, target.dtype)
+    shape = kv_shape(config, layout, options.block_size, target.kv_dtype)
     with clock.phase("weights"):
         model = _load_model(options, config, checkpoint, target, layout)
     with clock.phase("profile"):
-        free_bytes = _free_bytes(options, config, target, shape, model)
+        free_bytes = _free_bytes(options, config, target, shape, model, open_recorder)
     with clock.phase("kv_cache"):
         num_blocks = decide_num_blocks(shape, options, free_bytes, is_gpu=target.device.type == "cuda")
         max_model_len = fit_max_model_len(options, config.max_position, num_blocks, shape)
-        runner = _make_runner(options, config, target, shape, model, num_blocks, max_model_len)
+        recorder = _recorder(options, target.device, open_recorder)
+        runner = _make_runner(options, config, target, shape, model, num_blocks, max_model_len, recorder)
     with clock.phase("warm_up"):
-        run_plan_of(runner, shape, num_rows=1, num_tokens=2)
+        runner.prepare()
+        for num_tokens in (2, _PROMPT_TOKENS):
+            if num_tokens < max_model_len and num_tokens // shape.block_size + 2 <= num_blocks:
+                run_plan_of(runner, shape, num_rows=1, num_tokens=num_tokens)
     info = ModelInfo(
         vocab_size=config.vocab_size,
         max_model_len=max_model_len,
@@ -135,10 +157,23 @@ def _target(options: RunnerOptions, config: ModelConfig, checkpoint: Checkpoint)
     return _Target(
         device=device,
         dtype=dtype,
-        ops=load_ops(ops_name, native_kv=fits_native_attention(dtype, config.head_dim, options.block_size)),
+        ops=load_ops(
+            ops_name,
+            batch_invariant=options.batch_invariant,
+            native_kv=fits_native_attention(dtype, config.head_dim, options.block_size),
+        ),
         library=library,
         num_threads=num_threads,
-        quantization=resolve_quantization(options.quantization, device, dtype, library is not None),
+        quantization=resolve_quantization(
+            options.quantization,
+            device,
+            dtype,
+            ops_name,
+            has_library=library is not None,
+            is_stored_fp8=config.fp8 is not None,
+        ),
+        kv_dtype=resolve_kv_dtype(options.kv_cache_dtype, device, dtype, ops_name),
+        computes_fp8=fp8_obstacle(device, dtype, ops_name) is None,
     )
 
 
@@ -148,7 +183,13 @@ def _load_model(
     slots = WeightSlots()
     longest = min(config.max_position, options.max_model_len or config.max_position)
     linears = LinearFactory(
-        slots, target.device, target.dtype, library=target.library, quantization=target.quantization
+        slots,
+        target.device,
+        target.dtype,
+        library=target.library,
+        quantization=target.quantization,
+        stored_fp8=find_stored_fp8(config.fp8, checkpoint),
+        fp8_ops=target.ops if target.computes_fp8 else None,
     )
     model = Decoder(
         config,
@@ -160,6 +201,7 @@ def _load_model(
         num_positions=longest + SURPLUS_TOKENS,
         linears=linears,
     )
+    _log_quantization(config, target, linears)
     slots.load(checkpoint, str(options.model_dir))
     return model
 
@@ -172,32 +214,88 @@ def _make_runner(
     model: Decoder,
     num_blocks: int,
     max_model_len: int,
+    recorder: Recorder | None,
 ) -> TorchRunner:
     kv_cache = shape.allocate(num_blocks, target.device)
     model.bind_kv_cache(kv_cache)
-    rows = Rows(options.max_num_seqs, max_model_len, shape.block_size, shape.num_groups, target.device)
-    params = SamplingRows(options.max_num_seqs, config.vocab_size, target.device)
-    return TorchRunner(model=model, kv_cache=kv_cache, rows=rows, params=params, ops=target.ops)
+    is_resident = target.device.type != "cpu" if options.is_resident is None else options.is_resident
+    rows_shape = RowsShape(
+        num_rows=options.max_num_seqs,
+        max_model_len=max_model_len,
+        block_size=shape.block_size,
+        num_groups=shape.num_groups,
+    )
+    params = SamplingRows(options.max_num_seqs, config.vocab_size, target.device, on_host=not is_resident)
+    if not is_resident:
+        host_rows = HostRows(rows_shape)
+        host_steps = HostSteps(model=model, kv_cache=kv_cache, rows=host_rows)
+        return TorchRunner(steps=host_steps, kv_cache=kv_cache, rows=host_rows, params=params, ops=target.ops)
+    graphs = None
+    if recorder is not None:
+        # With fixed splits, how many programs attention launches grows with the width of the tables.
+        first = _LEAST_RECORDED_TOKENS // shape.block_size if options.batch_invariant else None
+        widths = table_widths(rows_shape.num_blocks, first)
+        graphs = DecodeGraphs(recorder, max_rows=options.max_num_seqs, widths=widths)
+    rows = DeviceRows(rows_shape, target.device)
+    steps = DeviceSteps(model=model, rows=rows, params=params, ops=target.ops, graphs=graphs)
+    return TorchRunner(steps=steps, kv_cache=kv_cache, rows=rows, params=params, ops=target.ops)
 
 
-def _free_bytes(options: RunnerOptions, config: ModelConfig, target: _Target, shape: KVShape, model: Decoder) -> int:
+def _recorder(
+    options: RunnerOptions, device: torch.device, open_recorder: Callable[[], Recorder] | None
+) -> Recorder | None:
+    if options.enforce_eager:
+        return None
+    if open_recorder is not None:
+        return open_recorder()
+    return CudaRecorder() if device.type == "cuda" else None
+
+
+def _free_bytes(
+    options: RunnerOptions,
+    config: ModelConfig,
+    target: _Target,
+    shape: KVShape,
+    model: Decoder,
+    open_recorder: Callable[[], Recorder] | None,
+) -> int:
     """What the KV pool may be taken from: on a GPU what its share leaves after a step as large as any, on a CPU what the host has free."""
     if target.device.type == "cpu":
         return host_free_bytes()
     num_rows = min(options.max_num_seqs, options.max_num_batched_tokens)
     per_row = options.max_num_batched_tokens // num_rows
     trial_blocks = 2 + per_row // shape.block_size
-    runner = _make_runner(options, config, target, shape, model, trial_blocks, trial_blocks * shape.block_size)
-    torch.cuda.reset_peak_memory_stats()
-    run_plan_of(runner, shape, num_rows=num_rows, num_tokens=per_row)
-    torch.cuda.synchronize()
-    activations = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-    runner.close()
-    model.bind_kv_cache(shape.allocate(1, target.device))
-    torch.cuda.empty_cache()
-    free_bytes, total_bytes = torch.cuda.mem_get_info()
-    reserve = int(total_bytes * (1 - options.gpu_memory_utilization))
-    return free_bytes - activations - reserve
+    longest = min(config.max_position, options.max_model_len or config.max_position)
+
+    def make(recorder: Recorder | None) -> TorchRunner:
+        return _make_runner(options, config, target, shape, model, trial_blocks, longest, recorder)
+
+    def free_cache() -> None:
+        model.bind_kv_cache(shape.allocate(1, target.device))
+
+    return gpu_free_bytes(
+        make=make,
+        try_largest=lambda runner: run_plan_of(runner, shape, num_rows=num_rows, num_tokens=per_row),
+        release=free_cache,
+        recorder=_recorder(options, target.device, open_recorder),
+        share=options.gpu_memory_utilization,
+    )
+
+
+def _log_quantization(config: ModelConfig, target: _Target, linears: LinearFactory) -> None:
+    """What is not as the checkpoint or the flag says."""
+    if linears.dequantised:
+        _log.warning(
+            "fp8 layers=%d of the checkpoint are dequantised to %s, first=%s: %s",
+            len(linears.dequantised),
+            target.dtype,
+            linears.dequantised[0],
+            "experts and odd shapes have no FP8 kernel"
+            if target.computes_fp8
+            else "needs a GPU with FP8, and bfloat16",
+        )
+    if target.quantization == "fp8" and config.moe is not None:
+        _log.warning("quantization=fp8 leaves the experts in %s: they have no FP8 kernel", target.dtype)
 
 
 def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, info: ModelInfo) -> None:
@@ -209,13 +307,14 @@ def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, inf
             config.max_position,
         )
     _log.info(
-        "model ready architecture=%s parameters=%d device=%s dtype=%s quantization=%s ops=%s threads=%d blocks=%d "
+        "model ready architecture=%s parameters=%d device=%s dtype=%s quantization=%s kv_dtype=%s ops=%s threads=%d blocks=%d "
         "block_size=%d kv_bytes=%d max_model_len=%d phases_s=%s",
         config.architecture,
         info.num_parameters,
         info.device,
         info.dtype,
         target.quantization,
+        target.kv_dtype,
         target.ops.name,
         target.num_threads,
         info.num_blocks,

@@ -11,6 +11,7 @@ import torch
 
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.ops import OpsName
+from quire_kernels.quantize_fp8 import FP8
 from quire_worker.errors import DeviceError, LoadError
 from quire_worker.models.linear import Quantization
 
@@ -21,6 +22,8 @@ DTYPES = {
     "float16": torch.float16,
     "half": torch.float16,
 }
+FP8_CAPABILITY = (8, 9)
+"""Of the first GPUs that multiply and convert E4M3."""
 
 
 @contextmanager
@@ -70,13 +73,22 @@ def resolve_ops(name: str, device: torch.device) -> OpsName:
     raise LoadError(f"--ops {name} is unknown: use auto, reference, cpu, cpu-torch or triton")
 
 
-def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype, has_library: bool) -> Quantization:
-    """none | int8. Raises LoadError where int8 cannot be computed."""
+def resolve_quantization(
+    name: str, device: torch.device, dtype: torch.dtype, ops: OpsName, *, has_library: bool, is_stored_fp8: bool = False
+) -> Quantization:
+    """none | int8 | fp8. A checkpoint that is FP8 already is not quantised again: none. Raises LoadError where it cannot be computed."""
     match name:
         case "none":
             return "none"
+        case "fp8":
+            obstacle = fp8_obstacle(device, dtype, ops)
+            if obstacle is not None:
+                raise LoadError(f"--quantization fp8 {obstacle}")
+            return "none" if is_stored_fp8 else "fp8"
+        case "int8" if is_stored_fp8:
+            raise LoadError("--quantization int8: the checkpoint's weights are FP8 already: leave it out")
         case "int8" if device.type != "cpu":
-            raise LoadError("--quantization int8 runs on a CPU only: leave it out, or use --device cpu")
+            raise LoadError("--quantization int8 runs on a CPU only: use fp8 on a GPU, or leave it out")
         case "int8" if dtype not in NATIVE_DTYPES:
             raise LoadError("--quantization int8 computes in float32 or bfloat16: use --dtype bfloat16")
         case "int8" if not has_library:
@@ -85,7 +97,34 @@ def resolve_quantization(name: str, device: torch.device, dtype: torch.dtype, ha
             )
         case "int8":
             return "int8"
-    raise LoadError(f"--quantization {name} is unknown: use none or int8")
+    raise LoadError(f"--quantization {name} is unknown: use none, int8 or fp8")
+
+
+def fp8_obstacle(device: torch.device, dtype: torch.dtype, ops: OpsName) -> str | None:
+    """Why linear layers cannot be computed in FP8, to be read after what asks for it, with the fix; None: they can."""
+    if device.type == "cpu":
+        # The reference computes the same numbers, slowly, for whoever wants to compare.
+        return None if ops == "reference" else "runs on a GPU only: use --quantization int8 on a CPU, or leave it out"
+    if dtype != torch.bfloat16:
+        return "computes in bfloat16: use --dtype bfloat16"
+    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        return "needs a GPU of compute capability 8.9 or higher (Ada, Hopper, Blackwell): leave it out"
+    return None
+
+
+def resolve_kv_dtype(name: str, device: torch.device, dtype: torch.dtype, ops: OpsName) -> torch.dtype:
+    """auto (`dtype`) | fp8. Raises LoadError where there is no such cache."""
+    if name == "auto":
+        return dtype
+    if name != "fp8":
+        raise LoadError(f"--kv-cache-dtype {name} is unknown: use auto or fp8")
+    if device.type == "cpu" and ops not in ("reference", "triton"):
+        raise LoadError("--kv-cache-dtype fp8 runs on a GPU only: leave it out, or use --device cuda")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise LoadError(
+            "--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or higher (Ada, Hopper, Blackwell): leave it out"
+        )
+    return FP8
 
 
 def resolve_threads(wanted: int | None, root: Path = Path("/")) -> int:

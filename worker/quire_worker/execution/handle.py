@@ -88,8 +88,14 @@ class StepHandle:
 def _to_host(token_ids: Tensor, logprobs: tuple[Tensor, ...]) -> _OnHost:
     if token_ids.device.type == "cpu":
         return _OnHost(token_ids, logprobs, None)
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in (token_ids, *logprobs)]
+    copies = [_pinned_copy(tensor) for tensor in (token_ids, *logprobs)]
     # Blocking, so that a host thread that waits leaves its core to others.
     arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     arrived.record()
     return _OnHost(copies[0], tuple(copies[1:]), arrived)
+
+
+def _pinned_copy(tensor: Tensor) -> Tensor:
+    """Into memory that the device writes by itself, which torch's allocator hands out again and again."""
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return on_host.copy_(tensor, non_blocking=True)

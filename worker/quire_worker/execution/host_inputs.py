@@ -1,4 +1,6 @@
-"""inputs.py for a CPU: the same values from the same rows, by numpy on the memory that the tensors are views of.
+"""What the model is fed, derived on a CPU: by numpy, on the memory that the tensors are views of.
+
+R rows are scheduled, T tokens in all, S of the rows are sampled: those whose tokens are all computed after this step.
 
 A torch operation costs microseconds before it computes anything, and a step of decoding derives some twenty small arrays.
 """
@@ -8,14 +10,15 @@ import numpy.typing as npt
 import torch
 
 from quire_worker.execution.prepared_step import PreparedStep, SampledRows
-from quire_worker.execution.rows import HostArrays, Ints, Rows
+from quire_worker.execution.rows import HostArrays, HostRows, Ints
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 
 _tensor = torch.from_numpy
 
 
-def prepare_step_on_host(rows: Rows, arrays: HostArrays, scheduled: list[int], num_tokens: list[int]) -> PreparedStep:
-    """See inputs.prepare_step."""
+def prepare_step_on_host(rows: HostRows, scheduled: list[int], num_tokens: list[int]) -> PreparedStep:
+    """The inputs of `num_tokens[i]` tokens of each row `scheduled[i]`; counts them as computed."""
+    arrays = rows.arrays
     row_ids = np.fromiter(scheduled, np.int64, len(scheduled))
     start = rows.host_num_computed[row_ids]
     if sum(num_tokens) == len(num_tokens) and (start + 1 == rows.host_num_tokens[row_ids]).all():
@@ -23,7 +26,7 @@ def prepare_step_on_host(rows: Rows, arrays: HostArrays, scheduled: list[int], n
     return _mixed_step(rows, arrays, row_ids, start, np.fromiter(num_tokens, np.int64, len(num_tokens)))
 
 
-def _decode_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints) -> PreparedStep:
+def _decode_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints) -> PreparedStep:
     """One token in every row, each of which is sampled."""
     num_rows = len(row_ids)
     max_seq_len = int(start.max()) + 1
@@ -47,7 +50,7 @@ def _decode_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints) -> 
     return PreparedStep(inputs=inputs, sampled=SampledRows(rows=row_ids, rows_on_device=_tensor(row_ids)))
 
 
-def _mixed_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints, counts: Ints) -> PreparedStep:
+def _mixed_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints, counts: Ints) -> PreparedStep:
     """Any number of tokens in each row."""
     ends = counts.cumsum()
     seq_lens = start + counts
@@ -75,7 +78,7 @@ def _mixed_step(rows: Rows, arrays: HostArrays, row_ids: Ints, start: Ints, coun
     return PreparedStep(inputs=inputs, sampled=SampledRows(rows=sampled, rows_on_device=_tensor(sampled)))
 
 
-def _last_queries(rows: Rows, arrays: HostArrays, sampled: Ints, seq_lens: Ints) -> AttentionInputs:
+def _last_queries(rows: HostRows, arrays: HostArrays, sampled: Ints, seq_lens: Ints) -> AttentionInputs:
     """One query, the last, of each sampled row."""
     max_seq_len = int(seq_lens.max(initial=0))
     return AttentionInputs(
@@ -87,12 +90,12 @@ def _last_queries(rows: Rows, arrays: HostArrays, sampled: Ints, seq_lens: Ints)
     )
 
 
-def _tables(rows: Rows, arrays: HostArrays, row_ids: Ints, max_seq_len: int) -> tuple[torch.Tensor, ...]:
+def _tables(rows: HostRows, arrays: HostArrays, row_ids: Ints, max_seq_len: int) -> tuple[torch.Tensor, ...]:
     num_blocks = -(-max_seq_len // rows.block_size)
     return tuple(_tensor(table[row_ids, :num_blocks]) for table in arrays.block_tables)
 
 
-def _slots(rows: Rows, arrays: HostArrays, token_rows: Ints, positions: Ints) -> tuple[torch.Tensor, ...]:
+def _slots(rows: HostRows, arrays: HostArrays, token_rows: Ints, positions: Ints) -> tuple[torch.Tensor, ...]:
     index, offset = np.divmod(positions, rows.block_size)
     return tuple(_tensor(_slots_of(table, token_rows, index, offset, rows.block_size)) for table in arrays.block_tables)
 

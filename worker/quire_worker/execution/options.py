@@ -15,9 +15,17 @@ class RunnerOptions:
     dtype: str = "auto"
     """auto (the checkpoint's; bfloat16 on a CPU if that is float16) | float32 | bfloat16 | float16."""
     quantization: str = "none"
-    """none | int8: weights per output and activations per token, of all projections but the output head; on a CPU."""
+    """none | int8 (on a CPU) | fp8 (on a GPU): weights per output and activations per token, of all projections but the output head."""
+    kv_cache_dtype: str = "auto"
+    """auto (dtype) | fp8 (E4M3, on a GPU)."""
     ops: str = "auto"
     """auto (triton on cuda, cpu on a CPU) | reference | cpu | triton."""
+    batch_invariant: bool = False
+    """On a GPU, attention whose results do not depend on the rows beside one, at some cost; on a CPU no result does."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    is_resident: bool | None = None
+    """Rows live on the device, which derives each step's inputs. None: on a GPU. True on a CPU is a GPU's road without one, for tests."""
     compute_threads: int | None = None
     """Threads that compute on a CPU. None: the cores this process may use."""
     max_model_len: int | None = None

@@ -61,7 +61,7 @@ class Sampler:
         slots = self._params.penalties.host_slots[sampled.rows]
         if (slots >= 0).any():
             counts = self._params.penalties.output_counts
-            self._ops.count_tokens(counts, upload(slots, self._params.device), token_ids)
+            self._ops.count_tokens(counts, self._params.penalty_slots_of(sampled), token_ids)
         self._rows.append(sampled.rows, sampled.rows_on_device, token_ids)
         return Sampled(token_ids=token_ids, logprobs=logprobs)
 
@@ -78,7 +78,7 @@ class Sampler:
         if biased:
             self._apply_biases(logits, rows, biased)
         if has_penalties:
-            self._apply_penalties(logits, slots, sampled)
+            self._apply_penalties(logits, sampled)
         if bound.any():
             self._forbid_endings(logits, rows, np.flatnonzero(bound).tolist())
         if masks:
@@ -92,12 +92,11 @@ class Sampler:
         index = np.repeat(np.array(biased, np.int64), [ids.shape[0] for ids, _ in found])
         self._ops.apply_bias(logits_SV, upload(index, logits_SV.device), ids, values)
 
-    def _apply_penalties(self, logits_SV: Tensor, slots: Ints, sampled: SampledRows) -> None:
-        tables = self._params.penalties
-        repetition, frequency, presence = self._params.floats[3:, sampled.rows_on_device].unbind()
-        on_device = upload(slots, logits_SV.device)
+    def _apply_penalties(self, logits_SV: Tensor, sampled: SampledRows) -> None:
+        tables, slots = self._params.penalties, self._params.penalty_slots_of(sampled)
+        repetition, frequency, presence = self._params.floats[3:].index_select(1, sampled.rows_on_device).unbind()
         self._ops.apply_penalties(
-            logits_SV, on_device, tables.prompt_mask, tables.output_counts, repetition, frequency, presence
+            logits_SV, slots, tables.prompt_mask, tables.output_counts, repetition, frequency, presence
         )
 
     def _forbid_endings(self, logits_SV: Tensor, rows: Ints, bound: list[int]) -> None:

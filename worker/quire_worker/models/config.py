@@ -13,6 +13,7 @@ import msgspec
 
 from quire_worker.errors import LoadError
 from quire_worker.models.fields import Fields
+from quire_worker.models.quantization_config import Fp8Format, parse_quantization_config
 from quire_worker.models.rope import RopeConfig, parse_rope
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -64,6 +65,8 @@ class ModelConfig:
     moe: MoeConfig | None
     dtype: str | None
     """The checkpoint's, one of DTYPES. None: the file does not say."""
+    fp8: Fp8Format | None
+    """How the checkpoint's FP8 weights are scaled. None: it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +161,7 @@ def parse_model_config(raw: dict[str, Any], source: str = "config.json") -> Mode
         ties_embeddings=fields.boolean("tie_word_embeddings", default=False),
         moe=_moe(fields, family, num_layers),
         dtype=_dtype(fields),
+        fp8=parse_quantization_config(fields),
     )
 
 
@@ -177,10 +181,6 @@ def _refuse_unsupported(fields: Fields) -> None:
     act = fields.raw.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
         raise fields.error("hidden_act", "is not supported; supported: silu")
-    if fields.raw.get("quantization_config") is not None:
-        raise LoadError(
-            f"{fields.source}: quantization_config is not supported: serve a checkpoint in float32, bfloat16 or float16"
-        )
     if fields.raw.get("is_encoder_decoder"):
         raise fields.error("is_encoder_decoder", "is not supported; supported: decoder-only models")
 

@@ -9,16 +9,20 @@ Shapes: T tokens, H query heads, K kv heads, D head dim, E hidden size, S sample
 Must not know requests or plans: it sees tokens, positions, slots and block tables.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from quire_kernels.cpu.native_stack import StackShape
 from quire_kernels.ops import Ops
+from quire_kernels.quantize_fp8 import FP8
 from quire_kernels.rotary import rotary_cos_sin
 from quire_kernels.rotate_and_store import CacheTarget
 from quire_worker.models.config import ModelConfig
 from quire_worker.models.fused import DenseLayer, Ends, FusedDecoder, fuse
 from quire_worker.models.kv_groups import KVPlace
+from quire_worker.models.kv_scales import KVScales
 from quire_worker.models.linear import LinearFactory, LoadedLinear, Part
 from quire_worker.models.moe import MoeBlock
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
@@ -45,7 +49,13 @@ class Decoder:
         self._norms = _Norms(slots, device, dtype)
         self._ops = ops
         self._eps = config.rms_norm_eps
-        self._layers = [_Layer(i, config, linears, self._norms, ops, places[i]) for i in range(config.num_layers)]
+        kv_scales = [
+            KVScales(slots, f"model.layers.{i}.self_attn", config.num_kv_heads, device)
+            for i in range(config.num_layers)
+        ]
+        self._layers = [
+            _Layer(i, config, linears, self._norms, ops, places[i], kv_scales[i]) for i in range(config.num_layers)
+        ]
         leaders = {place.group: layer.attention for layer, place in zip(self._layers, places, strict=True)}
         self._group_leaders = [leaders[group] for group in range(len(leaders))]
         self._norm = self._norms.declare("model.norm.weight", config.hidden_size)
@@ -78,7 +88,10 @@ class Decoder:
         return self._linears.size_bytes + rest * self._embedding.dtype.itemsize
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
-        """kv_cache [N blocks, layers of a group, 2, K, block size, D], contiguous; layers of different groups share its blocks."""
+        """kv_cache [N blocks, layers of a group, 2, K, block size, D], contiguous; layers of different groups share its blocks.
+
+        Of float8_e4m3fn, it is used with the checkpoint's scales, or 1.
+        """
         for layer in self._layers:
             layer.attention.bind_kv_cache(kv_cache)
         self._fused = self._fuse()
@@ -178,9 +191,10 @@ class _Layer:
         norms: _Norms,
         ops: Ops,
         place: KVPlace,
+        kv_scales: KVScales,
     ) -> None:
         name = f"model.layers.{index}"
-        self.attention = _Attention(name, config, linears, norms, ops, place, config.windows[index])
+        self.attention = _Attention(name, config, linears, norms, ops, place, config.windows[index], kv_scales)
         self._mlp: MoeBlock | _Mlp
         if config.moe is not None and index in config.moe.layers:
             self._mlp = MoeBlock(name, config, config.moe, linears, ops)
@@ -260,6 +274,7 @@ class _Attention:
         ops: Ops,
         place: KVPlace,
         window: int | None,
+        kv_scales: KVScales,
     ) -> None:
         self._num_heads, self._num_kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -293,6 +308,8 @@ class _Attention:
         self.window = window
         self._place = place
         self._ops = ops
+        self._loaded_kv_scales = kv_scales
+        self._kv_scales: Tensor | None = None
         self.k_cache = self.v_cache = torch.empty(0)
 
     @property
@@ -308,13 +325,15 @@ class _Attention:
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         self.k_cache = kv_cache[:, self._place.layer, 0]
         self.v_cache = kv_cache[:, self._place.layer, 1]
+        self._kv_scales = self._loaded_kv_scales.tensor if kv_cache.dtype == FP8 else None
 
     def __call__(
         self, x: Tensor, step: StepInputs, cos_sin: Tensor, plans: tuple[object, ...], *, is_last: bool
     ) -> Tensor:
         """x [T, E] normalised; the result [T, E], or [S, E] in the last layer."""
         q_THD, k_TKD, v_TKD = self._project(x)
-        target = CacheTarget(k_cache=self.k_cache, v_cache=self.v_cache, slots=step.slots[self._place.group])
+        slots = step.slots[self._place.group]
+        target = CacheTarget(k_cache=self.k_cache, v_cache=self.v_cache, slots=slots, kv_scales=self._kv_scales)
         q_THD = self._ops.rotate_and_store(
             q_THD, k_TKD, v_TKD, step.positions, cos_sin, target, norms=self.norms, eps=self._eps
         )
@@ -332,7 +351,12 @@ class _Attention:
         return q_THD, k_TKD, v_TKD
 
     def _attend(self, q_THD: Tensor, attention: AttentionInputs, plan: object) -> Tensor:
-        out = self._ops.paged_attention(
+        attend = (
+            self._ops.paged_attention
+            if self._kv_scales is None
+            else partial(self._ops.paged_attention_fp8, kv_scales=self._kv_scales)
+        )
+        out = attend(
             q_THD,
             self.k_cache,
             self.v_cache,

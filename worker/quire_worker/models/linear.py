@@ -24,12 +24,19 @@ from torch import Tensor
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.cpu.linear import NativeLinear, NativeLinears, NativeWeight
 from quire_kernels.cpu.native_library import NativeLibrary
+from quire_kernels.ops import Ops
+from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8
+from quire_worker.models.fp8_weights import StoredFp8, dequantise
+from quire_worker.models.weight_assembly import Assembly, Packing
 from quire_worker.models.weight_slots import WeightSlots
 
 Shard = Literal["column", "row", "replicated"]
 """How tensor parallelism splits the layer: its outputs, its inputs, not at all."""
-Quantization = Literal["none", "int8"]
-"""int8: W8A8, int8 weights by output and int8 inputs by row, made here from float checkpoints; C++ only."""
+Quantization = Literal["none", "int8", "fp8"]
+"""Of float checkpoints, while they are loaded: W8A8, weights with a scale for each output, inputs with one for each row.
+
+int8: C++ only. fp8 (E4M3): where FP8 operations are given.
+"""
 
 _PLAIN_ROWS = 12
 """F.linear on a CPU is the same from so many rows on, and at none in between that is not a multiple of it."""
@@ -60,16 +67,27 @@ class LinearFactory:
         *,
         library: NativeLibrary | None = None,
         quantization: Quantization = "none",
+        stored_fp8: StoredFp8 | None = None,
+        fp8_ops: Ops | None = None,
     ) -> None:
-        """`library`: the C++ kernels of this CPU, if there are any."""
+        """`library`: the C++ kernels of this CPU, if there are any. `stored_fp8`: the checkpoint's FP8 weights, if it has any.
+
+        fp8_ops: what computes FP8 layers; None: none are, and FP8 weights are dequantised as they come.
+        """
         self._slots = slots
         self._device = device
         self._dtype = dtype
         self.library = library if device.type == "cpu" and dtype in NATIVE_DTYPES else None
         """What multiplies; None: torch."""
         self._native = None if self.library is None else NativeLinears(self.library)
-        assert quantization == "none" or self._native is not None
+        assert quantization != "int8" or self._native is not None
+        assert quantization != "fp8" or fp8_ops is not None
+        assert self._native is None or fp8_ops is None
         self._quantization = quantization
+        self._stored_fp8 = stored_fp8
+        self._fp8_ops = fp8_ops
+        self.dequantised: list[str] = []
+        """Layers that are FP8 in the checkpoint and floats here."""
         self.num_parameters = 0
         self.size_bytes = 0
         """Of the weights declared, without padding."""
@@ -92,7 +110,9 @@ class LinearFactory:
         parts = parts or (Part(name=name, out_features=out_features),)
         assert sum(part.out_features for part in parts) == out_features
         layer = LoadedLinear()
-        if self._native is None:
+        if self._fp8_ops is not None and self._is_fp8(parts, in_features, is_exact=is_exact):
+            self._assemble_fp8(layer, self._fp8_ops, parts, in_features, bias)
+        elif self._native is None:
             self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
         else:
             self._pack_natively(layer, self._native, parts, in_features, bias, is_exact=is_exact)
@@ -134,10 +154,39 @@ class LinearFactory:
         self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
         return stack
 
+    def _is_fp8(self, parts: tuple[Part, ...], in_features: int, *, is_exact: bool) -> bool:
+        """A projection is FP8 if all of its parts are in the checkpoint, or if none is and it is to be quantised here."""
+        are_stored = [self._is_stored_fp8(part.name) for part in parts]
+        is_blocks = self._stored_fp8 is not None and self._stored_fp8.format.is_blocks and any(are_stored)
+        if not can_be_fp8(in_features, [part.out_features for part in parts], is_blocks=is_blocks):
+            return False
+        return all(are_stored) or (self._quantization == "fp8" and not any(are_stored) and not is_exact)
+
+    def _is_stored_fp8(self, name: str) -> bool:
+        return self._stored_fp8 is not None and name in self._stored_fp8.layers
+
+    def _assemble_fp8(
+        self, layer: "LoadedLinear", ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool
+    ) -> None:
+        stored = self._stored_fp8 if self._is_stored_fp8(parts[0].name) else None
+        assembly = Fp8Assembly(
+            ops=ops,
+            shape=(sum(part.out_features for part in parts), in_features),
+            is_blocks=stored is not None and stored.format.is_blocks,
+            has_bias=bias,
+            device=self._device,
+            dtype=self._dtype,
+            missing=len(parts) * (1 + bias),
+            finish=layer.set,
+        )
+        accept_bias = assembly.accept_bias if bias else None
+        accept_fp8 = None if stored is None else assembly.accept_fp8
+        self._declare(parts, in_features, 1, assembly.accept_weight, accept_bias, accept_fp8)
+
     def _assemble(
         self, parts: tuple[Part, ...], in_features: int, bias: bool, use: Callable[[Tensor, Tensor | None], None]
     ) -> None:
-        assembly = _Assembly(
+        assembly = Assembly(
             shape=(sum(part.out_features for part in parts), in_features),
             device=self._device,
             dtype=self._dtype,
@@ -160,7 +209,7 @@ class LinearFactory:
     ) -> None:
         out_features = sum(part.out_features for part in parts)
         is_int8 = self._quantization == "int8" and not is_exact
-        packing = _Packing(
+        packing = Packing(
             make=lambda: native.empty(
                 out_features, in_features, self._dtype, has_bias=bias, gate_up=is_gated, is_int8=is_int8
             ),
@@ -178,11 +227,17 @@ class LinearFactory:
         itemsize: int,
         accept_weight: "_Accept",
         accept_bias: "_Accept | None",
+        accept_fp8: "_AcceptFp8 | None" = None,
     ) -> None:
+        """`accept_fp8` takes FP8 weights as they are; None: they are dequantised for `accept_weight`."""
         start = 0
         for part in parts:
             shape = (part.out_features, in_features)
-            self._slots.declare(f"{part.name}.weight", shape, _from_row(accept_weight, start))
+            if self._stored_fp8 is not None and self._is_stored_fp8(part.name):
+                accept = accept_fp8 or self._dequantising(part.name, accept_weight)
+                self._stored_fp8.declare(self._slots, part.name, shape, _pair_from_row(accept, start))
+            else:
+                self._slots.declare(f"{part.name}.weight", shape, _from_row(accept_weight, start))
             self.num_parameters += part.out_features * in_features
             self.size_bytes += part.out_features * in_features * itemsize
             if accept_bias is not None:
@@ -191,85 +246,26 @@ class LinearFactory:
                 self.size_bytes += part.out_features * self._dtype.itemsize
             start += part.out_features
 
+    def _dequantising(self, name: str, accept: "_Accept") -> "_AcceptFp8":
+        self.dequantised.append(name)
+        device, dtype = self._device, self._dtype
+        return lambda values, scales, first_row: accept(
+            dequantise(values.to(device), scales.to(device), dtype), first_row
+        )
+
 
 _Accept = Callable[[Tensor, int], None]
 """(tensor, its first row in the projection)"""
+_AcceptFp8 = Callable[[Tensor, Tensor, int], None]
+"""(values, scales, their first row in the projection)"""
 
 
 def _from_row(accept: _Accept, first_row: int) -> Callable[[Tensor], None]:
     return lambda tensor: accept(tensor, first_row)
 
 
-class _Assembly:
-    """The tensors of a projection on their way in; let go of as soon as the last one is there."""
-
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, int],
-        device: torch.device,
-        dtype: torch.dtype,
-        missing: int,
-        finish: Callable[[Tensor, Tensor], None],
-    ) -> None:
-        self._shape = shape
-        self._device, self._dtype = device, dtype
-        self._weight = self._bias = torch.empty(0)
-        self._missing = missing
-        self._finish = finish
-
-    def accept_weight(self, tensor: Tensor, first_row: int) -> None:
-        self._weight = self._placed(tensor, self._weight, self._shape, first_row)
-        self._one_arrived()
-
-    def accept_bias(self, tensor: Tensor, first_row: int) -> None:
-        self._bias = self._placed(tensor, self._bias, self._shape[:1], first_row)
-        self._one_arrived()
-
-    def _placed(self, tensor: Tensor, whole: Tensor, shape: tuple[int, ...], first_row: int) -> Tensor:
-        if tensor.shape == shape:
-            return tensor.to(device=self._device, dtype=self._dtype)
-        if whole.shape != shape:
-            whole = torch.empty(shape, device=self._device, dtype=self._dtype)
-        whole[first_row : first_row + tensor.shape[0]].copy_(tensor)
-        return whole
-
-    def _one_arrived(self) -> None:
-        self._missing -= 1
-        if self._missing == 0:
-            weight, bias = self._weight, self._bias
-            self._weight = self._bias = torch.empty(0)
-            self._finish(weight, bias)
-
-
-class _Packing:
-    """The same on the way into a packed weight, which takes its memory when the first tensor comes."""
-
-    def __init__(
-        self, *, make: Callable[[], NativeWeight], missing: int, finish: Callable[[NativeWeight], None]
-    ) -> None:
-        self._make = make
-        self._weight: NativeWeight | None = None
-        self._missing = missing
-        self._finish = finish
-
-    def accept_weight(self, tensor: Tensor, first_row: int) -> None:
-        self._made().pack_rows(tensor, first_row)
-        self._one_arrived()
-
-    def accept_bias(self, tensor: Tensor, first_row: int) -> None:
-        self._made().pack_bias(tensor, first_row)
-        self._one_arrived()
-
-    def _made(self) -> NativeWeight:
-        self._weight = self._weight or self._make()
-        return self._weight
-
-    def _one_arrived(self) -> None:
-        self._missing -= 1
-        if self._missing == 0:
-            self._finish(self._made())
-            self._weight = None
+def _pair_from_row(accept: _AcceptFp8, first_row: int) -> Callable[[Tensor, Tensor], None]:
+    return lambda values, scales: accept(values, scales, first_row)
 
 
 class LoadedLinear:

@@ -13,14 +13,17 @@ from torch import Tensor
 from quire_worker.errors import LoadError
 from quire_worker.models.safetensors_reader import Checkpoint
 
-_SUPPORTED_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FP8_TYPES = frozenset({"F8_E4M3"})
 _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Slot:
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     accept: Callable[[Tensor], None]
+    types: frozenset[str]
+    is_optional: bool
 
 
 class WeightSlots:
@@ -30,10 +33,22 @@ class WeightSlots:
         self._slots: dict[str, _Slot] = {}
         self._ignored_suffixes: list[str] = []
 
-    def declare(self, name: str, shape: tuple[int, ...], accept: Callable[[Tensor], None]) -> None:
-        """`accept` is called once, with a CPU tensor of the checkpoint's dtype that it may keep."""
+    def declare(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        accept: Callable[[Tensor], None],
+        *,
+        other_shapes: tuple[tuple[int, ...], ...] = (),
+        types: frozenset[str] = FLOAT_TYPES,
+        is_optional: bool = False,
+    ) -> None:
+        """`accept` is called once, with a CPU tensor of the checkpoint's dtype that it may keep; not at all if it is optional and absent.
+
+        other_shapes: also right. types: as safetensors name them.
+        """
         assert name not in self._slots, f"{name} declared twice"
-        self._slots[name] = _Slot(shape=shape, accept=accept)
+        self._slots[name] = _Slot(shapes=(shape, *other_shapes), accept=accept, types=types, is_optional=is_optional)
 
     def ignore(self, suffix: str) -> None:
         """Tensors whose names end so are of no use here and may be present."""
@@ -41,18 +56,20 @@ class WeightSlots:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every declared tensor, by name."""
-        return {name: slot.shape for name, slot in self._slots.items()}
+        """Of every tensor that must be there, by name."""
+        return {name: slot.shapes[0] for name, slot in self._slots.items() if not slot.is_optional}
 
     def load(self, checkpoint: Checkpoint, source: str) -> None:
         """Fill every slot. Raises LoadError naming tensors that are missing, unexpected or of the wrong shape; `source` is the folder."""
         self._check_names(checkpoint, source)
         self._check_shapes(checkpoint)
-        for name, tensor in checkpoint.stream(set(self._slots)):
+        for name, tensor in checkpoint.stream(self._slots.keys() & checkpoint.entries.keys()):
             self._slots[name].accept(tensor)
 
     def _check_names(self, checkpoint: Checkpoint, source: str) -> None:
-        missing = [name for name in self._slots if name not in checkpoint.entries]
+        missing = [
+            name for name, slot in self._slots.items() if name not in checkpoint.entries and not slot.is_optional
+        ]
         if missing:
             raise LoadError(f"{source} lacks {_listed(missing)} that config.json calls for: are both of one model?")
         unexpected = [
@@ -68,15 +85,18 @@ class WeightSlots:
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
         for name, slot in self._slots.items():
-            entry = checkpoint.entries[name]
-            if entry.shape != slot.shape:
+            entry = checkpoint.entries.get(name)
+            if entry is None:
+                continue
+            if entry.shape not in slot.shapes:
                 raise LoadError(
-                    f"{entry.path}: the tensor {name} has the shape {list(entry.shape)} where config.json calls for {list(slot.shape)}"
+                    f"{entry.path}: the tensor {name} has the shape {list(entry.shape)} where config.json calls for "
+                    f"{' or '.join(str(list(shape)) for shape in slot.shapes)}"
                 )
-            if entry.type_name not in _SUPPORTED_TYPES:
+            if entry.type_name not in slot.types:
                 raise LoadError(
                     f"{entry.path}: the tensor {name} is {entry.type_name}, which is not supported: "
-                    "serve a checkpoint in float32, bfloat16 or float16"
+                    "serve a checkpoint in float32, bfloat16 or float16, or one in FP8 whose quantization_config says so"
                 )
 
 

@@ -143,4 +143,4 @@ def _resolved(node: Schema, defs: Schema) -> Schema:
 
 def _described(node: Schema) -> str:
     text = " ".join(str(node["description"]).split())
-    return f"{text} (Refused by this version: it needs {node[NOT_YET_KEY]}.)" if NOT_YET_KEY in node else text
+    return f"{text} ({node[NOT_YET_KEY]})" if NOT_YET_KEY in node else text

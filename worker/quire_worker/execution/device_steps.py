@@ -1,0 +1,192 @@
+"""Steps on a GPU: rows resident there, inputs derived there, decode steps replayed as graphs. Nothing here waits for the device.
+
+    changes    new rows, grown tables, sampling parameters     one upload, in steps that have any
+    inputs     scheduled rows, where each one's tokens begin   one upload a step
+
+What a step computes depends on the host only through these and through shapes, so steps of one shape are one recording: of all rows no
+longer than the tables are wide, each with one token. A recording reads its row numbers where every upload of inputs puts them; rows of
+padding are -1, and change nothing.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire_kernels.ops import Ops
+from quire_kernels.prepare_inputs import StepTensors
+from quire_worker.execution.graphs import DecodeGraphs, Recording, Shape
+from quire_worker.execution.prepared_step import NO_ROWS, SampledRows
+from quire_worker.execution.rows import DeviceRows, Ints
+from quire_worker.execution.sampling_rows import SamplingRows
+from quire_worker.execution.staging import ALIGNMENT, Staging
+from quire_worker.models.decoder import Decoder
+from quire_worker.models.step_inputs import AttentionInputs, StepInputs
+from quire_worker.plan import StepPlan
+
+_CHANGES_BYTES = 1 << 16
+_PADDING = -1
+
+
+class DeviceSteps:
+    """See runner.Steps."""
+
+    def __init__(
+        self,
+        *,
+        model: Decoder,
+        rows: DeviceRows,
+        params: SamplingRows,
+        ops: Ops,
+        graphs: DecodeGraphs | None,
+    ) -> None:
+        """graphs: None: every step is launched operation by operation."""
+        self._model = model
+        self._rows = rows
+        self._params = params
+        self._ops = ops
+        self._graphs = graphs
+        most = max(rows.state.num_computed.shape[0], 0 if graphs is None else graphs.sizes[-1])
+        self._changes = Staging(rows.device, _CHANGES_BYTES)
+        # Four arrays of 8 bytes a row at most; it must not grow, as recordings know its address.
+        self._inputs = Staging(rows.device, 4 * (8 * (most + 1) + ALIGNMENT))
+        self._every = torch.arange(most + 1, dtype=torch.int32, device=rows.device)
+        self._logits: Tensor | None = None
+
+    def run(self, plan: StepPlan) -> tuple[Tensor | None, SampledRows]:
+        """See runner.Steps."""
+        self._send_changes(plan)
+        if not plan.rows:
+            return None, NO_ROWS
+        row_ids = np.array(plan.rows, np.int64)
+        counts = np.array(plan.num_tokens, np.int64)
+        seq_lens = self._rows.host_num_computed[row_ids] + counts
+        is_sampled = seq_lens == self._rows.host_num_tokens[row_ids]
+        self._rows.host_num_computed[row_ids] = seq_lens
+        num_blocks = -(-int(seq_lens.max()) // self._rows.block_size)
+        if is_sampled.all() and counts.max() == 1:
+            return self._decode(row_ids, num_blocks)
+        return self._mixed(row_ids, counts, is_sampled, num_blocks)
+
+    def prepare(self, *, is_smallest: bool = False) -> int:
+        """See runner.Steps."""
+        if self._graphs is None:
+            return 0
+        shapes = self._graphs.all_shapes
+        self._recording(self._graphs, shapes[0] if is_smallest else shapes[-1])
+        return len(shapes) - 1
+
+    def _send_changes(self, plan: StepPlan) -> None:
+        changes = self._rows.changes(plan)
+        if not changes:
+            return
+        num_changes = len(changes)
+        if plan.new_rows:
+            changes += self._params.changes(plan.new_rows)
+        on_device = self._changes.send(changes)
+        self._rows.accept(on_device[:num_changes])
+        if plan.new_rows:
+            self._params.accept(on_device[num_changes:])
+
+    def _decode(self, row_ids: Ints, num_blocks: int) -> tuple[Tensor | None, SampledRows]:
+        """One token in every row, each of which is sampled."""
+        num_rows = len(row_ids)
+        graphs = self._graphs
+        shape = None if graphs is None else graphs.shape_for(num_rows, num_blocks)
+        recording = None if graphs is None or shape is None else self._recording(graphs, shape)
+        if recording is None or shape is None:
+            (on_device,) = self._inputs.send([row_ids])
+            logits = self._model(self._decode_inputs(on_device, num_blocks))
+        else:
+            padded = np.full(shape[0], _PADDING, np.int64)
+            padded[:num_rows] = row_ids
+            (on_device,) = self._inputs.send([padded])
+            recording.replay()
+            assert self._logits is not None
+            logits = self._logits[:num_rows]
+        return logits, SampledRows(rows=row_ids, rows_on_device=on_device[:num_rows])
+
+    def _recording(self, graphs: DecodeGraphs, shape: Shape) -> Recording | None:
+        found = graphs.find(shape)
+        if found is None and graphs.is_recording:
+            self._inputs.send([np.full(shape[0], _PADDING, np.int64)])
+            found = graphs.record(shape, partial(self._run_shape, graphs, shape))
+        return found
+
+    def _run_shape(self, graphs: DecodeGraphs, shape: Shape) -> None:
+        """What is recorded: the rows whose numbers lie where inputs are sent, into the shared logits."""
+        num_rows, num_blocks = shape
+        row_ids = self._inputs.first(num_rows, torch.int64)
+        logits = self._model(self._decode_inputs(row_ids, num_blocks))
+        assert logits is not None
+        if self._logits is None:
+            # Outside the recordings' memory, which the next recording may use.
+            self._logits = logits.new_empty(graphs.sizes[-1], logits.shape[1])
+        self._logits[:num_rows].copy_(logits)
+
+    def _decode_inputs(self, row_ids: Tensor, num_blocks: int) -> StepInputs:
+        num_rows = row_ids.shape[0]
+        query_starts = self._every[: num_rows + 1]
+        found = self._prepare(row_ids, query_starts, num_tokens=num_rows, num_blocks=num_blocks)
+        attention = AttentionInputs(
+            block_tables=found.block_tables.unbind(),
+            query_starts=query_starts,
+            seq_lens=found.seq_lens,
+            max_query_len=1,
+            max_seq_len=num_blocks * self._rows.block_size,
+        )
+        return StepInputs(
+            token_ids=found.token_ids,
+            positions=found.positions,
+            slots=found.slots.unbind(),
+            attention=attention,
+            sampled_tokens=None,
+            sampled_attention=attention,
+            num_sampled=num_rows,
+        )
+
+    def _mixed(
+        self, row_ids: Ints, counts: Ints, is_sampled: np.ndarray[tuple[int], np.dtype[np.bool_]], num_blocks: int
+    ) -> tuple[Tensor | None, SampledRows]:
+        """Any number of tokens in each row."""
+        starts = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        picked = np.flatnonzero(is_sampled)
+        sampled = row_ids[picked]
+        last = starts[1:][picked].astype(np.int64) - 1
+        rows_on_device, picked_on_device, last_on_device, starts_on_device = self._inputs.send(
+            [row_ids, picked, last, starts]
+        )
+        num_tokens = int(starts[-1])
+        found = self._prepare(rows_on_device, starts_on_device, num_tokens=num_tokens, num_blocks=num_blocks)
+        max_seq_len = num_blocks * self._rows.block_size
+        inputs = StepInputs(
+            token_ids=found.token_ids,
+            positions=found.positions,
+            slots=found.slots.unbind(),
+            attention=AttentionInputs(
+                block_tables=found.block_tables.unbind(),
+                query_starts=starts_on_device,
+                seq_lens=found.seq_lens,
+                max_query_len=int(counts.max()),
+                max_seq_len=max_seq_len,
+            ),
+            sampled_tokens=last_on_device,
+            # One query, the last, of each sampled row.
+            sampled_attention=AttentionInputs(
+                block_tables=found.block_tables.index_select(1, picked_on_device).unbind(),
+                query_starts=self._every[: len(sampled) + 1],
+                seq_lens=found.seq_lens.index_select(0, picked_on_device),
+                max_query_len=1,
+                max_seq_len=max_seq_len,
+            ),
+            num_sampled=len(sampled),
+        )
+        sampled_on_device = rows_on_device.index_select(0, picked_on_device)
+        return self._model(inputs), SampledRows(rows=sampled, rows_on_device=sampled_on_device)
+
+    def _prepare(self, row_ids: Tensor, query_starts: Tensor, *, num_tokens: int, num_blocks: int) -> StepTensors:
+        return self._ops.prepare_inputs(
+            row_ids, query_starts, self._rows.state, num_tokens=num_tokens, num_blocks=num_blocks
+        )
