@@ -9,7 +9,7 @@ from quire_kernels.cpu.native_library import NativeLibrary
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5 * 2**-7}
-"""Two roundings of bfloat16 follow each other: where the first falls to the other side of a tie, the product may be a unit and a half away."""
+"""Two roundings of bfloat16 follow each other: where the first falls to a tie's other side, the product may be a unit and a half away."""
 
 
 @pytest.fixture(autouse=True)
