@@ -4,7 +4,7 @@
 
     logits    [R, V] float32   changed in place; V contiguous
     row_idx   [n] int64        a row each; -1 marks padding and is skipped
-    ids       [n] int64        a token id each; no (row, id) pair appears twice in one call
+    ids       [n] int64        a token id each, skipped outside [0, V); no (row, id) pair appears twice in one call
     values    [n] float32      added; -inf forbids the token
 
 `apply_bitmask`: allowed token ids and grammars.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 def apply_bias_reference(logits_RV: Tensor, row_idx: Tensor, ids: Tensor, values: Tensor) -> None:
     """One scatter: the fast way on a CPU too."""
-    kept = row_idx >= 0
+    kept = (row_idx >= 0) & (ids >= 0) & (ids < logits_RV.shape[1])
     logits_RV.index_put_((row_idx[kept], ids[kept]), values[kept], accumulate=True)
 
 

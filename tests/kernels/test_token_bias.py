@@ -7,14 +7,14 @@ from quire_kernels.ops import OpsName, load_ops
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
-def test_values_are_added_where_they_belong_and_padding_is_skipped(name: OpsName) -> None:
+def test_values_are_added_where_they_belong_and_padding_and_unknown_ids_are_skipped(name: OpsName) -> None:
     logits = torch.zeros(3, 50)
 
     load_ops(name).apply_bias(
         logits,
-        torch.tensor([0, 2, -1, 2]),
-        torch.tensor([7, 49, 0, 1]),
-        torch.tensor([1.5, float("-inf"), 9.0, -2.0]),
+        torch.tensor([0, 2, -1, 2, 1, 0]),
+        torch.tensor([7, 49, 0, 1, 50, -3]),
+        torch.tensor([1.5, float("-inf"), 9.0, -2.0, 4.0, 4.0]),
     )
 
     assert {tuple(at): logits[tuple(at)].item() for at in logits.nonzero().tolist()} == {

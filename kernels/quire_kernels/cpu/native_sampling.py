@@ -31,7 +31,7 @@ class NativeSampling:
         self._scratch_bytes = call("quire_sample_scratch_bytes", (_I, _I), _I)
         self._penalties = call("quire_apply_penalties", (_P, _I, _I, _I, _P, _P, _P, _P, _P, _P), None)
         self._count = call("quire_count_tokens", (_P, _I, _I, _P, _P), None)
-        self._bias = call("quire_apply_bias", (_P, _I, _I, _P, _P, _P), None)
+        self._bias = call("quire_apply_bias", (_P, _I, _I, _I, _P, _P, _P), None)
         self._bitmask = call("quire_apply_bitmask", (_P, _I, _I, _I, _P, _P), None)
         self._logprobs = call("quire_top_logprobs", (_P, c_int32, _I, _I, _I, _P, _I, _P, _P, _P, _P), None)
         self._scratch = torch.empty(0, dtype=torch.uint8)
@@ -93,7 +93,7 @@ class NativeSampling:
     def apply_bias(self, logits_RV: Tensor, row_idx: Tensor, ids: Tensor, values: Tensor) -> None:
         """In place, float32."""
         pointers = (row_idx.data_ptr(), ids.data_ptr(), values.data_ptr())
-        self._bias(logits_RV.data_ptr(), _size(logits_RV)[2], ids.numel(), *pointers)
+        self._bias(logits_RV.data_ptr(), *_size(logits_RV)[1:], ids.numel(), *pointers)
 
     def apply_bitmask(self, logits_RV: Tensor, rows: Tensor, bitmask: Tensor) -> None:
         """In place, float32."""

@@ -12,11 +12,12 @@ from quire_kernels.launch_configs import row_config
 
 
 @triton.jit(do_not_specialize=["num_entries"])
-def bias_kernel(logits, row_idx, ids, values, num_entries, logits_stride_r, BLOCK: tl.constexpr):
+def bias_kernel(logits, row_idx, ids, values, num_entries, vocab_size, logits_stride_r, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(row_idx + i, mask=i < num_entries, other=-1)
-    kept = row >= 0
-    at = logits + row * logits_stride_r + tl.load(ids + i, mask=kept, other=0)
+    token = tl.load(ids + i, mask=row >= 0, other=-1)
+    kept = (row >= 0) & (token >= 0) & (token < vocab_size)
+    at = logits + row * logits_stride_r + token
     value = tl.load(at, mask=kept, other=0.0) + tl.load(values + i, mask=kept, other=0.0)
     tl.store(at, value, mask=kept)
 
@@ -46,6 +47,7 @@ def apply_bias_triton(logits_RV: Tensor, row_idx: Tensor, ids: Tensor, values: T
         ids,
         values,
         row_idx.shape[0],
+        logits_RV.shape[1],
         logits_RV.stride(0),
         BLOCK=config.block,
         num_warps=config.num_warps,

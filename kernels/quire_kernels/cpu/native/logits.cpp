@@ -147,10 +147,11 @@ QUIRE_API void quire_count_tokens(int32_t* output_counts, int64_t vocab_size, in
         if (slots[row] >= 0 && token_ids[row] >= 0) output_counts[slots[row] * vocab_size + token_ids[row]]++;
 }
 
-QUIRE_API void quire_apply_bias(float* logits, int64_t stride, int64_t count, const int64_t* rows, const int64_t* ids,
-                                const float* values) {
+QUIRE_API void quire_apply_bias(float* logits, int64_t vocab_size, int64_t stride, int64_t count, const int64_t* rows,
+                                const int64_t* ids, const float* values) {
+    // Ids of checkpoints and clients come this far: one outside the vocabulary must not reach memory outside the row.
     for (int64_t i = 0; i < count; i++)
-        if (rows[i] >= 0) logits[rows[i] * stride + ids[i]] += values[i];
+        if (rows[i] >= 0 && ids[i] >= 0 && ids[i] < vocab_size) logits[rows[i] * stride + ids[i]] += values[i];
 }
 
 QUIRE_API void quire_apply_bitmask(float* logits, int64_t vocab_size, int64_t stride, int64_t num_masks, const int64_t* rows,
