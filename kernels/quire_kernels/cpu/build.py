@@ -73,7 +73,7 @@ def find_library() -> Library:
             return Library(path, isa, "cached")
         build_library(compiler, isa, path)
         _forget_old(folder, isa)
-    except (OSError, BuildError) as error:
+    except (OSError, RuntimeError, BuildError) as error:  # RuntimeError: a user without a home
         return Library(None, "", str(error))
     return Library(path, isa, "compiled now")
 
@@ -142,7 +142,10 @@ def _cache_folder() -> Path:
     """Ours alone to write. Raises OSError where that cannot be had."""
     folder = Path.home() / ".cache" / "quire" / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_ours(folder):
+    is_under_others = any(
+        above.stat().st_uid not in (0, os.geteuid()) for above in (folder.parent, folder.parent.parent)
+    )
+    if is_under_others or not _is_ours(folder):
         raise PermissionError(f"{folder} could be written by others: chmod 700 it")
     return folder
 

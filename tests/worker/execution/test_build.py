@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from quire_kernels.cpu.native_library import native_library
 from quire_kernels.ops import load_ops
 from quire_worker.errors import LoadError
 from quire_worker.execution.build import build_runner
@@ -57,7 +56,6 @@ def test_the_runner_says_what_it_is(model_dir):
     runner.close()
 
 
-@pytest.mark.skipif(native_library() is None, reason="needs the C++ ops")
 def test_int8_takes_a_byte_for_each_parameter_of_a_projection(model_dir):
     runner, info = build_runner(options(model_dir, quantization="int8"))
 

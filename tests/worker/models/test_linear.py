@@ -96,7 +96,6 @@ def test_a_gated_projection_gives_the_activation_of_its_parts(tmp_path, library)
     torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.skipif(LIBRARY is None, reason="needs the C++ ops")
 def test_int8_quantises_projections_but_not_those_that_must_be_exact(tmp_path):
     weight = torch.randn(32, 64).bfloat16()
 
