@@ -66,6 +66,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     adapter: str | None = None
     priority: int = 0
     """Not looked at: requests are served first come, first served."""
+    grammar: str | None = None
+    """What the output must match: a Lark grammar in llguidance's dialect (https://github.com/guidance-ai/llguidance, docs/syntax.md)."""
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

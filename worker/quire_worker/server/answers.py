@@ -10,7 +10,9 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from quire_contract.openai.errors import ApiError
 from quire_contract.openai.responses import (
+    SSE_DONE,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -20,6 +22,7 @@ from quire_contract.openai.responses import (
     CompletionChoice,
     FinishReason,
     ResponseMessage,
+    StreamError,
     Usage,
     sse_event,
 )
@@ -47,11 +50,21 @@ ShownUsage = Usage | UnsetType | None
 class Answer(Protocol):
     """One answer's form."""
 
+    def begin(self, usage: Usage) -> bytes:
+        """What a stream starts with, before any piece; `usage` knows the prompt only."""
+        ...
+
     def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
         """The SSE events of these pieces, in one run of bytes."""
         ...
 
-    def usage_event(self, usage: Usage) -> bytes: ...
+    def end(self, usage: Usage, *, include_usage: bool) -> bytes:
+        """What a stream ends with, after every choice's finish reason."""
+        ...
+
+    def error(self, error: ApiError) -> bytes:
+        """What a stream ends with when it breaks."""
+        ...
 
     def whole(self, choices: Sequence["Gathered"], usage: Usage) -> bytes:
         """The JSON of the answer in one go."""
@@ -82,6 +95,11 @@ class Gathered:
         """The finish reason of a choice that has ended."""
         assert self.finish_reason is not None, "the choice has not ended"
         return _finish_reasons[self.finish_reason]
+
+
+def stream_error(error: ApiError) -> bytes:
+    """An error inside a stream as OpenAI's clients read it."""
+    return sse_event(StreamError(error.detail())) + SSE_DONE
 
 
 class ChatAnswer:
@@ -115,8 +133,16 @@ class ChatAnswer:
                 events.append(self._event([closing], usage))
         return b"".join(events)
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return self._event([], usage)
+    def begin(self, usage: Usage) -> bytes:
+        del usage
+        return b""
+
+    def end(self, usage: Usage, *, include_usage: bool) -> bytes:
+        """A chunk without choices brings the usage."""
+        return (self._event([], usage) if include_usage else b"") + SSE_DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return stream_error(error)
 
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
         head = self._head
@@ -153,8 +179,16 @@ class CompletionAnswer:
         """One event a piece; the last one of a choice has its finish reason."""
         return b"".join(self._event([self._choice(index, piece)], usage) for index, piece in arrived)
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return self._event([], usage)
+    def begin(self, usage: Usage) -> bytes:
+        del usage
+        return b""
+
+    def end(self, usage: Usage, *, include_usage: bool) -> bytes:
+        """A chunk without choices brings the usage."""
+        return (self._event([], usage) if include_usage else b"") + SSE_DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return stream_error(error)
 
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
         shown = [

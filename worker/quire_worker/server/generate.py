@@ -21,7 +21,7 @@ from quire_contract.openai.requests import (
     StreamOptions,
     stop_strings,
 )
-from quire_contract.openai.responses import SSE_DONE, StreamError, Usage, sse_event, usage_of
+from quire_contract.openai.responses import Usage, usage_of
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Gathered, Head, ShownUsage
@@ -157,17 +157,18 @@ async def _stream(
     arrived = await generation.next()
     response = web.StreamResponse(headers=_STREAM_HEADERS)
     await response.prepare(http)
+    begin = answer.begin(_usage(generation))
     try:
         while not generation.done:
-            await response.write(answer.events(arrived, _shown_usage(generation, options)))
+            await response.write(begin + answer.events(arrived, _shown_usage(generation, options)))
+            begin = b""
             arrived = await generation.next()
-        events = answer.events(arrived, _shown_usage(generation, options))
-        last = answer.usage_event(_usage(generation)) if options.include_usage else b""
-        await response.write(events + last + SSE_DONE)
+        events = begin + answer.events(arrived, _shown_usage(generation, options))
+        await response.write(events + answer.end(_usage(generation), include_usage=options.include_usage is True))
     except EngineDeadError as error:
-        await _end_with_error(response, errors.engine_dead(str(error)))
+        await response.write(answer.error(errors.engine_dead(str(error))))
     except ApiError as error:
-        await _end_with_error(response, error)
+        await response.write(answer.error(error))
     await response.write_eof()
     return response
 
@@ -176,7 +177,3 @@ def _shown_usage(generation: Generation, options: StreamOptions) -> ShownUsage:
     if not options.include_usage:
         return UNSET
     return _usage(generation) if options.continuous_usage_stats else None
-
-
-async def _end_with_error(response: web.StreamResponse, error: ApiError) -> None:
-    await response.write(sse_event(StreamError(error.detail())) + SSE_DONE)
