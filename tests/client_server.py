@@ -22,6 +22,7 @@ class Server:
     base: str
     """http://127.0.0.1:port"""
     model_dir: Path
+    pid: int
     model: str = "demo"
 
     @property
@@ -61,7 +62,7 @@ def serve(model_dir: Path, *flags: str) -> Iterator[Server]:
         ready.wait(START_S)
         port = re.search(r"event=listening .*port=(\d+)", "".join(lines))
         assert port and "event=ready" in "".join(lines), "the worker does not get ready:\n" + "".join(lines)
-        yield Server(f"http://127.0.0.1:{port[1]}", model_dir)
+        yield Server(f"http://127.0.0.1:{port[1]}", model_dir, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
