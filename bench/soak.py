@@ -76,7 +76,7 @@ def _completion(rng: random.Random, **more: Any) -> Shot:
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 MIX: tuple[tuple[int, Callable[[random.Random], Shot]], ...] = (
     (3, lambda rng: _chat(rng, stream=True)),
-    (2, lambda rng: _chat(rng)),
+    (2, _chat),
     (1, lambda rng: _chat(rng, n=3, stop=["m", "kg"], seed=rng.randrange(2**40))),
     (1, lambda rng: _chat(rng, logprobs=True, top_logprobs=5, stream=True)),
     (1, lambda rng: _chat(rng, response_format=FORMAT, stream=True)),
