@@ -30,10 +30,14 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	@bash .ci/setup extras "$(VENV)" dev,demo,bench
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.clients: $(VENV)/.dev .ci/setup
+	@bash .ci/setup clients "$(VENV)"
+	@touch $@
+
 demo: $(VENV)/.demo ## Serve examples/quickstart.yaml with two workers and send it real requests
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev ## Run all tests; those on a real API server build one the first time (5 minutes, Debian 12 and root)
+test: $(VENV)/.clients ## Run all tests; those on a real API server build one the first time (5 minutes, Debian 12 and root)
 	@bash .ci/test "$(BIN)"
 
 check: lint types imports test ## What CI runs: lint, types, imports, tests
