@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from quire_worker.engine.engine import Engine
-from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.messages import (
     Abort,
     FromEngine,
@@ -25,6 +25,7 @@ from quire_worker.engine.messages import (
 from quire_worker.engine.publisher import Publisher
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
+from quire_worker.scheduling.speeds import StepSpeeds
 
 
 class EngineLoop:

@@ -18,7 +18,7 @@ from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
-from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
 from quire_worker.engine.publisher import Publisher, PublisherSettings
@@ -28,9 +28,9 @@ from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
 from quire_worker.request import SamplingParams, Submit
-from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.scheduling.speeds import StepSpeeds
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def warm_up(engine: Engine) -> None:
         for output in engine.step():
             if output.error is not None:
                 raise LoadError(f"the first step failed: {output.error}")
-    scheduler.counters = Counters()
+    scheduler.counters.reset()
 
 
 @contextmanager

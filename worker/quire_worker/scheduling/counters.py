@@ -1,4 +1,4 @@
-"""What the scheduler counts. Counters never reset."""
+"""What the scheduler counts. Counters never reset while serving."""
 
 
 class Counters:
@@ -7,6 +7,7 @@ class Counters:
     __slots__ = (
         "num_cached_tokens",
         "num_generated_tokens",
+        "num_preempted_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "num_steps",
@@ -16,9 +17,15 @@ class Counters:
     )
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the steps that warmed up."""
         self.num_steps = 0
         """Steps committed."""
         self.num_preemptions = 0
+        self.num_preempted_tokens = 0
+        """Tokens whose KV preempted choices gave up; what the cache keeps of it is not computed again."""
         self.num_prompt_tokens = 0
         """Prompt tokens of choices at first admission, cached ones included."""
         self.num_cached_tokens = 0
