@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from quire_worker.scheduling.speeds import StepSpeeds
 
 UNLIMITED = 2**62
+MAX_SLOWDOWN = 4.0
+"""The default of max_slowdown: measured in docs/benchmarks/fairness.md."""
 _LEAST_TOKENS = 32
 """A smaller chunk gains nothing: the step's fixed costs outweigh it."""
 

@@ -266,6 +266,8 @@ class Scheduler:
     def _end(self, choice: Choice, *, of_itself: bool = False) -> None:
         """Nothing more is wanted of `choice`."""
         self._policy.on_end(choice, of_itself=of_itself)
+        if choice.was_admitted:
+            self.counters.on_end(len(choice.token_ids) - choice.num_prompt)
         family = self._requests[choice.request_id]
         family.remove(choice)
         if not family:
