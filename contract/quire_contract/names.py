@@ -50,6 +50,7 @@ INTERNAL_HEADER_PREFIX = "x-quire-"
 HEADER_TENANT = "x-quire-tenant"
 HEADER_PRIORITY = "x-quire-priority"
 HEADER_DEADLINE = "x-quire-deadline"
+"""The seconds that are left for the request when it is sent, such as 12.5: no clock but the reader's own is needed."""
 HEADER_CACHE_SALT = "x-quire-cache-salt"
 HEADER_TOKEN = "x-quire-token"  # noqa: S105 - a header's name
 # Answers: why a request was refused, which worker answered
@@ -57,6 +58,8 @@ HEADER_REASON = "x-quire-reason"
 HEADER_WORKER = "x-quire-worker"
 REASON_DRAINING = "draining"
 REASON_QUEUE_FULL = "queue_full"
+REASON_QUEUE_TIMEOUT = "queue_timeout"
+REASON_DEADLINE = "deadline"
 REASON_NOT_READY = "not_ready"
 
 # HTTP paths that one process asks of another
@@ -110,6 +113,9 @@ VLLM_ITERATION_TOKENS = "vllm:iteration_tokens_total"
 QUIRE_WORKER_STEP_SECONDS = "quire_worker_step_seconds"
 QUIRE_WORKER_STEPS = "quire_worker_steps_total"
 QUIRE_WORKER_STARTUP_SECONDS = "quire_worker_startup_seconds"
+QUIRE_WORKER_PREEMPTED_TOKENS = "quire_worker_preempted_tokens_total"
+QUIRE_WORKER_DEADLINES = "quire_worker_deadlines_total"
+"""Requests that were ended by their deadline while they ran; those that never began are vllm:admission_rejections_total."""
 QUIRE_WORKER_DRAINING = "quire_worker_draining"
 QUIRE_WORKER_HTTP_REQUESTS = "quire_worker_http_requests_total"
 QUIRE_WORKER_RESIDENT_MEMORY_BYTES = "quire_worker_resident_memory_bytes"
@@ -163,6 +169,7 @@ QUIRE_OPERATOR_SERVICES = "quire_operator_services"
 WORKER_METRICS: tuple[str, ...] = (
     VLLM_NUM_REQUESTS_RUNNING,
     VLLM_NUM_REQUESTS_WAITING,
+    VLLM_NUM_REQUESTS_WAITING_BY_REASON,
     VLLM_KV_CACHE_USAGE_PERC,
     VLLM_CACHE_CONFIG_INFO,
     VLLM_PROMPT_TOKENS,
@@ -191,6 +198,8 @@ WORKER_METRICS: tuple[str, ...] = (
     QUIRE_WORKER_STARTUP_SECONDS,
     QUIRE_WORKER_DRAINING,
     QUIRE_WORKER_HTTP_REQUESTS,
+    QUIRE_WORKER_PREEMPTED_TOKENS,
+    QUIRE_WORKER_DEADLINES,
 )
 
 ROUTER_METRICS: tuple[str, ...] = (

@@ -299,8 +299,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 async def _begin(endpoint: Endpoint, upstream: aiohttp.ClientResponse) -> Begun:
     """Read a stream's first events, or an answer that is no stream whole if it is not too large."""
-    if upstream.status == RETRYABLE_STATUS:
-        reason = upstream.headers.get(names.HEADER_REASON, "")
+    reason = upstream.headers.get(names.HEADER_REASON, "")
+    if upstream.status == RETRYABLE_STATUS and reason != names.REASON_QUEUE_TIMEOUT:  # that one has waited long enough
         if reason == names.REASON_DRAINING:
             endpoint.mark_draining()
         else:

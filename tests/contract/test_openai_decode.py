@@ -222,6 +222,10 @@ def test_a_wrong_type_is_refused_by_path(fields: dict[str, Any], param: str) -> 
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "assistant", "content": None, "audio": {"id": "a"}}]}, "messages[0].audio"),
         ({"cache_salt": "x" * 1025}, "cache_salt"),
+        ({"priority": 2**53}, "priority"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": 1e300}, "timeout_s"),
+        ({"queue_timeout_s": -1}, "queue_timeout_s"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ],
 )
@@ -276,7 +280,6 @@ def test_a_wrong_completion_is_refused_by_path(fields: dict[str, Any], param: st
         ("modalities", ["text", "audio"]),
         ("truncate_prompt_tokens", 5),
         ("use_beam_search", True),
-        ("priority", 1),
         ("chat_template", "{{ x }}"),
     ],
 )
@@ -297,7 +300,6 @@ def test_harmless_values_of_unsupported_fields_pass() -> None:
         "suffix": "",
         "use_beam_search": False,
         "length_penalty": 1.0,
-        "priority": 0,
     }
 
     request = decode_request(ChatCompletionRequest, chat_body(**harmless))

@@ -289,6 +289,24 @@ async def test_a_request_is_tried_three_times_at_most(start_upstream, start_rout
     assert sum(worker.num_calls for worker in workers) == 3
 
 
+async def test_a_request_that_waited_too_long_at_one_worker_does_not_wait_at_another(
+    start_upstream, start_router, make_config
+):
+    async def time_out(request, upstream):
+        headers = {"x-quire-reason": "queue_timeout", "Retry-After": "7"}
+        return web.json_response({"error": {"code": "queue_timeout"}}, status=503, headers=headers)
+
+    workers = [await start_upstream(name, time_out) for name in ("a", "b")]
+    router = await start_router(make_config(*workers))
+    await router.until_ready(2)
+
+    async with router.post(STREAM) as answer:
+        error = (await answer.json())["error"]
+
+    assert (answer.status, answer.headers["Retry-After"], error["code"]) == (503, "7", "queue_timeout")
+    assert sum(worker.num_calls for worker in workers) == 1
+
+
 async def test_a_workers_own_error_is_passed_on_and_not_retried(start_upstream, start_router, make_config):
     async def refuse(request, upstream):
         return web.json_response({"error": {"message": "no", "type": "t", "param": "n", "code": None}}, status=400)

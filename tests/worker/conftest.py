@@ -13,7 +13,11 @@ from quire_worker.plan import KVGroup, ModelInfo, Runner, StepPlan, StepResult
 from quire_worker.request import ChoiceOutput, SamplingParams, Submit
 from quire_worker.scheduling.intake import Rejection
 from quire_worker.scheduling.limits import SchedulerLimits, fit_max_model_len
+from quire_worker.scheduling.policies import make_policy
+from quire_worker.scheduling.policy import FCFS
+from quire_worker.scheduling.prefill_share import UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.scheduling.speeds import StepSpeeds
 
 VOCAB_SIZE = 64
 
@@ -35,8 +39,13 @@ class Rig:
         queue: int = 1000,
         queue_tokens: int = 10**6,
         wrap: Callable[[Runner], Runner] = lambda runner: runner,
+        policy: str = FCFS,
+        aging_s: float = 100.0,
+        prefill_tokens: int = UNLIMITED,
+        partial: int = 1,
     ) -> None:
-        """`blocks` counts usable ones, without the null block."""
+        """`blocks` counts usable ones, without the null block. The policy believes that a decode step takes 0.1 s and a second prefills
+        1000 tokens."""
         groups = [KVGroup(num_layers=1, window=window) for window in windows]
         self.info = ModelInfo(
             vocab_size=VOCAB_SIZE,
@@ -58,21 +67,48 @@ class Rig:
         self.time_s = 0.0
         self.pool = BlockPool(self.info.num_blocks, len(groups))
         self.kv = BlockManager(self.pool, block_size, groups, enable_prefix_caching=caching)
-        self.scheduler = Scheduler(self.kv, limits, lambda: self.time_s)
+        self.speeds = StepSpeeds()
+        self.speeds.decode_step_s, self.speeds.prefill_tokens_per_s = 0.1, 1000.0
+        clock = lambda: self.time_s  # noqa: E731
+        self.scheduler = Scheduler(
+            self.kv,
+            limits,
+            clock,
+            make_policy(policy, self.kv, self.speeds, clock, aging_s),
+            PrefillShare(max_tokens=prefill_tokens, max_partial=partial),
+        )
         self.runner = wrap(FakeRunner(self.info, max_num_seqs=rows))
         self.engine = Engine(self.scheduler, self.runner, depth=depth)
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.ends: dict[tuple[str, int], ChoiceOutput] = {}
 
     def submit(
-        self, name: str, prompt: int | Sequence[int], *, n: int = 1, salt: str | None = None, **sampling: Any
+        self,
+        name: str,
+        prompt: int | Sequence[int],
+        *,
+        n: int = 1,
+        salt: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        **sampling: Any,
     ) -> Rejection | None:
         """A request; a number makes a prompt of that many tokens of its own."""
         if isinstance(prompt, int):
             prompt = [(hash_of(name) + 7 * i) % VOCAB_SIZE for i in range(prompt)]
         params = SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling})
         return self.scheduler.add(
-            Submit(request_id=name, prompt_token_ids=list(prompt), n=n, cache_salt=salt, sampling=params)
+            Submit(
+                request_id=name,
+                prompt_token_ids=list(prompt),
+                n=n,
+                cache_salt=salt,
+                sampling=params,
+                priority=priority,
+                timeout_s=timeout_s,
+                queue_timeout_s=queue_timeout_s,
+            )
         )
 
     def step(self) -> list[ChoiceOutput]:
@@ -104,7 +140,7 @@ class Rig:
 
     def counts(self, plan: StepPlan) -> dict[str, int]:
         """Request -> tokens in the plan."""
-        names = {choice.row: choice.request_id for choice in self.scheduler._running}
+        names = {choice.row: choice.request_id for choice in self.scheduler._batch.running}
         return {names[row]: count for row, count in zip(plan.rows, plan.num_tokens, strict=True)}
 
     @property

@@ -12,15 +12,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from quire_worker.flag_values import (
+    block_size as _block_size,
+)
+from quire_worker.flag_values import (
+    endpoint as _endpoint,
+)
+from quire_worker.flag_values import (
+    integer as _integer,
+)
+from quire_worker.flag_values import (
+    pod_name as _pod_name,
+)
+from quire_worker.flag_values import (
+    seconds as _seconds,
+)
+from quire_worker.flag_values import (
+    share as _share,
+)
+from quire_worker.flag_values import (
+    size as _size,
+)
+from quire_worker.flag_values import (
+    tokens as _tokens,
+)
+
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
 QUANTIZATIONS = ("none", "int8", "fp8")
 KV_CACHE_DTYPES = ("auto", "fp8")
+POLICIES = ("fcfs", "priority", "sjf")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)(i?)B?")
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +112,18 @@ class WorkerConfig:
     """Choices that may wait before further requests get 429."""
     max_num_queued_tokens: int | None = None
     """Prompt tokens that may wait before further requests get 429; None: the engine's default."""
+    scheduling_policy: str = "fcfs"
+    """Who is served first: fcfs (first come), priority (the request's own, lower first) or sjf (the shortest expected job)."""
+    scheduling_aging_s: float = 120.0
+    """With priority and sjf: a request is overtaken only by those that come within so many seconds after it."""
+    max_prefill_tokens_per_step: int | None = None
+    """Prompt tokens in a step in which other requests decode; None: what lets it take at most a few times as long, as measured."""
+    max_num_partial_prefills: int = 4
+    """Prompts longer than a step that may be under way at once."""
+    request_timeout_s: float = 0.0
+    """A request that is not done after so many seconds ends with an error; 0: no limit."""
+    queue_timeout_s: float = 0.0
+    """A request that has not begun after so many seconds is refused; 0: no limit."""
     max_logprobs: int = 20
     """Highest logprobs / top_logprobs a request may ask for."""
     max_body_bytes: int = 4 * 1024 * 1024
@@ -229,6 +264,16 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
     add("--compute-threads", metavar="N", type=_integer(1))
     add("--max-num-queued-reqs", metavar="N", type=_integer(1))
     add("--max-num-queued-tokens", metavar="N", type=_integer(1))
+    _add_scheduling_flags(add)
+
+
+def _add_scheduling_flags(add: Callable[..., None]) -> None:
+    add("--scheduling-policy", choices=POLICIES)
+    add("--scheduling-aging", dest="scheduling_aging_s", metavar="SECONDS", type=_seconds)
+    add("--max-prefill-tokens-per-step", metavar="N", type=_tokens)
+    add("--max-num-partial-prefills", metavar="N", type=_integer(1))
+    add("--request-timeout", dest="request_timeout_s", metavar="SECONDS", type=_seconds)
+    add("--queue-timeout", dest="queue_timeout_s", metavar="SECONDS", type=_seconds)
 
 
 def _add_event_flags(group: argparse._ArgumentGroup) -> None:
@@ -257,84 +302,6 @@ def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
 def _add_list(group: argparse._ArgumentGroup, flag: str, *, dest: str, metavar: str) -> None:
     """A flag that may be repeated and may take several values."""
     group.add_argument(flag, dest=dest, metavar=metavar, nargs="+", action="append", help=_FLAG_HELP[dest])
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        wanted = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
-        if not re.fullmatch(r"-?\d+", text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
-        return value
-
-    return integer
-
-
-def _tokens(text: str) -> int | None:
-    """A token count, 8k (8000) or 8K (8192) included; auto or -1 for the model's own."""
-    if text in {"auto", "-1"}:
-        return None
-    return _integer(1)(text) if text.isdecimal() else _scaled(text, "a number of tokens such as 4096, 8k or auto")
-
-
-def _size(text: str) -> int:
-    return _scaled(text, "a size in bytes such as 1073741824, 4G or 512MiB")
-
-
-def _scaled(text: str, wanted: str) -> int:
-    """A number with vLLM's suffixes: k, m, g, t are decimal; K, M, G, T and Ki, Mi, Gi, Ti are binary."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    number, suffix, binary = match.groups()
-    base = 1024 if binary or suffix.isupper() else 1000
-    value = int(float(number) * base ** _POWERS[suffix.lower()])
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
-
-
-def _block_size(text: str) -> int:
-    value = _integer(16, 1024)(text)
-    if value % 16:
-        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 16: use 16, 32, 64 or 128")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1, such as 0.9")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return value
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _endpoint(text: str) -> str:
-    if not re.fullmatch(r"tcp://[^\s/]+:(\d+|\*)|ipc://\S+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a ZMQ endpoint such as tcp://127.0.0.1:5557")
-    return text
-
-
-def _pod_name(text: str) -> str:
-    """Part of a topic `kv@<pod>@<model>`, so without @ and spaces."""
-    if not re.fullmatch(r"[^@\s]{1,253}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be 1 to 253 characters without spaces and @")
-    return text
 
 
 _FLAG_HELP = {
@@ -375,6 +342,12 @@ _FLAG_HELP = {
     "compute_threads": "CPU threads for computation [the cores this process may use]",
     "max_num_queued_reqs": "choices that may wait; further requests get 429",
     "max_num_queued_tokens": "prompt tokens that may wait; further requests get 429 [engine's default]",
+    "scheduling_policy": "who is served first: first come, by the request's priority (lower first), or the shortest expected job",
+    "scheduling_aging_s": "with priority and sjf: a request is overtaken only by those that come within this time after it",
+    "max_prefill_tokens_per_step": "prompt tokens of a step in which others decode; auto keeps such a step below four times one without",
+    "max_num_partial_prefills": "prompts longer than a step that may be under way at once, so that short ones get past them",
+    "request_timeout_s": "how long a request may take before it ends with 504; 0 for no limit",
+    "queue_timeout_s": "how long a request may wait to begin before it is refused with 503; 0 for no limit",
     "trust_dir": "folder with the secrets shared with routers; without its token a worker serves only health, ready and metrics",
     "kv_events_endpoint": "where to publish KV events and load reports [nowhere]",
     "kv_replay_endpoint": "where to serve replay and snapshots of KV events [nowhere]",

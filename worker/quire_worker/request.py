@@ -65,9 +65,13 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     cache_salt: str | None = None
     adapter: str | None = None
     priority: int = 0
-    """Not looked at: requests are served first come, first served."""
+    """Lower is served first. Looked at by the scheduling policy "priority" only."""
     grammar: str | None = None
     """What the output must match: a Lark grammar in llguidance's dialect (https://github.com/guidance-ai/llguidance, docs/syntax.md)."""
+    timeout_s: float | None = None
+    """Seconds from submission after which the request is ended wherever it is, with finish reason "deadline"."""
+    queue_timeout_s: float | None = None
+    """Seconds from submission after which it is ended if none of its choices has been in the batch, with finish reason "queue_timeout"."""
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -79,11 +83,12 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     logprobs: list[TokenLogprobs] | None = None
     """Parallel to token_ids."""
     finish_reason: str | None = None
-    """None: more to come. "stop" | "length" | "error". The ending token, if any, is the last of token_ids."""
+    """None: more to come. "stop" | "length" | "error" | "deadline" | "queue_timeout". The ending token, if any, is the last token."""
     stop_token_id: int | None = None
     """With "stop": the token that ended the choice."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache, told with the choice's first tokens."""
     error: str | None = None
+    """With "error", what went wrong; with "deadline", whether the request was "waiting" or "running"."""
     queue_time_s: float | None = None
     """How long the choice waited for its first admission, told with its first tokens."""

@@ -29,6 +29,8 @@ CODE_BODY_TOO_LARGE = "request_too_large"
 CODE_QUEUE_FULL = "queue_full"
 CODE_DRAINING = "draining"
 CODE_NOT_READY = "not_ready"
+CODE_QUEUE_TIMEOUT = "queue_timeout"
+CODE_DEADLINE = "deadline_exceeded"
 CODE_INTERNAL = "internal_error"
 
 
@@ -117,6 +119,11 @@ def queue_full(message: str, retry_after_s: int = 1) -> ApiError:
 def unavailable(message: str, code: str = CODE_NOT_READY, retry_after_s: int = 1) -> ApiError:
     """503 with Retry-After: not ready, draining or dead; another worker or a later try may answer."""
     return ApiError(503, message, type=TYPE_SERVER, code=code, headers={"Retry-After": str(retry_after_s)})
+
+
+def deadline_exceeded(message: str) -> ApiError:
+    """504: the request's own time is over. OpenAI's clients repeat what ends in a 5xx unless they are told not to."""
+    return ApiError(504, message, type=TYPE_SERVER, code=CODE_DEADLINE, headers={"x-should-retry": "false"})
 
 
 def internal(message: str = "The server failed to answer this request.") -> ApiError:

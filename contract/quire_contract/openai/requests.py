@@ -56,6 +56,9 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     user: str | None = None
+    priority: int | None = None
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
@@ -106,6 +109,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
     user: str | None = None
+    priority: int | None = None
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts."""

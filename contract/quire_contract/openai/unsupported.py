@@ -77,7 +77,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "thinking_token_budget": Unsupported("is not supported yet"),
     "repetition_detection": Unsupported("is not supported yet"),
     "kv_transfer_params": Unsupported("is not supported yet"),
-    "priority": Unsupported("scheduling by priority is not supported yet", lambda value: value == 0),
 }
 
 

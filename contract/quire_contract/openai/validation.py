@@ -18,6 +18,7 @@ from quire_contract.openai.requests import (
     TokenizeRequest,
     stop_strings,
 )
+from quire_contract.openai.urgency_checks import check_urgency
 
 MAX_BIAS = 100.0
 
@@ -112,6 +113,7 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
         raise invalid("stream_options", "needs stream: true")
     _check_stop(request, limits)
     _check_logit_bias(request.logit_bias, limits)
+    check_urgency(request)
     _check_text("cache_salt", request.cache_salt, limits.max_cache_salt_chars)
 
 

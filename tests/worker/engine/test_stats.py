@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from quire_worker.engine.load_meter import StepSpeeds
 from quire_worker.engine.stats import Pace, StatsCollector
+from quire_worker.scheduling.speeds import StepSpeeds
 
 
 def test_the_first_report_is_due_at_once() -> None:

@@ -124,7 +124,7 @@ def test_unused_slots_are_less_than_four_percent_of_the_blocks_in_use(rig: Any) 
 
     while r.scheduler.has_work:
         r.engine.step()
-        for choice in r.scheduler._running:
+        for choice in r.scheduler._batch.running:
             if choice.num_computed >= choice.num_prompt:
                 reserved += choice.capacity
                 wasted += choice.capacity - choice.num_computed

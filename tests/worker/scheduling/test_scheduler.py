@@ -8,7 +8,7 @@ def waiting(r: Any) -> list[str]:
 
 
 def running(r: Any) -> list[str]:
-    return [choice.request_id for choice in r.scheduler._running]
+    return [choice.request_id for choice in r.scheduler._batch.running]
 
 
 def plans(r: Any, num_steps: int) -> list[dict[str, int]]:

@@ -55,7 +55,7 @@ def test_the_copied_block_is_held_until_the_copy_is_made(rig: Any) -> None:
     held = not r.pool.is_idle(source)
     r.scheduler.commit(*third)
 
-    assert ("a", 0) not in {(c.request_id, c.index) for c in r.scheduler._running}
+    assert ("a", 0) not in {(c.request_id, c.index) for c in r.scheduler._batch.running}
     assert held
     assert r.pool.is_idle(source)
 

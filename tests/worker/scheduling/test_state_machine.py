@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -15,11 +16,13 @@ from hypothesis.stateful import (
 )
 
 from quire_worker.plan import StepPlan, StepResult
+from quire_worker.scheduling.policy import FCFS, POLICIES
+from quire_worker.scheduling.prefill_share import UNLIMITED
 
 PREFIX = [5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
+def machine_of(rig: Any, policy: str) -> type[RuleBasedStateMachine]:
     """The machine over the tests' rig."""
 
     class EngineMachine(RuleBasedStateMachine):
@@ -32,6 +35,10 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
             rows=st.integers(1, 4),
             caching=st.booleans(),
             windows=st.sampled_from([(None,), (3,), (None, 5), (2, 7)]),
+            policy=st.just(policy),
+            aging_s=st.sampled_from([0.0, 1.0, 1000.0]),
+            prefill_tokens=st.sampled_from([1, 3, UNLIMITED]),
+            partial=st.integers(1, 3),
         )
         def build(self, **shape: Any) -> None:
             self.shape = shape
@@ -48,8 +55,21 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
             n=st.integers(1, 3),
             max_tokens=st.integers(1, 9),
             ending=st.sampled_from([(), (1, 2, 3), tuple(range(20))]),
+            priority=st.integers(-3, 3),
+            timeouts=st.fixed_dictionaries(
+                {name: st.none() | st.floats(0, 3) for name in ("timeout_s", "queue_timeout_s")}
+            ),
         )
-        def add(self, shared: int, own: list[int], n: int, max_tokens: int, ending: tuple[int, ...]) -> None:
+        def add(
+            self,
+            shared: int,
+            own: list[int],
+            n: int,
+            max_tokens: int,
+            ending: tuple[int, ...],
+            priority: int,
+            timeouts: dict[str, float | None],
+        ) -> None:
             name = f"r{len(self.submitted)}"
             request = {
                 "prompt": PREFIX[:shared] + own,
@@ -59,8 +79,15 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
                 "seed": len(self.submitted),
                 "stop_token_ids": ending,
             }
-            if self.r.submit(name, **request) is None:
+            if self.r.submit(name, **request, priority=priority, **timeouts) is None:
                 self.submitted[name] = request
+
+        @rule(seconds=st.sampled_from([0.05, 1.0]))
+        def pass_time(self, seconds: float) -> None:
+            self.r.time_s += seconds
+            for output in self.r.scheduler.expire():
+                assert output.token_ids == []
+                self.aborted.add((output.request_id, output.choice))
 
         @precondition(lambda self: len(self.in_flight) < 3)
         @rule()
@@ -91,7 +118,7 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: self.r.scheduler.num_running)
         @rule()
         def preempt(self) -> None:
-            self.r.scheduler._preempt_youngest(self.r.scheduler._draft)
+            self.r.scheduler._planner.preempt(self.r.scheduler._batch.running[-1], "test")
 
         @precondition(lambda self: self.in_flight)
         @rule(newest=st.booleans())
@@ -109,6 +136,7 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
                 return
             steps = 0
             while self.r.scheduler.has_work:
+                self.pass_time(0.05)
                 self.launch()
                 if self.in_flight:
                     self.commit()
@@ -121,7 +149,8 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
         def check_tokens(self) -> None:
             """Against an engine that shares nothing and is never short of anything."""
             oracle = rig(
-                **{**self.shape, "blocks": 2000, "rows": 64, "caching": False}, max_model_len=self.r.info.max_model_len
+                **{**self.shape, "blocks": 2000, "rows": 64, "caching": False, "policy": FCFS},
+                max_model_len=self.r.info.max_model_len,
             )
             for name, request in self.submitted.items():
                 oracle.submit(name, **request)
@@ -136,9 +165,10 @@ def machine_of(rig: Any) -> type[RuleBasedStateMachine]:
     return EngineMachine
 
 
-def test_no_order_of_events_leaks_blocks_or_changes_tokens(rig: Any) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_order_of_events_leaks_blocks_or_changes_tokens(rig: Any, policy: str) -> None:
     run_state_machine_as_test(
-        machine_of(rig),
+        machine_of(rig, policy),
         settings=settings(
             max_examples=80,
             stateful_step_count=40,

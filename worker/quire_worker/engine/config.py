@@ -6,6 +6,7 @@ JSON, because arguments are visible to every user of the machine. Holds values o
 import msgspec
 
 from quire_worker.errors import ConfigError
+from quire_worker.scheduling.policy import POLICIES
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +49,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Prompt tokens waiting at most; more are rejected with "queue_full"."""
     depth: int | None = None
     """Plans in flight: 1 waits for each step's tokens, 2 plans the next step meanwhile. None: 2 on a GPU, else 1."""
+    scheduling_policy: str = "fcfs"
+    """"fcfs" | "priority" | "sjf"."""
+    scheduling_aging_s: float = 120.0
+    """With "priority" and "sjf": a choice is overtaken only by those that come within so many seconds after it."""
+    max_prefill_tokens_per_step: int | None = None
+    """Prompt tokens of a step in which others decode. None: as many as let it take a few times as long as without, by measurement."""
+    max_num_partial_prefills: int = 4
+    """Prompts that do not fit into a step and are under way at once; 1 computes prompts strictly one after the other."""
 
     # KV cache
     block_size: int = 16
@@ -102,6 +111,7 @@ def decode_engine_config(line: bytes) -> EngineConfig:
     except msgspec.MsgspecError as error:
         raise ConfigError(f"engine configuration: {error}") from error
     _validate(config)
+    _validate_scheduling(config)
     return config
 
 
@@ -135,6 +145,18 @@ def _validate(config: EngineConfig) -> None:
         raise ConfigError("--num-gpu-blocks-override must be at least 2: block 0 holds no tokens")
     if config.replay_endpoint is not None and config.events_endpoint is None:
         raise ConfigError("--kv-replay-endpoint needs --kv-events-endpoint: there is nothing to replay without events")
+
+
+def _validate_scheduling(config: EngineConfig) -> None:
+    if config.scheduling_policy not in POLICIES:
+        raise ConfigError(f"--scheduling-policy must be one of {', '.join(POLICIES)}, got {config.scheduling_policy}")
+    if not 0 <= config.scheduling_aging_s < float("inf"):
+        raise ConfigError(f"--scheduling-aging must be 0 or more seconds, got {config.scheduling_aging_s}")
+    if config.max_num_partial_prefills < 1:
+        raise ConfigError(f"--max-num-partial-prefills must be at least 1, got {config.max_num_partial_prefills}")
+    tokens = config.max_prefill_tokens_per_step
+    if tokens is not None and tokens < 1:
+        raise ConfigError(f"--max-prefill-tokens-per-step must be at least 1, got {tokens}")
 
 
 def _flag(name: str) -> str:

@@ -38,26 +38,28 @@ class Engine:
         """Rows of that step."""
 
     def step(self) -> list[ChoiceOutput]:
-        """Launch until `depth` plans are in flight or there is nothing to launch, then commit the oldest. Returns its tokens.
+        """Launch until `depth` plans are in flight or there is nothing to launch, then commit the oldest. Returns its tokens,
+        and what ran out of time.
 
         What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through."""
         self.last_step_tokens = 0
+        expired = self.scheduler.expire()
         try:
             self._launch_ahead()
             if not self._in_flight:
                 self._quarantine.on_idle()
-                return []
+                return expired
             plan, handle = self._in_flight[0]
             result = _attempt(plan, handle.result)
         except _StepFailedError as failure:
             self._in_flight.clear()
-            return self._quarantine.on_failure(failure.plan, failure.cause)
+            return expired + self._quarantine.on_failure(failure.plan, failure.cause)
         self._in_flight.popleft()
         outputs = self.scheduler.commit(plan, result)
         self.last_step_tokens = sum(plan.num_tokens)
         self.last_step_rows = len(plan.rows)
         self._quarantine.on_commit(outputs)
-        return outputs
+        return expired + outputs if expired else outputs
 
     def _launch_ahead(self) -> None:
         while len(self._in_flight) < self._depth:

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 
 from quire_worker.engine.engine import Engine
-from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.messages import (
     Abort,
     FromEngine,
@@ -23,8 +23,11 @@ from quire_worker.engine.messages import (
     ToEngine,
 )
 from quire_worker.engine.publisher import Publisher
+from quire_worker.engine.retry_advice import RetryAdvice
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
+from quire_worker.scheduling.intake import Rejection
+from quire_worker.scheduling.speeds import StepSpeeds
 
 
 class EngineLoop:
@@ -37,6 +40,7 @@ class EngineLoop:
         outbound: zmq.Socket[bytes],
         stats: StatsCollector,
         speeds: StepSpeeds,
+        advice: RetryAdvice,
         telling: "Telling | None" = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -46,6 +50,7 @@ class EngineLoop:
         self._outbound = outbound
         self._stats = stats
         self._speeds = speeds
+        self._advice = advice
         self._telling = telling
         self._clock = clock
         self._pace = Pace()
@@ -81,9 +86,7 @@ class EngineLoop:
             case Submit():
                 rejection = scheduler.add(message)
                 if rejection is not None:
-                    self.send(
-                        Rejected(request_id=message.request_id, reason=rejection.reason, message=rejection.message)
-                    )
+                    self._refuse(message, rejection)
             case Abort():
                 scheduler.abort(message.request_id, message.choice)
             case SetDraining():
@@ -91,6 +94,19 @@ class EngineLoop:
             case Shutdown():
                 self._must_stop = True
         self._pace.on_change()
+
+    def _refuse(self, submit: Submit, rejection: Rejection) -> None:
+        retry_after_s = 1
+        if rejection.reason == "queue_full":
+            retry_after_s = self._advice.on_refused(submit.n, self._clock())
+        self.send(
+            Rejected(
+                request_id=submit.request_id,
+                reason=rejection.reason,
+                message=rejection.message,
+                retry_after_s=retry_after_s,
+            )
+        )
 
     def _step(self) -> None:
         start = self._clock()
@@ -107,7 +123,7 @@ class EngineLoop:
         self._pace.on_change()
 
     def _report(self) -> None:
-        self.send(self._stats.take())
+        self.send(self._stats.take(self._advice.for_queue(self._engine.scheduler.num_waiting)))
         if self._telling is not None:
             self._telling.report(draining=self._is_draining)
         self._pace.on_sent(self._clock())

@@ -73,6 +73,8 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="
     reason: str
     """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400)"""
     message: str
+    retry_after_s: int = 1
+    """With "queue_full": when there is likely room for it."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="stats"):
@@ -99,6 +101,12 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     """Tokens computed in each step since the last Stats (bounded; oldest dropped)."""
     step_time_s: list[float] = []
     """Parallel to step_tokens."""
+    num_deferred: int = 0
+    """Of num_waiting, those that wait for something else than a row and blocks."""
+    num_preempted_tokens: int = 0
+    """Computed tokens that preempted choices gave up."""
+    retry_after_s: int = 1
+    """When those that wait now will likely have begun, whole seconds."""
 
 
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fatal"):

@@ -18,19 +18,22 @@ from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
-from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
+from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
 from quire_worker.engine.publisher import Publisher, PublisherSettings
+from quire_worker.engine.retry_advice import RetryAdvice
 from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
 from quire_worker.request import SamplingParams, Submit
-from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.limits import SchedulerLimits
+from quire_worker.scheduling.policies import make_policy
+from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.scheduling.speeds import StepSpeeds
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +78,18 @@ def _serve(
 ) -> None:
     runner, info = build_runner(config)
     epoch = uuid.uuid4().hex
-    scheduler = build_scheduler(config, info)
+    speeds = StepSpeeds()
+    scheduler = build_scheduler(config, info, speeds)
     engine = Engine(scheduler, runner, depth=depth_of(config, info))
     warm_up(engine)
-    speeds = StepSpeeds()
     with _publishing(config, info, epoch) as publisher:
         telling = None
         if publisher is not None:
             meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
             telling = Telling(publisher, meter, time.time)
-        loop = EngineLoop(engine, inbound, outbound, StatsCollector(scheduler, info.num_blocks), speeds, telling)
+        stats = StatsCollector(scheduler, info.num_blocks)
+        advice = RetryAdvice(speeds, scheduler.counters, config.max_num_seqs)
+        loop = EngineLoop(engine, inbound, outbound, stats, speeds, advice, telling)
         tune_collector()
         loop.send(
             Ready(
@@ -107,8 +112,9 @@ def tune_collector() -> None:
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
-def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
-    """The scheduler for a runner of `info`'s shape."""
+def build_scheduler(config: EngineConfig, info: ModelInfo, speeds: StepSpeeds | None = None) -> Scheduler:
+    """The scheduler for a runner of `info`'s shape; `speeds` is what it may know of steps' times."""
+    speeds = speeds or StepSpeeds()
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -119,7 +125,18 @@ def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
     )
     pool = BlockPool(info.num_blocks, len(info.groups))
     kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
-    return Scheduler(kv, limits, time.monotonic)
+    policy = make_policy(config.scheduling_policy, kv, speeds, time.monotonic, config.scheduling_aging_s)
+    return Scheduler(kv, limits, time.monotonic, policy, _prefill_share(config, speeds))
+
+
+def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:
+    fixed = config.max_prefill_tokens_per_step
+    return PrefillShare(
+        max_tokens=UNLIMITED if fixed is None else fixed,
+        max_slowdown=MAX_SLOWDOWN if fixed is None else None,
+        speeds=speeds,
+        max_partial=config.max_num_partial_prefills,
+    )
 
 
 def depth_of(config: EngineConfig, info: ModelInfo) -> int:
@@ -139,7 +156,7 @@ def warm_up(engine: Engine) -> None:
         for output in engine.step():
             if output.error is not None:
                 raise LoadError(f"the first step failed: {output.error}")
-    scheduler.counters = Counters()
+    scheduler.counters.reset()
 
 
 @contextmanager

@@ -24,8 +24,8 @@ class StatsCollector:
         """A step took `time_s`."""
         self._steps.append((num_tokens, time_s))
 
-    def take(self) -> Stats:
-        """The state now, and what happened since the last call."""
+    def take(self, retry_after_s: int = 1) -> Stats:
+        """The state now, and what happened since the last call. `retry_after_s` is told as it is."""
         scheduler, counters = self._scheduler, self._scheduler.counters
         stats = Stats(
             num_steps=counters.num_steps,
@@ -42,6 +42,9 @@ class StatsCollector:
             queue_time_s=counters.queue_time_s,
             step_tokens=[num_tokens for num_tokens, _ in self._steps],
             step_time_s=[time_s for _, time_s in self._steps],
+            num_deferred=scheduler.num_deferred,
+            num_preempted_tokens=counters.num_preempted_tokens,
+            retry_after_s=retry_after_s,
         )
         counters.queue_time_s = []
         self._steps.clear()

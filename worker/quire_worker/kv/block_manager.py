@@ -150,6 +150,11 @@ class BlockManager:
         return dropped
 
     @property
+    def keeps_blocks(self) -> bool:
+        """Whether released blocks can be found again for as long as nobody needs them."""
+        return self._caching
+
+    @property
     def follows_blocks(self) -> bool:
         """Whether commit() or drop_behind() has anything to do when a block fills."""
         return self._caching or bool(self._windowed)

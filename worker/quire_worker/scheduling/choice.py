@@ -13,6 +13,9 @@ from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.digest_chain import DigestChain
 from quire_worker.request import SamplingParams
 
+Rank = tuple[float, ...]
+"""The order of service: smaller is sooner. See policy.py."""
+
 
 class Status(IntEnum):
     """RUNNING is 0, so that the hot loops test truth only."""
@@ -40,10 +43,14 @@ class Choice:
         "min_total",
         "num_cached",
         "num_computed",
+        "num_given_way",
         "num_known",
         "num_planned",
+        "num_preemptions",
         "num_prompt",
+        "priority",
         "queue_time_s",
+        "rank",
         "request_id",
         "row",
         "sampling",
@@ -80,6 +87,13 @@ class Choice:
         self.min_total = num_prompt + sampling.min_tokens
         self.ending = frozenset(sampling.ending_token_ids)
         self.arrived_s = arrived_s
+        self.priority = 0
+        """Lower first; looked at by one policy only."""
+        self.rank: Rank = age
+        """Given by the policy, when the choice arrives and when it is preempted."""
+        self.num_preemptions = 0
+        self.num_given_way = 0
+        """Of those, because the policy let others in before it."""
         self.status = Status.WAITING
         self.siblings: list[Choice] = []
         """Choices that wait for this one's prompt."""

@@ -2,6 +2,7 @@
 
 import heapq
 
+from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import NewRow, StepPlan
 from quire_worker.scheduling.choice import Choice
@@ -101,6 +102,19 @@ class PlanDraft:
         self.num_tokens.append(count)
         self.choices.append(choice)
         self.tokens_left -= count
+
+    def add_row(self, choice: Choice, table: BlockTable) -> None:
+        """The runner sets up `choice`'s row. Copies, because it keeps its own account of tokens and blocks."""
+        row = NewRow(
+            row=choice.row,
+            request_id=choice.request_id,
+            token_ids=choice.token_ids.copy(),
+            num_prompt_tokens=choice.num_prompt,
+            num_computed=choice.num_computed,
+            block_ids=[blocks.copy() for blocks in table.block_ids],
+            sampling=choice.sampling,
+        )
+        self.new_rows.append(row)
 
     def copy_blocks(self, copies: list[tuple[int, int]], pool: BlockPool) -> None:
         """Make these copies before the step; the sources are held until it commits."""

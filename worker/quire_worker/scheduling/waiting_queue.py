@@ -1,4 +1,4 @@
-"""Choices that wait for a row, by age: first come, first served, and a preempted choice goes back to where its age puts it.
+"""Choices that wait for a row, in the order of their rank; a preempted choice goes back to where its rank puts it.
 
 Knows order and bounds; not blocks or rows.
 """
@@ -9,11 +9,11 @@ from operator import attrgetter
 
 from quire_worker.scheduling.choice import Choice, Status
 
-_BY_AGE = attrgetter("age")
+_BY_RANK = attrgetter("rank")
 
 
 class WaitingQueue:
-    """Waiting choices, oldest first. A trial (see engine/quarantine.py) lets only some of them come to the head."""
+    """Waiting choices, first in rank first. A trial (see engine/quarantine.py) lets only some of them come to the head."""
 
     def __init__(self) -> None:
         self._choices: list[Choice] = []
@@ -30,16 +30,21 @@ class WaitingQueue:
         yield from self._aside
 
     @property
+    def num_aside(self) -> int:
+        """Choices that wait for a trial to end."""
+        return len(self._aside)
+
+    @property
     def head(self) -> Choice | None:
-        """The oldest choice that may be admitted now."""
+        """The first choice that may be admitted now."""
         return self._choices[0] if self._choices else None
 
     def push(self, choice: Choice) -> None:
-        """Add by age."""
+        """Add by rank."""
         choice.status = Status.WAITING
         may_run = self._trial is None or choice in self._trial
         self.num_tokens += choice.num_prompt
-        insort(self._choices if may_run else self._aside, choice, key=_BY_AGE)
+        insort(self._choices if may_run else self._aside, choice, key=_BY_RANK)
 
     def pop(self) -> Choice:
         """Take the head."""
@@ -53,8 +58,8 @@ class WaitingQueue:
         (self._choices if choice in self._choices else self._aside).remove(choice)
 
     def restrict(self, trial: frozenset[Choice] | None) -> None:
-        """Only the choices of `trial` may come to the head; None: all. The others keep their age and wait aside."""
+        """Only the choices of `trial` may come to the head; None: all. The others keep their rank and wait aside."""
         self._trial = trial
-        everyone = sorted(self, key=_BY_AGE)
+        everyone = sorted(self, key=_BY_RANK)
         self._choices = [choice for choice in everyone if trial is None or choice in trial]
         self._aside = [choice for choice in everyone if trial is not None and choice not in trial]

@@ -6,8 +6,10 @@ from quire_contract.openai.errors import (
     CODE_DRAINING,
     CODE_INVALID_VALUE,
     CODE_NOT_READY,
+    CODE_QUEUE_TIMEOUT,
     TYPE_SERVER,
     ApiError,
+    deadline_exceeded,
     internal,
     queue_full,
     unavailable,
@@ -49,9 +51,26 @@ def tokenising_full() -> ApiError:
 def of_rejected(rejected: Rejected) -> ApiError:
     """What a refusal by the engine means over HTTP."""
     if rejected.reason == "queue_full":
-        return _with_reason(queue_full(rejected.message))
+        return _with_reason(queue_full(rejected.message, rejected.retry_after_s))
     code = CODE_CONTEXT_LENGTH if rejected.reason == "too_long" else CODE_INVALID_VALUE
     return ApiError(400, rejected.message, code=code)
+
+
+def queue_timed_out(waited_s: float, retry_after_s: int) -> ApiError:
+    """503: nothing was done for the request, so it may be sent again."""
+    message = f"The request waited for {waited_s:.1f} s and was not begun in the time it may wait; try again later."
+    error = unavailable(message, CODE_QUEUE_TIMEOUT, retry_after_s)
+    error.headers[names.HEADER_REASON] = names.REASON_QUEUE_TIMEOUT
+    return error
+
+
+def deadline_passed(after_s: float, state: str) -> ApiError:
+    """504: `state` says whether it was waiting or running."""
+    error = deadline_exceeded(
+        f"The request was {state} when its time was over, after {after_s:.1f} s; allow more with timeout_s."
+    )
+    error.headers[names.HEADER_REASON] = names.REASON_DEADLINE
+    return error
 
 
 def step_failed(request_id: str) -> ApiError:

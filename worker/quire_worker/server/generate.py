@@ -1,7 +1,6 @@
 """POST /v1/chat/completions and /v1/completions: from body to engine to answer, streamed or not."""
 
 import functools
-import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from msgspec import UNSET
 
 from quire_contract import names
 from quire_contract.openai.decode import decode_request
-from quire_contract.openai.errors import ApiError, invalid
+from quire_contract.openai.errors import ApiError
 from quire_contract.openai.model_checks import check_vocabulary, resolve_max_tokens
 from quire_contract.openai.requests import (
     ChatCompletionRequest,
@@ -34,7 +33,6 @@ from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
 
 RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
-_PRIORITY = re.compile(r"-?[0-9]{1,9}")
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -73,12 +71,12 @@ class Generate:
     async def _job(self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float) -> Job:
         """Everything the engine needs. ApiError for prompts that do not fit."""
         caller = http[CALLER]
+        urgency = self._serving.urgency.decide(body, http.headers, trusted=caller.trusted)
         prompts = await loaded.tokeniser.prompts(body)
         serial = self._serving.next_serial()
-        cache_salt, priority = body.cache_salt, 0
+        cache_salt = body.cache_salt
         if caller.trusted:
             cache_salt = http.headers.get(names.HEADER_CACHE_SALT, cache_salt)
-            priority = _priority(http.headers.get(names.HEADER_PRIORITY, "0"))
         return Job(
             request_id=caller.request_id,
             engine_id=f"{caller.request_id}-{serial}",
@@ -90,7 +88,7 @@ class Generate:
             stops=stop_strings(body),
             include_stop=body.include_stop_str_in_output is True,
             cache_salt=cache_salt,
-            priority=priority,
+            urgency=urgency,
             log=self._serving.log_requests,
         )
 
@@ -130,12 +128,6 @@ def _sampling(
         )
         for index, ids in enumerate(prompts)
     ]
-
-
-def _priority(text: str) -> int:
-    if not _PRIORITY.fullmatch(text):
-        raise invalid(names.HEADER_PRIORITY, "must be a whole number of at most 9 digits")
-    return int(text)
 
 
 def _usage(generation: Generation) -> Usage:

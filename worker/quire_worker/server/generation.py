@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
+from quire_contract import names
 from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
@@ -19,6 +20,7 @@ from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.mailbox import Mail, Mailbox
 from quire_worker.server.metrics import Metrics, RequestRecord
+from quire_worker.server.urgency import Urgency
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Job:
     stops: Sequence[str] = ()
     include_stop: bool = False
     cache_salt: str | None = None
-    priority: int = 0
+    urgency: Urgency = dataclasses.field(default_factory=Urgency)
     log: bool = True
 
 
@@ -103,7 +105,11 @@ class Generation:
         return f"{self._job.engine_id}-{prompt}"
 
     def __enter__(self) -> "Generation":
-        job = self._job
+        job, urgency = self._job, self._job.urgency
+        spent_s = self._clock() - job.arrived_s
+        if urgency.timeout_s is not None and spent_s >= urgency.timeout_s:
+            self._metrics.on_rejected(names.REASON_DEADLINE)
+            raise errors.deadline_passed(spent_s, "waiting")
         submits = [
             Submit(
                 request_id=self._id(index),
@@ -111,7 +117,9 @@ class Generation:
                 sampling=job.sampling[index],
                 n=self._engine_n,
                 cache_salt=job.cache_salt,
-                priority=job.priority,
+                priority=urgency.priority,
+                timeout_s=_left(urgency.timeout_s, spent_s),
+                queue_timeout_s=_left(urgency.queue_timeout_s, spent_s),
             )
             for index, prompt in enumerate(job.prompts)
         ]
@@ -161,6 +169,8 @@ class Generation:
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
             raise errors.of_rejected(item)
+        if item.finish_reason in (names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE):
+            raise self._timed_out(item)
         if item.finish_reason == "error":
             log_event(
                 _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
@@ -177,6 +187,18 @@ class Generation:
                 self._engine.abort_choice(item.request_id, item.choice)
         if not piece.is_empty:
             arrived.extend((index, piece) for index in track.indices)
+
+    def _timed_out(self, item: ChoiceOutput) -> ApiError:
+        after_s = self._clock() - self._job.arrived_s
+        if item.finish_reason == names.REASON_QUEUE_TIMEOUT:
+            self._metrics.on_rejected(names.REASON_QUEUE_TIMEOUT)
+            stats = self._engine.stats
+            return errors.queue_timed_out(after_s, 1 if stats is None else stats.retry_after_s)
+        if item.error == "waiting":
+            self._metrics.on_rejected(names.REASON_DEADLINE)
+        else:
+            self._metrics.on_deadline()
+        return errors.deadline_passed(after_s, item.error or "running")
 
     def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
         """Latencies as the client sees them, but by when tokens reached this process: a slow reader is not our latency."""
@@ -231,3 +253,7 @@ class Generation:
             first_token_ms=None if record.first_token_s is None else round(record.first_token_s * 1e3, 1),
             total_ms=round(record.end_s * 1e3, 1),
         )
+
+
+def _left(limit_s: float | None, spent_s: float) -> float | None:
+    return None if limit_s is None else max(0.0, limit_s - spent_s)

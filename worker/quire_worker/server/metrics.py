@@ -21,7 +21,10 @@ CHOICE_BUCKETS = (1, 2, 5, 10, 20)
 FINISH_REASONS = ("stop", "length", "abort", "error")
 REJECTED_DRAINING = "draining"
 REJECTED_NOT_READY = "not_ready"
-REJECTION_REASONS = ("queue_full", "too_long", "invalid", REJECTED_DRAINING, REJECTED_NOT_READY)
+REJECTION_REASONS = (
+    names.REASON_QUEUE_FULL, "too_long", "invalid", REJECTED_DRAINING, REJECTED_NOT_READY,
+    names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE,
+)  # fmt: skip
 _LABELS = ("model_name", "engine")
 
 
@@ -87,7 +90,8 @@ class Metrics:
             registry=self.registry,
         )
         self._waiting_for_capacity = by_reason.labels(self._model_name, "0", "capacity")
-        by_reason.labels(self._model_name, "0", "deferred").set(0)
+        self._waiting_deferred = by_reason.labels(self._model_name, "0", "deferred")
+        self._waiting_deferred.set(0)
         self._kv_usage = self._gauge(names.VLLM_KV_CACHE_USAGE_PERC, "Share of KV blocks in use, 0 to 1.")
         self._prompt_tokens = self._counter(names.VLLM_PROMPT_TOKENS, "Prompt tokens of admitted requests.")
         self._generated_tokens = self._counter(names.VLLM_GENERATION_TOKENS, "Tokens generated.")
@@ -112,6 +116,9 @@ class Metrics:
         )
         self._step_time = self._histogram(names.QUIRE_WORKER_STEP_SECONDS, "Time of a step.", names.BUCKETS_TOKEN_S)
         self._steps = self._counter(names.QUIRE_WORKER_STEPS, "Steps done.")
+        self._preempted_tokens = self._counter(
+            names.QUIRE_WORKER_PREEMPTED_TOKENS, "Computed tokens that preempted choices gave up."
+        )
 
     def _make_request_metrics(self) -> None:
         """Filled as requests go."""
@@ -150,6 +157,9 @@ class Metrics:
         )
         self._finished = self._by(names.VLLM_REQUEST_SUCCESS, "Finished choices.", "finished_reason", FINISH_REASONS)
         self._rejected = self._by(names.VLLM_ADMISSION_REJECTIONS, "Requests not taken.", "reason", REJECTION_REASONS)
+        self._deadlines = self._counter(
+            names.QUIRE_WORKER_DEADLINES, "Requests ended by their deadline while they ran."
+        )
 
     def _make_own_metrics(self, version: str) -> None:
         sleep = Gauge(
@@ -195,7 +205,8 @@ class Metrics:
         last, self._last = self._last, stats
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
-        self._waiting_for_capacity.set(stats.num_waiting)
+        self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
+        self._waiting_deferred.set(stats.num_deferred)
         usable = max(1, stats.num_blocks - 1)  # the null block holds no tokens
         self._kv_usage.set(max(0.0, 1 - stats.num_free_blocks / usable))
         prompt = stats.num_prompt_tokens - (last.num_prompt_tokens if last else 0)
@@ -207,6 +218,7 @@ class Metrics:
         self._cached_by_source["device"].inc(cached)
         self._generated_tokens.inc(stats.num_generated_tokens - (last.num_generated_tokens if last else 0))
         self._preemptions.inc(stats.num_preemptions - (last.num_preemptions if last else 0))
+        self._preempted_tokens.inc(stats.num_preempted_tokens - (last.num_preempted_tokens if last else 0))
         self._prefix_queries.inc(stats.prefix_queries - (last.prefix_queries if last else 0))
         self._prefix_hits.inc(stats.prefix_hits - (last.prefix_hits if last else 0))
         self._steps.inc(stats.num_steps - (last.num_steps if last else 0))
@@ -249,6 +261,10 @@ class Metrics:
     def on_rejected(self, reason: str) -> None:
         """`reason` is one of REJECTION_REASONS; any other counts as invalid."""
         self._rejected.get(reason, self._rejected["invalid"]).inc()
+
+    def on_deadline(self) -> None:
+        """A running request's time was over."""
+        self._deadlines.inc()
 
     def on_response(self, route: str, code: int) -> None:
         """`route` is the route's pattern, never the raw path."""

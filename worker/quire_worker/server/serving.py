@@ -13,6 +13,7 @@ from quire_worker.server.engine_client import EngineClient
 from quire_worker.server.lifecycle import Lifecycle
 from quire_worker.server.metrics import REJECTED_DRAINING, REJECTED_NOT_READY, Metrics
 from quire_worker.server.served_model import ServedModel, Tokeniser
+from quire_worker.server.urgency import UrgencyRules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Serving:
         clock: Callable[[], float],
         base_seed: int | None,
         log_requests: bool,
+        urgency: UrgencyRules,
     ) -> None:
         self.lifecycle = lifecycle
         self.engine = engine
@@ -43,6 +45,7 @@ class Serving:
         self.limits = limits
         self.clock = clock
         self.log_requests = log_requests
+        self.urgency = urgency
         self.num_inside = 0
         """Requests that passed the gate and have not been answered to the end."""
         self._empty = asyncio.Event()

@@ -36,6 +36,7 @@ from quire_worker.config import WorkerConfig
 from quire_worker.engine.config import decode_engine_config
 from quire_worker.engine.messages import Ready
 from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.scheduling.policy import PRIORITY
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.app import make_app
@@ -53,6 +54,7 @@ from quire_worker.server.model_routes import ModelRoutes
 from quire_worker.server.probes import Probes
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
+from quire_worker.server.urgency import UrgencyRules
 from quire_worker.server.waiting import first, settled
 
 _log = logging.getLogger(__name__)
@@ -131,6 +133,11 @@ class Worker:
             clock=self._clock,
             base_seed=config.seed,
             log_requests=not config.disable_log_requests,
+            urgency=UrgencyRules(
+                takes_priority=config.scheduling_policy == PRIORITY,
+                timeout_s=config.request_timeout_s,
+                queue_timeout_s=config.queue_timeout_s,
+            ),
         )
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,115 @@
+"""What prompts take of a step, and how they divide it."""
+
+from typing import Any
+
+import pytest
+
+from quire_worker.scheduling.prefill_share import PrefillShare
+from quire_worker.scheduling.speeds import StepSpeeds
+
+
+def plans(r: Any, num_steps: int) -> list[dict[str, int]]:
+    """Request -> tokens, of the next steps, each committed before the next is planned."""
+    counts = []
+    for _ in range(num_steps):
+        plan, result = r.launch()
+        counts.append(r.counts(plan))
+        r.scheduler.commit(plan, result)
+        r.scheduler.check()
+    return counts
+
+
+def test_decoding_rows_get_their_token_before_an_older_prompt_gets_the_rest(rig: Any) -> None:
+    r = rig(budget=16)
+    r.submit("a", 8)
+    r.submit("long", 40)
+    r.submit("b", 4)
+    plans(r, 1)
+
+    counts = plans(r, 4)
+
+    assert counts == [
+        {"a": 1, "long": 15},
+        {"a": 1, "long": 15},
+        {"a": 1, "long": 2, "b": 4},
+        {"a": 1, "long": 1, "b": 1},
+    ]
+
+
+def test_prompts_beside_decoding_rows_take_no_more_than_their_share_of_a_step(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10)
+    r.submit("a", 8, max_tokens=4)
+    plans(r, 1)
+    r.submit("long", 60)
+
+    counts = plans(r, 5)
+
+    assert counts == [{"a": 1, "long": 10}, {"a": 1, "long": 10}, {"a": 1, "long": 10}, {"long": 30}, {"long": 1}]
+
+
+def test_a_short_prompt_is_not_stuck_behind_a_long_one(rig: Any) -> None:
+    r = rig(budget=16, partial=2)
+    r.submit("long", 100)
+    plans(r, 1)
+    r.submit("brief", 12)
+
+    counts = plans(r, 3)
+
+    assert counts == [{"long": 12, "brief": 4}, {"long": 8, "brief": 8}, {"long": 15, "brief": 1}]
+
+
+def test_a_short_prompt_behind_two_long_ones_gets_through(rig: Any) -> None:
+    r = rig(budget=16, partial=3, blocks=100)
+    r.submit("long", 100)
+    r.submit("second", 120)
+    r.submit("brief", 8)
+    plans(r, 1)
+
+    counts = plans(r, 3)
+
+    assert counts == [{"long": 8, "second": 4, "brief": 4}, {"long": 12, "brief": 4}, {"long": 15, "brief": 1}]
+
+
+def test_prompts_of_equal_length_are_computed_one_after_the_other(rig: Any) -> None:
+    r = rig(budget=16, partial=2)
+    r.submit("first", 60, max_tokens=1)
+    r.submit("second", 60, max_tokens=1)
+
+    counts = plans(r, 8)
+
+    assert [step.get("first", 0) for step in counts] == [16, 12, 16, 16, 0, 0, 0, 0]
+    assert sum(step.get("second", 0) for step in counts) == 60
+
+
+def test_no_more_prompts_are_under_way_at_once_than_may_be(rig: Any) -> None:
+    r = rig(budget=16, partial=2, blocks=300, max_model_len=200)
+    for name in "abcd":
+        r.submit(name, 100)
+
+    plans(r, 4)
+
+    assert [choice.request_id for choice in r.scheduler.queue] == ["c", "d"]
+
+
+def test_the_first_prompt_gets_at_least_half() -> None:
+    share = PrefillShare(max_partial=4)
+
+    assert share.split([1000, 30, 10, 500], 100, 50) == [50, 30, 10, 10]
+    assert share.split([1000, 30, 10], 100, 50) == [60, 30, 10]
+    assert share.split([20, 500], 100, 50) == [20, 80]
+    assert share.split([1000, 2000], 100, 50) == [100, 0]
+
+
+def test_by_measured_speeds_a_step_with_prompts_takes_a_bounded_multiple_of_one_without() -> None:
+    speeds = StepSpeeds()
+    share = PrefillShare(speeds=speeds, max_slowdown=4.0)
+
+    unmeasured = share.limit(8, 2048)
+    speeds.decode_step_s, speeds.prefill_tokens_per_s = 0.010, 20_000.0
+    measured = share.limit(8, 2048)
+    speeds.prefill_tokens_per_s = 100.0
+
+    assert unmeasured == 2048
+    assert measured == pytest.approx(600, abs=1)  # three more times 10 ms at 20 tokens a millisecond
+    assert share.limit(8, 2048) == 32
+    assert share.limit(0, 2048) == 2048

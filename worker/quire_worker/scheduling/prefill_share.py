@@ -1,0 +1,74 @@
+"""How much of a step prefill may take beside decoding rows, and how prompts that are computed at once divide it.
+
+Decoding rows get their token before any prompt is looked at. What prompts may take then bounds how long the step is, hence how late
+everybody's next token: "stall-free batching" of Sarathi-Serve (Agrawal et al., 2024, https://arxiv.org/abs/2403.02310). Without decoding
+rows nobody is kept waiting and the whole budget is theirs.
+
+The prompt that is first in rank gets at least half; up to half goes to shorter ones, shortest first, so that a short prompt does not wait
+for the end of a 100,000-token one, which in turn takes at most twice its time. Prompts of equal length are computed one after the other: to
+share equally would make all of them late.
+"""
+
+from collections.abc import Sequence
+
+from quire_worker.scheduling.speeds import StepSpeeds
+
+UNLIMITED = 2**62
+MAX_SLOWDOWN = 4.0
+"""The default of max_slowdown: measured in docs/benchmarks/fairness.md."""
+_LEAST_TOKENS = 32
+"""A smaller chunk gains nothing: the step's fixed costs outweigh it."""
+
+
+class PrefillShare:
+    """The division of a step's tokens among prompts."""
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int = UNLIMITED,
+        max_slowdown: float | None = None,
+        speeds: StepSpeeds | None = None,
+        max_partial: int = 1,
+    ) -> None:
+        """`max_tokens` bounds a step's prompt tokens beside decoding rows. With `max_slowdown` k (> 2) and measured `speeds` they are
+        further bounded so that the step takes about k - 1 times as long as decoding alone would. `max_partial` prompts that do
+        not fit into a step may be under way at once; with 1, prompts are computed in order of rank."""
+        self._max_tokens = max_tokens
+        self._max_slowdown = max_slowdown
+        self._speeds = speeds
+        self.max_partial = max_partial
+
+    def limit(self, num_decoding: int, tokens_left: int) -> int:
+        """Prompt tokens that a step may compute beside `num_decoding` rows, at most `tokens_left`."""
+        if not num_decoding:
+            return tokens_left
+        most = self._max_tokens
+        if self._max_slowdown is not None and self._speeds is not None:
+            spare_s = (self._max_slowdown - 1) * self._speeds.decode_step_s
+            if tokens := int(spare_s * self._speeds.prefill_tokens_per_s):
+                most = min(most, max(_LEAST_TOKENS, tokens))
+        return min(most, tokens_left)
+
+    def for_newcomers(self, wants: Sequence[int], limit: int) -> int:
+        """Of `limit` tokens, what prompts may take that enter while prompts that want `wants` are under way."""
+        left_over = limit - sum(wants)
+        if left_over > 0 or not wants:
+            return max(0, left_over)
+        return limit // 2 if self.max_partial > 1 else 0
+
+    def split(self, wants: Sequence[int], limit: int, for_shorter: int) -> list[int]:
+        """`limit` tokens among prompts under way, first in rank first: up to `for_shorter` go to those shorter than the first."""
+        counts = [0] * len(wants)
+        if self.max_partial > 1:
+            for index in sorted(range(1, len(wants)), key=wants.__getitem__):
+                if wants[index] >= wants[0] or for_shorter <= 0:
+                    break
+                counts[index] = min(wants[index], for_shorter)
+                for_shorter -= counts[index]
+        left = limit - sum(counts)
+        for index, want in enumerate(wants):
+            more = min(want - counts[index], left)
+            counts[index] += more
+            left -= more
+        return counts

@@ -1,0 +1,115 @@
+"""Shortest job first: who is expected to be done soonest goes first, and long runners give way to short newcomers where that pays.
+
+The theory: serving the shortest remaining job first has the least mean latency of all orders (Schrage, 1968); with estimates for lengths
+most of the gain remains (Mitzenmacher, "Scheduling with predictions and the price of misprediction", 2019). For LLMs preemption is not free
+(the KV is recomputed), so it has to pay for that, and outputs are not known, so what was generated so far counts (FastServe: Wu et al.,
+2023, https://arxiv.org/abs/2305.05920).
+Rank is a virtual arrival time, see policy.py: nobody is overtaken by what came more than `aging_s` later.
+
+Knows blocks, lengths and speeds; not rows, plans or text.
+"""
+
+from collections.abc import Callable, Sequence
+
+from quire_worker.kv.block_manager import BlockManager
+from quire_worker.scheduling.choice import Choice, Rank
+from quire_worker.scheduling.output_lengths import OutputLengths
+from quire_worker.scheduling.speeds import StepSpeeds
+
+MAX_PREEMPTIONS = 2
+"""Times a choice gives way to shorter ones; after that it runs until it ends or blocks run out."""
+_MUST_PAY = 2.0
+"""A long runner gives way only if it would have gone on for so many times what that costs: the newcomer's work and its own, done again."""
+_LOOK_EVERY_S = 0.02
+"""Looking costs a prediction for each running choice."""
+_GUESSED_PREFILL_TOKENS_PER_S = 4000.0
+_GUESSED_DECODE_STEP_S = 0.02
+"""Until steps were measured; only their ratio counts then."""
+_SMOOTHING = 0.05
+
+
+class ShortestFirst:
+    """By expected remaining work, bounded by age."""
+
+    def __init__(self, kv: BlockManager, speeds: StepSpeeds, clock: Callable[[], float], aging_s: float) -> None:
+        """`clock` as the scheduler's. `aging_s`: a choice is overtaken only by those that come within so many seconds after it."""
+        self._kv = kv
+        self._speeds = speeds
+        self._clock = clock
+        self._aging_s = aging_s
+        self._lengths = OutputLengths()
+        self._typical_s = 0.0
+        """Smoothed work of those that came; halves the handicap's range."""
+        self._looked_s: float | None = None
+
+    def rank(self, choice: Choice) -> Rank:
+        work_s = self.work_s(choice)
+        if not choice.was_admitted:
+            self._typical_s += (work_s - self._typical_s) * (_SMOOTHING if self._typical_s else 1.0)
+        return self._rank(choice, work_s)
+
+    def _rank(self, choice: Choice, work_s: float) -> Rank:
+        """The handicap grows with the work from 0 towards aging_s: half of it for a typical choice."""
+        return (choice.arrived_s + self._aging_s * work_s / (work_s + self._typical_s), *choice.age)
+
+    def work_s(self, choice: Choice) -> float:
+        """Seconds of prefill and decode steps that `choice` still needs, as far as can be told."""
+        generated = len(choice.token_ids) - choice.num_prompt
+        at_most = choice.max_total - len(choice.token_ids)
+        more = self._lengths.expected_more(generated, at_most) if choice.ending else float(at_most)
+        return self._redo_s(self._num_uncomputed(choice)) + more * (
+            self._speeds.decode_step_s or _GUESSED_DECODE_STEP_S
+        )
+
+    def victims(self, head: Choice, running: Sequence[Choice], num_free_rows: int) -> Sequence[Choice]:
+        """The longest runners, as few as make room for `head`: nobody unless they suffice, and it pays, and none is due before `head`."""
+        now_s = self._clock()
+        if self._looked_s is not None and now_s - self._looked_s < _LOOK_EVERY_S:
+            return ()
+        num_blocks = self._num_blocks_short(head)
+        if num_free_rows and num_blocks <= 0:
+            return ()
+        self._looked_s = now_s
+        return self._choose(head, running, 0 if num_free_rows else 1, num_blocks)
+
+    def _choose(self, head: Choice, running: Sequence[Choice], num_rows: int, num_blocks: int) -> list[Choice]:
+        head_s = self.work_s(head)
+        works = sorted(((self.work_s(choice), choice.age, choice) for choice in running), reverse=True)
+        victims: list[Choice] = []
+        for work_s, _, choice in works:
+            if len(victims) >= num_rows and num_blocks <= 0:
+                return victims
+            cost_s = head_s + self._cost_of_giving_way_s(choice, short_of_blocks=num_blocks > 0)
+            if work_s < _MUST_PAY * cost_s:
+                return []  # nor would the rest pay: they are shorter
+            if (
+                choice.num_given_way < MAX_PREEMPTIONS
+                and not choice.siblings
+                and self._rank(choice, work_s) > head.rank
+            ):
+                assert choice.table is not None
+                victims.append(choice)
+                num_blocks -= self._kv.num_exclusive(choice.table)
+        return victims if len(victims) >= num_rows and num_blocks <= 0 else []
+
+    def on_end(self, choice: Choice, *, of_itself: bool) -> None:
+        generated = len(choice.token_ids) - choice.num_prompt
+        if generated > 0 and choice.ending:
+            self._lengths.observe(generated, of_itself=of_itself)
+
+    def _num_uncomputed(self, choice: Choice) -> int:
+        if choice.table is not None:
+            return max(0, len(choice.token_ids) - choice.num_computed)
+        return choice.num_known - self._kv.match_prefix(choice.chain, choice.num_known - 1).num_tokens
+
+    def _num_blocks_short(self, head: Choice) -> int:
+        found = self._kv.match_prefix(head.chain, head.num_known - 1).num_tokens
+        return self._kv.num_blocks_for(head.num_known - found) - self._kv.pool.num_free
+
+    def _cost_of_giving_way_s(self, choice: Choice, *, short_of_blocks: bool) -> float:
+        """Blocks that nobody needs are found again; those that are taken are computed again."""
+        lost = choice.num_computed if short_of_blocks or not self._kv.keeps_blocks else self._kv.block_size
+        return self._redo_s(lost)
+
+    def _redo_s(self, num_tokens: int) -> float:
+        return num_tokens / (self._speeds.prefill_tokens_per_s or _GUESSED_PREFILL_TOKENS_PER_S)
