@@ -25,6 +25,7 @@ from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.draft import PlanDraft, StepInFlight
 from quire_worker.scheduling.intake import QueueState, Rejection, choices_of, rejection_of
 from quire_worker.scheduling.limits import SchedulerLimits
+from quire_worker.scheduling.repetition import is_repeating
 from quire_worker.scheduling.siblings import Siblings
 from quire_worker.scheduling.waiting_queue import WaitingQueue
 
@@ -78,11 +79,16 @@ class Scheduler:
             if choice is None or candidate.index == choice:
                 self._end(candidate)
 
-    def fail(self, choice: Choice, message: str) -> ChoiceOutput:
-        """End a choice with an error."""
+    def fail(self, choice: Choice, message: str, code: str | None = None) -> ChoiceOutput:
+        """End a choice with an error; `code` as in ChoiceOutput."""
         self._end(choice)
         return ChoiceOutput(
-            request_id=choice.request_id, choice=choice.index, token_ids=[], finish_reason="error", error=message
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason="error",
+            error=message,
+            error_code=code,
         )
 
     @property
@@ -138,8 +144,11 @@ class Scheduler:
         assert step.plan is plan and result.step_id == plan.step_id, "plans commit in the order of their launch"
         outputs: list[ChoiceOutput] = []
         sampled, num_sampled, index = result.rows, len(result.rows), 0
+        is_special = bool(result.failed or result.prompt_logprobs)
         for row, count, choice in zip(plan.rows, plan.num_tokens, step.choices, strict=True):
             choice.num_computed += count
+            if is_special and choice.status is not Status.FINISHED:
+                outputs += self._take_special(choice, row, result)
             if choice.num_computed >= choice.milestone:
                 self._pass_milestone(choice)
             if index < num_sampled and sampled[index] == row:
@@ -151,7 +160,7 @@ class Scheduler:
         assert index == num_sampled, "the runner sampled rows that the plan does not hold"
         self._kv.pool.release(step.held_blocks)
         self.counters.num_steps += 1
-        self.counters.num_generated_tokens += len(outputs)
+        self.counters.num_generated_tokens += len(outputs) - len(result.failed)
         return outputs
 
     def abandon_steps(self, culprit: StepPlan) -> list[Choice]:
@@ -230,7 +239,9 @@ class Scheduler:
             draft.copy_blocks(fork.copies, self._kv.pool)
             self._enter(sibling, fork.table, sibling.num_prompt - 1, draft)
         while draft.has_room and (head := self.queue.head) is not None and head.table is None:
-            match = self._kv.match_prefix(head.chain, head.num_known - 1)
+            # A prompt whose log-probabilities are wanted must be computed, whatever is in the cache.
+            readable = head.num_known - 1 if head.sampling.prompt_logprobs is None else 0
+            match = self._kv.match_prefix(head.chain, readable)
             table = self._kv.admit(match, head.num_known)
             if table is None:
                 return
@@ -267,6 +278,8 @@ class Scheduler:
             reason, stop = "stop", token
         elif total >= choice.max_total:
             reason = "length"
+        elif choice.repetition is not None and total >= choice.min_total and is_repeating(choice, choice.repetition):
+            reason = "repetition"
         if (
             reason is None and logprobs is None and choice.queue_time_s is None
         ):  # the hot path: nothing to tell but the token
@@ -280,12 +293,22 @@ class Scheduler:
             stop_token_id=stop,
             num_cached_tokens=choice.num_cached,
             queue_time_s=choice.queue_time_s,
+            prompt_logprobs=choice.take_prompt_logprobs(),
         )
         choice.num_cached = 0
         choice.queue_time_s = None
         if reason is not None:
             self._end(choice)
         return output
+
+    def _take_special(self, choice: Choice, row: int, result: StepResult) -> list[ChoiceOutput]:
+        """What few steps bring: log-probabilities of a prompt, and failures, before others could find the blocks that hold them."""
+        code = result.failed.get(row)
+        if code is not None:
+            return [self.fail(choice, code, code)]
+        if row in result.prompt_logprobs:
+            choice.prompt_logprobs.append(result.prompt_logprobs[row])
+        return []
 
     def _pass_milestone(self, choice: Choice) -> None:
         """A block filled, or the prompt is complete."""
