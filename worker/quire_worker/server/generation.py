@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
+from msgspec.structs import replace
+
 from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
-from quire_worker.request import SamplingParams
+from quire_worker.request import FAILED_NO_TOKEN, FAILED_NOT_FINITE, PromptLogprobs, SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
@@ -44,6 +46,12 @@ class Job:
     cache_salt: str | None = None
     priority: int = 0
     log: bool = True
+    only_prompts: bool = False
+    """Nothing that is generated is shown or counted."""
+    shows_prompts: bool = False
+    """The first piece of each choice is told even if it is empty: something of its prompt goes with it."""
+    shows_token_ids: bool = False
+    """Pieces with tokens are told even if they have no text."""
 
 
 Arrived = tuple[int, Piece]
@@ -56,6 +64,8 @@ class _Track:
     def __init__(self, choice: Choice, indices: range) -> None:
         self.choice = choice
         self.indices = indices
+        self.has_begun = False
+        """Something of it has been told."""
         self.last_token_s: float | None = None
 
 
@@ -93,6 +103,7 @@ class Generation:
         self._num_open = len(self._tracks)
         self.num_prompt_tokens = sum(map(len, job.prompts))
         self._cached: dict[str, int] = {}
+        self._scores: dict[str, list[PromptLogprobs]] = {}
         self._first_token_s: float | None = None
         self._queue_time_s: float | None = None
         self._failed = False
@@ -138,7 +149,16 @@ class Generation:
     @property
     def num_generated_tokens(self) -> int:
         """Over all choices of the answer."""
+        if self._job.only_prompts:
+            return 0
         return sum(track.choice.num_tokens * len(track.indices) for track in self._tracks.values())
+
+    @property
+    def num_shown_scores(self) -> int:
+        """Log-probabilities of prompts that the answer shows, over all its choices."""
+        job = self._job
+        num_top = max((sampling.prompt_logprobs or 0 for sampling in job.sampling), default=0)
+        return self.num_prompt_tokens * job.n * (num_top + 1) if self._scores else 0
 
     async def next(self) -> list[Arrived]:
         """Wait for tokens; the pieces of all choices that got some, never empty ones.
@@ -165,7 +185,7 @@ class Generation:
             log_event(
                 _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
             )
-            raise errors.step_failed(self._job.request_id)
+            raise self._failure(item)
         track = self._tracks[item.request_id, item.choice]
         if track.choice.finish_reason is not None:
             return  # arrived between the stop string and the abort
@@ -175,8 +195,27 @@ class Generation:
             self._num_open -= 1
             if item.finish_reason is None:
                 self._engine.abort_choice(item.request_id, item.choice)
-        if not piece.is_empty:
+        if item.prompt_logprobs is not None:
+            self._scores[item.request_id] = item.prompt_logprobs
+        if self._job.only_prompts:
+            reason = None if piece.finish_reason is None else "length"
+            piece = replace(piece, text="", token_ids=[], entries=[], finish_reason=reason, stop_reason=None)
+        is_first = not track.has_begun
+        is_told = not piece.is_empty or (self._job.shows_token_ids and bool(piece.token_ids))
+        if is_told or (is_first and self._job.shows_prompts):
+            track.has_begun = True
+            if is_first:
+                # Choice 0 is the first to have any: the others wait until it has computed the prompt.
+                piece = replace(piece, scores=self._scores.get(item.request_id))
             arrived.extend((index, piece) for index in track.indices)
+
+    def _failure(self, item: ChoiceOutput) -> ApiError:
+        if item.error_code == FAILED_NOT_FINITE:
+            self._metrics.on_not_finite()
+            return errors.not_finite(self._engine.dtype)
+        if item.error_code == FAILED_NO_TOKEN:
+            return errors.no_token()
+        return errors.step_failed(self._job.request_id)
 
     def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
         """Latencies as the client sees them, but by when tokens reached this process: a slow reader is not our latency."""
