@@ -116,11 +116,13 @@ def null_runner(rows: int, steps: int, ops: Ops) -> TorchRunner:
     kv_cache = torch.zeros(num_blocks_of(rows, steps), 1, 2, 1, BLOCK_SIZE, 16, dtype=torch.bfloat16)
     shape = RowsShape(num_rows=rows, max_model_len=length_of(steps), block_size=BLOCK_SIZE, num_groups=1)
     host_rows = HostRows(shape)
+    params = SamplingRows(rows, VOCAB_SIZE, device, on_host=True)
+    model = cast(Decoder, NullModel(rows))
     return TorchRunner(
-        steps=HostSteps(model=cast(Decoder, NullModel(rows)), kv_cache=kv_cache, rows=host_rows),
+        steps=HostSteps(model=model, kv_cache=kv_cache, rows=host_rows, params=params, ops=ops),
         kv_cache=kv_cache,
         rows=host_rows,
-        params=SamplingRows(rows, VOCAB_SIZE, device, on_host=True),
+        params=params,
         ops=ops,
     )
 

@@ -112,6 +112,7 @@ VLLM_ITERATION_TOKENS = "vllm:iteration_tokens_total"
 # Metrics of the worker that are ours
 QUIRE_WORKER_STEP_SECONDS = "quire_worker_step_seconds"
 QUIRE_WORKER_STEPS = "quire_worker_steps_total"
+QUIRE_WORKER_NON_FINITE = "quire_worker_non_finite_outputs_total"
 QUIRE_WORKER_STARTUP_SECONDS = "quire_worker_startup_seconds"
 QUIRE_WORKER_PREEMPTED_TOKENS = "quire_worker_preempted_tokens_total"
 QUIRE_WORKER_DEADLINES = "quire_worker_deadlines_total"
@@ -195,6 +196,7 @@ WORKER_METRICS: tuple[str, ...] = (
     VLLM_ITERATION_TOKENS,
     QUIRE_WORKER_STEP_SECONDS,
     QUIRE_WORKER_STEPS,
+    QUIRE_WORKER_NON_FINITE,
     QUIRE_WORKER_STARTUP_SECONDS,
     QUIRE_WORKER_DRAINING,
     QUIRE_WORKER_HTTP_REQUESTS,

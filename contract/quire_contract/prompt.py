@@ -15,7 +15,7 @@ from quire_contract.model_folder import load_tokenizer
 from quire_contract.openai.errors import CODE_CONTEXT_LENGTH
 from quire_contract.openai.model_checks import check_token_ids
 from quire_contract.prompt_bundle import PromptBundle
-from quire_contract.prompt_input import ChatInput, HasPrompt
+from quire_contract.prompt_input import ChatInput, HasPrompt, PromptInput
 
 __all__ = ["PromptError", "PromptRenderer", "TokenStream"]
 
@@ -89,16 +89,15 @@ class PromptRenderer:
         """
         source = request.prompt_input()
         if isinstance(source, ChatInput):
-            return [
-                self.chat(
-                    source.messages,
-                    source.tools,
-                    source.add_generation_prompt,
-                    source.continue_final_message,
-                    source.template_kwargs,
-                    add_special_tokens=source.add_special_tokens,
-                )
-            ]
+            ids = self.chat(
+                source.messages,
+                source.tools,
+                source.add_generation_prompt,
+                source.continue_final_message,
+                source.template_kwargs,
+                add_special_tokens=source.add_special_tokens,
+            )
+            return [self.cut(ids, source)]
         prompts = [self.completion(prompt, source.add_special_tokens) for prompt in source.prompts]
         for index, prompt in enumerate(prompts):
             param = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
@@ -106,7 +105,17 @@ class PromptRenderer:
                 check_token_ids(prompt, self.bundle.vocab_size, param)
             if not prompt:
                 raise PromptError(f"{param}: is empty; at least one token is needed.", param)
-        return prompts
+        return [self.cut(prompt, source) for prompt in prompts]
+
+    def cut(self, token_ids: list[int], source: PromptInput) -> list[int]:
+        """The last tokens of a prompt that is to be truncated; any other as it is."""
+        return token_ids if source.truncation is None else source.truncation.cut(token_ids, self.bundle.max_model_len)
+
+    def word_tokens(self, words: Iterable[str]) -> list[tuple[int, ...]]:
+        """How each word may be spelt in an output: at the beginning of a text, and after a space. Without duplicates."""
+        texts = [text for word in words for bare in (word.lstrip() or word,) for text in (bare, " " + bare)]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return list(dict.fromkeys(tuple(encoding.ids) for encoding in found if encoding.ids))
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids; what a stream of them would have sent."""

@@ -9,6 +9,21 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Truncation:
+    """Of a prompt that is too long, only the last tokens are kept."""
+
+    num_tokens: int
+    """At most so many; negative: as many as fit into the model's length beside the output."""
+    output: int
+    """Tokens of output that the request wants."""
+
+    def cut(self, token_ids: list[int], max_model_len: int) -> list[int]:
+        """What is kept, at least one token."""
+        most = self.num_tokens if self.num_tokens >= 0 else max(1, max_model_len - self.output)
+        return token_ids[-most:] if 0 < most < len(token_ids) else token_ids
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatInput:
     """A conversation to be rendered with the model's chat template."""
 
@@ -20,6 +35,7 @@ class ChatInput:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
     """Templates write the special tokens themselves."""
+    truncation: Truncation | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +45,7 @@ class TextInput:
     prompts: Sequence[str | list[int]]
     add_special_tokens: bool = True
     """Applies to text only."""
+    truncation: Truncation | None = None
 
 
 PromptInput = ChatInput | TextInput

@@ -161,7 +161,15 @@ class MatmulFp8(Protocol):
 class Sample(Protocol):
     """See quire_kernels.sampling."""
 
-    def __call__(self, logits_RV: Tensor, params: SamplingTensors, purpose: int = 0) -> Tensor: ...
+    def __call__(
+        self, logits_RV: Tensor, params: SamplingTensors, purpose: int = 0, broken: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class Argmax(Protocol):
+    """See quire_kernels.sampling."""
+
+    def __call__(self, logits_RV: Tensor, broken: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +202,8 @@ class Ops:
     matmul_fp8: MatmulFp8
     matmul_fp8_blocks: MatmulFp8
     sample: Sample
-    argmax: Callable[[Tensor], Tensor]
-    """(logits) -> ids: what sample gives at temperature 0"""
+    argmax: Argmax
+    """What sample gives at temperature 0."""
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits, slots, prompt_mask, output_counts, repetition, frequency, presence)"""
     count_tokens: Callable[[Tensor, Tensor, Tensor], None]

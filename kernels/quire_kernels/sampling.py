@@ -8,6 +8,7 @@
     seeds        [R] int64    the request's seed, 64 bits
     positions    [R] int64    output position: how many tokens the request has produced before this one
     out          [R] int64    token ids
+    broken       [R] bool     optional output: rows that hold NaN or +inf, or no finite logit
 
 Logits are cast to float32 and divided by the temperature. Then top_k, then top_p over what is left, renormalised, then min_p; the
 likeliest token always stays. Tokens rank by value, then lowest id: that settles ties at every boundary. What is left gets Gumbel
@@ -35,14 +36,26 @@ class SamplingTensors:
     positions: Tensor
 
 
-def sample_reference(logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE) -> Tensor:
+def sample_reference(
+    logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE, broken: Tensor | None = None
+) -> Tensor:
     """Every row sorted whole, noise for every token."""
+    if broken is not None:
+        mark_broken(logits_RV.amax(-1), broken)
     return perturbed_logits(logits_RV, params, purpose).argmax(-1)
 
 
-def argmax_reference(logits_RV: Tensor) -> Tensor:
+def argmax_reference(logits_RV: Tensor, broken: Tensor | None = None) -> Tensor:
     """What temperature 0 gives. max also says where, and is four times as fast as argmax on bfloat16; both give the first of equals."""
-    return logits_RV.max(-1).indices
+    values, ids = logits_RV.max(-1)
+    if broken is not None:
+        mark_broken(values, broken)
+    return ids
+
+
+def mark_broken(largest: Tensor, broken: Tensor) -> None:
+    """Given each row's largest logit, or NaN where it holds any: amax and max pass NaN on."""
+    torch.ne(largest - largest, 0, out=broken)  # of infinities and NaN the difference is NaN, which equals nothing
 
 
 def perturbed_logits(logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE) -> Tensor:

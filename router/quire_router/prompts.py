@@ -160,5 +160,5 @@ def _read(entry: tuple[PromptBundle, PromptRenderer], fields: RoutingFields) -> 
 def _first_prompt(renderer: PromptRenderer, fields: RoutingFields) -> list[int]:
     source = fields.prompt_input()
     if isinstance(source, TextInput):
-        return renderer.completion(source.prompts[0], source.add_special_tokens)
+        return renderer.cut(renderer.completion(source.prompts[0], source.add_special_tokens), source)
     return renderer.request_prompts(fields)[0]

@@ -57,6 +57,15 @@ async def test_of_several_prompts_the_first_counts(reader):
     assert several == one
 
 
+async def test_a_truncated_prompt_is_hashed_as_the_worker_cuts_it(reader, bundle):
+    kept = PromptRenderer(bundle).completion(WORDS)[-40:]
+
+    blocks = await reader.read(*read_body(prompt=WORDS, truncate_prompt_tokens=40), "d")
+
+    assert blocks.num_tokens == 40
+    assert blocks.hashes == wire_hashes(hash_blocks(kept, 16))
+
+
 async def test_a_long_prompt_is_tokenised_in_a_thread(reader, bundle):
     threads = []
 

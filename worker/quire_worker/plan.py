@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from quire_worker.request import SamplingParams, TokenLogprobs
+from quire_worker.request import PromptLogprobs, SamplingParams, TokenLogprobs
 
 
 class NewRow(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -69,6 +69,10 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Parallel to rows: 0..k tokens each (1 without speculation)."""
     logprobs: list[list[TokenLogprobs] | None]
     """Parallel to rows; None where the request asked for none."""
+    prompt_logprobs: dict[int, PromptLogprobs] = {}
+    """By row, sampled or not: those of the prompt tokens that follow the ones computed in this step."""
+    failed: dict[int, str] = {}
+    """By row, one of request's FAILED_ constants: what the step made of it means nothing."""
 
 
 class Handle(Protocol):

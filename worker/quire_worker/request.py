@@ -5,6 +5,22 @@ Shared by the API process, the scheduler and the runner, so it holds plain value
 
 import msgspec
 
+FAILED_NOT_FINITE = "not_finite"
+"""The model's logits held NaN or infinity."""
+FAILED_NO_TOKEN = "no_token"  # noqa: S105 - a reason
+"""What the request forbids left no token that could come."""
+MAX_LOGPROB_TOKEN_IDS = 128
+"""So many places a row has for them on the device."""
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Ends a choice whose output ends in a pattern that came `min_count` times in a row."""
+
+    max_pattern_size: int
+    """Tokens, as is min_pattern_size."""
+    min_pattern_size: int
+    min_count: int
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How tokens are chosen. Complete and validated: the API process has applied every default.
@@ -36,6 +52,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     eos_token_ids: tuple[int, ...] = ()
     """The model's own end tokens; they end a choice unless `ignore_eos`."""
     ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may come; empty: all. Ids inside the vocabulary, as are the next two fields'."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences, none empty, that the output may not hold: the last token may not come where those before it are the output's end."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """With `logprobs`: TokenLogprobs.top_ids are these tokens, in this order, in place of the k best. At most MAX_LOGPROB_TOKEN_IDS."""
+    prompt_logprobs: int | None = None
+    """k: log-probabilities of the prompt's own tokens but the first, and of the k best in their places. Such a request does not
+    read the prefix cache. None: none."""
+    repetition_detection: RepetitionDetection | None = None
 
     @property
     def ending_token_ids(self) -> tuple[int, ...]:
@@ -52,7 +78,29 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """1 for the most likely token of the vocabulary."""
     top_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
-    """Descending, parallel to top_ids."""
+    """Parallel to top_ids; descending, unless the request named the tokens."""
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Log-probabilities of N consecutive prompt tokens, each given those before it; packed, as prompts are long. Little-endian."""
+
+    first: int
+    """Position of the first of them, at least 1."""
+    num_top: int
+    """k."""
+    logprobs: bytes
+    """[N] float32."""
+    ranks: bytes
+    """[N] int32; 1 for the likeliest token of the vocabulary."""
+    top_ids: bytes
+    """[N, k] int32."""
+    top_logprobs: bytes
+    """[N, k] float32, descending."""
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.logprobs) // 4
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="submit"):
@@ -83,7 +131,8 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     logprobs: list[TokenLogprobs] | None = None
     """Parallel to token_ids."""
     finish_reason: str | None = None
-    """None: more to come. "stop" | "length" | "error" | "deadline" | "queue_timeout". The ending token, if any, is the last token."""
+    """None: more to come. "stop" | "length" | "repetition" | "error" | "deadline" | "queue_timeout". The ending token, if any, is the last
+    of token_ids."""
     stop_token_id: int | None = None
     """With "stop": the token that ended the choice."""
     num_cached_tokens: int = 0
@@ -92,3 +141,7 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     """With "error", what went wrong; with "deadline", whether the request was "waiting" or "running"."""
     queue_time_s: float | None = None
     """How long the choice waited for its first admission, told with its first tokens."""
+    prompt_logprobs: list[PromptLogprobs] | None = None
+    """With the first tokens of choice 0, where asked for: all prompt tokens but the first, in order."""
+    error_code: str | None = None
+    """With "error": one of the FAILED_ constants where the reason is known."""

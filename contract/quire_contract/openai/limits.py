@@ -30,3 +30,14 @@ class Limits:
     max_logprobs: int = 20
     """top_logprobs of a chat, logprobs of a completion."""
     max_cache_salt_chars: int = 1024
+    max_allowed_token_ids: int = 65_536
+    max_bad_words: int = 256
+    max_bad_word_chars: int = 256
+    """Characters of one of bad_words."""
+    max_logprob_token_ids: int = 128
+    max_prompt_logprob_entries: int = 524_288
+    """Prompt tokens, of all choices, times the log-probabilities that each is shown with."""
+    max_pattern_size: int = 256
+    """repetition_detection.max_pattern_size, tokens."""
+    max_pattern_count: int = 1024
+    """repetition_detection.min_count."""

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from quire_contract.openai.errors import CODE_CONTEXT_LENGTH, ApiError, invalid
-from quire_contract.openai.requests import GenerationRequest, logit_bias_items
+from quire_contract.openai.limits import Limits
+from quire_contract.openai.requests import CompletionRequest, GenerationRequest, logit_bias_items
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -15,11 +16,27 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> No
 
 
 def check_vocabulary(request: GenerationRequest, vocab_size: int) -> None:
-    """400 if stop_token_ids or logit_bias name tokens that the model does not have."""
+    """400 if a field names tokens that the model does not have."""
     check_token_ids(request.stop_token_ids or (), vocab_size, "stop_token_ids")
+    check_token_ids(request.allowed_token_ids or (), vocab_size, "allowed_token_ids")
+    check_token_ids(request.logprob_token_ids or (), vocab_size, "logprob_token_ids")
     for token, _ in logit_bias_items(request):
         if token >= vocab_size:
             raise invalid(f"logit_bias[{token}]", f"is not a token id of this model; ids are 0 to {vocab_size - 1}")
+
+
+def check_prompt_logprobs(request: GenerationRequest, num_prompt_tokens: int, limits: Limits) -> None:
+    """400 if the prompts, of so many tokens in all, would be shown with too many log-probabilities."""
+    if request.num_prompt_logprobs is None:
+        return
+    num_entries = num_prompt_tokens * request.num_choices * (request.num_prompt_logprobs + 1)
+    if num_entries > limits.max_prompt_logprob_entries:
+        is_echo = isinstance(request, CompletionRequest) and request.prompt_logprobs is None
+        raise invalid(
+            "echo" if is_echo else "prompt_logprobs",
+            f"the prompts' log-probabilities are {num_entries} values (tokens of all prompts x choices x (k + 1)); at most "
+            f"{limits.max_prompt_logprob_entries} are allowed. Send fewer prompts at once or ask for a smaller k",
+        )
 
 
 def resolve_max_tokens(

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from quire_contract.openai.messages import ChatMessage, template_message
-from quire_contract.prompt_input import ChatInput, PromptInput, TextInput
+from quire_contract.prompt_input import ChatInput, PromptInput, TextInput, Truncation
 
 Prompt = str | list[str | int | list[int]]
 DEFAULT_COMPLETION_MAX_TOKENS = 16
@@ -21,6 +21,16 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True):
+    """Ends an answer that goes in circles: a pattern of min_pattern_size to max_pattern_size tokens, min_count times in a row."""
+
+    max_pattern_size: int | None = None
+    """None or 0: off."""
+    min_pattern_size: int | None = None
+    """None or 0: 1."""
+    min_count: int | None = None
 
 
 class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,10 +69,18 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logprob_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    repetition_detection: RepetitionDetection | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
-        return _chat_input(self)
+        return _chat_input(self, _truncation(self.truncate_prompt_tokens, self.requested_max_tokens))
 
     @property
     def num_choices(self) -> int:
@@ -72,12 +90,17 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def requested_max_tokens(self) -> int | None:
         """Output tokens at most, if the client said so; `max_completion_tokens` is the newer name."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return _chat_max_tokens(self)
 
     @property
     def num_logprobs(self) -> int | None:
         """None: no log-probabilities. k: the chosen token's and the k best."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """None: no log-probabilities of the prompt. k: its own tokens' and the k best in their places."""
+        return self.prompt_logprobs
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,10 +135,20 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    logprob_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    repetition_detection: RepetitionDetection | None = None
+    echo: bool | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts."""
-        return text_input(self.prompt, self.add_special_tokens)
+        truncation = _truncation(self.truncate_prompt_tokens, self.requested_max_tokens)
+        return text_input(self.prompt, self.add_special_tokens, truncation)
 
     @property
     def num_prompts(self) -> int:
@@ -130,12 +163,18 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def requested_max_tokens(self) -> int | None:
         """Output tokens at most; OpenAI's default if the client did not say."""
-        return DEFAULT_COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return _completion_max_tokens(self)
 
     @property
     def num_logprobs(self) -> int | None:
         """None: no log-probabilities. k: the chosen token's and the k best."""
         return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """None: no log-probabilities of the prompt. k: its own tokens' and the k best in their places; an echo shows `logprobs` of them."""
+        echoed = self.logprobs if self.echo else None
+        return max((k for k in (self.prompt_logprobs, echoed) if k is not None), default=None)
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,12 +218,14 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
+    truncate_prompt_tokens: int | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""
         if self.messages is not None:
-            return _chat_input(self)
-        return text_input(self.prompt or "", self.add_special_tokens)
+            return _chat_input(self, _truncation(self.truncate_prompt_tokens, _chat_max_tokens(self)))
+        truncation = _truncation(self.truncate_prompt_tokens, _completion_max_tokens(self))
+        return text_input(self.prompt or "", self.add_special_tokens, truncation)
 
 
 GenerationRequest = ChatCompletionRequest | CompletionRequest
@@ -199,12 +240,29 @@ def prompt_list(prompt: Prompt) -> list[str | list[int]]:
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def text_input(prompt: Prompt, add_special_tokens: bool | None) -> TextInput:
+def text_input(prompt: Prompt, add_special_tokens: bool | None, truncation: Truncation | None = None) -> TextInput:
     """Prompts of a completion body. Special tokens are added to text unless the client says no."""
-    return TextInput(prompts=prompt_list(prompt), add_special_tokens=add_special_tokens is not False)
+    return TextInput(
+        prompts=prompt_list(prompt), add_special_tokens=add_special_tokens is not False, truncation=truncation
+    )
 
 
-def _chat_input(body: "ChatCompletionRequest | TokenizeRequest | RoutingFields") -> ChatInput:
+def _chat_max_tokens(body: "ChatCompletionRequest | RoutingFields") -> int | None:
+    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+
+
+def _completion_max_tokens(body: "CompletionRequest | RoutingFields") -> int:
+    return DEFAULT_COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+
+
+def _truncation(num_tokens: int | None, max_tokens: int | None) -> Truncation | None:
+    """Output gets the room that was asked for, and that of one token where nothing was said: a chat may fill what is left."""
+    return None if num_tokens is None else Truncation(num_tokens=num_tokens, output=max(1, max_tokens or 1))
+
+
+def _chat_input(
+    body: "ChatCompletionRequest | TokenizeRequest | RoutingFields", truncation: Truncation | None = None
+) -> ChatInput:
     return ChatInput(
         messages=[template_message(message) for message in body.messages or []],
         add_generation_prompt=not body.continue_final_message
@@ -213,6 +271,7 @@ def _chat_input(body: "ChatCompletionRequest | TokenizeRequest | RoutingFields")
         continue_final_message=body.continue_final_message is True,
         template_kwargs=body.chat_template_kwargs or {},
         add_special_tokens=body.add_special_tokens is True,
+        truncation=truncation,
     )
 
 

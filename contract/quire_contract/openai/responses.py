@@ -11,7 +11,8 @@ from msgspec import UNSET, UnsetType
 
 from quire_contract.openai.errors import ErrorDetail
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
+"""repetition is ours and vLLM's, for requests with repetition_detection."""
 SSE_DONE = b"data: [DONE]\n\n"
 
 
@@ -63,6 +64,19 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     text_offset: list[int]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token that may stand at a place of the prompt."""
+
+    logprob: float
+    rank: int
+    """1 for the likeliest token of the vocabulary."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""For each token of a prompt, by token id: the token itself and the likeliest in its place. None for the first. vLLM's form."""
+
+
 class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What the assistant said."""
 
@@ -80,6 +94,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     stop_reason: int | str | None = None
     """The stop token's id or the stop string; null for the model's own end."""
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +107,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str | None = None
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +126,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +139,9 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str | UnsetType | None = UNSET
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In the first chunk, as are the prompt's log-probabilities."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +152,11 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    """Of the output alone, echo or not."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """In a stream in the choice's first piece, as are the prompt's log-probabilities."""
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,22 +60,27 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "modalities": Unsupported('only ["text"] is supported', lambda value: value == ["text"]),
     "prompt_embeds": Unsupported("prompt embeddings are not supported"),
     "suffix": Unsupported("insertion before a suffix is not supported", _is_empty),
-    "echo": Unsupported("echo is not supported yet", _is_empty),
-    "prompt_logprobs": Unsupported("log-probabilities of the prompt are not supported yet"),
-    "prompt_logprob_token_ids": Unsupported("log-probabilities of the prompt are not supported yet", _is_empty),
-    "logprob_token_ids": Unsupported("log-probabilities of chosen tokens are not supported yet", _is_empty),
-    "return_tokens_as_token_ids": Unsupported("is not supported yet", _is_empty),
-    "return_token_ids": Unsupported("is not supported yet", _is_empty),
-    "allowed_token_ids": Unsupported("is not supported yet"),
-    "bad_words": Unsupported("is not supported yet; logit_bias of -100 forbids a token", _is_empty),
-    "truncate_prompt_tokens": Unsupported("is not supported; shorten the prompt"),
+    "echo": Unsupported("only completions can echo; use continue_final_message to go on with a message", _is_empty),
+    "prompt_logprob_token_ids": Unsupported("is not supported; prompt_logprobs gives the likeliest tokens", _is_empty),
+    "prompt_logprob_start": Unsupported("is not supported; prompt_logprobs begins with the prompt", _is_empty),
+    "truncation_side": Unsupported(
+        'only "left" is supported, which keeps the last tokens', lambda value: value == "left"
+    ),
+    "spaces_between_special_tokens": Unsupported("only true is supported", lambda value: value is True),
+    "detokenize": Unsupported(
+        "only true is supported; return_token_ids gives the ids too", lambda value: value is True
+    ),
+    "flat_logprobs": Unsupported("is not supported", _is_empty),
+    "watermarking": Unsupported("is not supported", _is_empty),
+    "trace_decode_token_ids": Unsupported("is not supported", _is_empty),
+    "vllm_xargs": Unsupported("is not supported", _is_empty),
+    "extra_args": Unsupported("is not supported", _is_empty),
     "logits_processors": Unsupported("is not supported", _is_empty),
     "logit_processors": Unsupported("is not supported", _is_empty),
     "use_beam_search": Unsupported(_BEAM, _is_empty),
     "beam_width": Unsupported(_BEAM, lambda value: value in (0, 1)),
     "length_penalty": Unsupported(_BEAM, lambda value: value == 1),
     "thinking_token_budget": Unsupported("is not supported yet"),
-    "repetition_detection": Unsupported("is not supported yet"),
     "kv_transfer_params": Unsupported("is not supported yet"),
 }
 

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from quire_contract.openai.errors import invalid
 from quire_contract.openai.limits import MAX_SEED, MIN_SEED, Limits
 from quire_contract.openai.messages import ChatMessage, check_message
+from quire_contract.openai.ranges import check_count as _check_count
+from quire_contract.openai.ranges import check_range as _check_range
+from quire_contract.openai.ranges import check_text as _check_text
+from quire_contract.openai.ranges import short as _short
 from quire_contract.openai.requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -18,6 +22,7 @@ from quire_contract.openai.requests import (
     TokenizeRequest,
     stop_strings,
 )
+from quire_contract.openai.token_fields import check_token_fields
 from quire_contract.openai.urgency_checks import check_urgency
 
 MAX_BIAS = 100.0
@@ -30,6 +35,7 @@ def check_chat(request: ChatCompletionRequest, limits: Limits) -> None:
     if request.continue_final_message and request.add_generation_prompt:
         raise invalid("continue_final_message", "cannot be combined with add_generation_prompt: true")
     first, second = request.max_tokens, request.max_completion_tokens
+    _check_range("max_tokens", first, 1, None)
     _check_range("max_completion_tokens", second, 1, None)
     if first is not None and second is not None and first != second:
         raise invalid("max_tokens", "differs from max_completion_tokens; send one of them")
@@ -42,6 +48,9 @@ def check_completion(request: CompletionRequest, limits: Limits) -> None:
     """A completion request."""
     check_prompt(request.prompt, limits)
     _check_generation(request, limits)
+    if request.max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens", "0 is allowed only with echo: true, when the prompt alone comes back")
+    _check_range("max_tokens", request.max_tokens, 0, None)
     _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
     if request.best_of is not None and request.best_of != request.num_choices:
         raise invalid("best_of", f"is not supported unless it equals n, which is {request.num_choices}")
@@ -102,7 +111,6 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
 
 def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     _check_range("n", request.n, 1, limits.max_n)
-    _check_range("max_tokens", request.max_tokens, 1, None)
     _check_range("min_tokens", request.min_tokens, 0, None)
     most = request.requested_max_tokens
     if request.min_tokens and most is not None and request.min_tokens > most:
@@ -115,6 +123,7 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     _check_logit_bias(request.logit_bias, limits)
     check_urgency(request)
     _check_text("cache_salt", request.cache_salt, limits.max_cache_salt_chars)
+    check_token_fields(request, limits)
 
 
 _FLOAT_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -155,25 +164,3 @@ def _check_logit_bias(bias: dict[str, float] | None, limits: Limits) -> None:
             raise invalid(path, "the key must be a token id")
         if not -MAX_BIAS <= value <= MAX_BIAS:
             raise invalid(path, f"{value:g} is out of range; it must be between -100 and 100")
-
-
-def _check_range(name: str, value: int | None, low: int, high: int | None) -> None:
-    if value is None or (value >= low and (high is None or value <= high)):
-        return
-    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-    raise invalid(name, f"{_short(value)} is out of range; it must be {allowed}")
-
-
-def _check_count(name: str, count: int, most: int) -> None:
-    if count > most:
-        raise invalid(name, f"has {count} entries; at most {most} are allowed")
-
-
-def _check_text(name: str, value: str | None, max_chars: int) -> None:
-    if value is not None and len(value) > max_chars:
-        raise invalid(name, f"has {len(value)} characters; at most {max_chars} are allowed")
-
-
-def _short(value: int) -> str:
-    """A number as text; Python refuses to print integers of thousands of digits."""
-    return str(value) if abs(value) < 2**64 else "a number of more than 64 bits"

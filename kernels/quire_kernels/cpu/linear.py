@@ -117,6 +117,10 @@ class NativeWeight:
         """Columns that come out."""
         return int(self.packed.out_features) // (2 if self.packed.gate_up else 1)
 
+    def layer(self) -> "NativeLinear":
+        """What multiplies by it."""
+        return NativeLinear(self._linears, self)
+
     @property
     def size_bytes(self) -> int:
         """Of everything, padding included."""

@@ -37,7 +37,7 @@ class NativeSampling:
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def argmax(self, logits_RV: Tensor, broken: Tensor | None = None) -> Tensor:
-        """[R] int64: each row's largest logit, the lowest id on ties, NaN passed over."""
+        """[R] int64: each row's largest logit, the lowest id on ties, NaN passed over. `broken` as in `sample`."""
         return self._draw(logits_RV, (None,) * 6, PURPOSE_SAMPLE, broken)
 
     def sample(

@@ -82,6 +82,8 @@ class _StepArgs(Structure):
         ("sampled_lens", c_void_p),
         ("logits", c_void_p),
         ("workspace", c_void_p),
+        ("num_sampled_rows", c_int64),
+        ("hidden", c_void_p),
     )
 
 
@@ -152,6 +154,8 @@ class NativeStack:
         self._kept = (tensors, layers, head)
         self._windows = shape.windows
         self._vocab_size = head.num_outputs
+        self._hidden_size = embedding.shape[1]
+        self._dtype = embedding.dtype
         self._is_float = int(embedding.dtype == torch.float32)
         self._layers = (_LayerArgs * len(layers))(*[_layer_args(layer) for layer in layers])
         self._args = _StackArgs(
@@ -192,14 +196,18 @@ class NativeStack:
         sampled_tokens: Tensor | None,
         sampled_queries: StackQueries,
         num_sampled: int,
+        *,
+        gives_hidden: bool = False,
     ) -> Tensor | None:
         """Logits [S, V] float32 of the sampled tokens, None when S is 0. Stores keys and values of all T tokens.
 
         token_ids [T] int32, positions [T] int64, slots by group [T] int64; sampled_tokens [S] int64, None when every token is one:
-        `sampled_queries` is then not read.
+        `sampled_queries` is then not read. gives_hidden: in place of logits what the head reads, [S, E] in the weights' dtype.
         """
         groups = self._groups(slots, queries, sampled_queries)
-        logits = torch.empty(num_sampled, self._vocab_size, dtype=torch.float32) if num_sampled else None
+        shape = (num_sampled, self._hidden_size) if gives_hidden else (num_sampled, self._vocab_size)
+        out = torch.empty(shape, dtype=self._dtype if gives_hidden else torch.float32) if num_sampled else None
+        address = None if out is None else out.data_ptr()
         step = _StepArgs(
             num_tokens=token_ids.shape[0],
             num_rows=queries.seq_lens.shape[0],
@@ -210,15 +218,17 @@ class NativeStack:
             positions=positions.data_ptr(),
             query_starts=queries.query_starts.data_ptr(),
             seq_lens=queries.seq_lens.data_ptr(),
-            logits=None if logits is None else logits.data_ptr(),
+            logits=None if gives_hidden else address,
+            hidden=address if gives_hidden else None,
         )
         if sampled_tokens is not None:
+            step.num_sampled_rows = sampled_queries.seq_lens.shape[0]
             step.sampled_tokens = sampled_tokens.data_ptr()
             step.sampled_starts = sampled_queries.query_starts.data_ptr()
             step.sampled_lens = sampled_queries.seq_lens.data_ptr()
         step.workspace = self._space(self._workspace_bytes(byref(self._args), byref(step), self._is_float))
         self._run(byref(self._args), byref(step), self._is_float)
-        return logits
+        return out
 
     def _groups(
         self, slots: Sequence[Tensor], queries: StackQueries, sampled: StackQueries

@@ -10,14 +10,18 @@ from torch import Tensor
 from quire_kernels.cpu.philox import gumbel_noise_cpu
 from quire_kernels.logprobs import largest_by_value_then_id
 from quire_kernels.philox import GUMBEL_MAX, GUMBEL_MIN, PURPOSE_SAMPLE
-from quire_kernels.sampling import SamplingTensors, kept_of_ranked, scale_logits, token_mass
+from quire_kernels.sampling import SamplingTensors, kept_of_ranked, mark_broken, scale_logits, token_mass
 
 FIRST_CANDIDATES = 64
 """Tokens ranked at first for top_p; four times as many each time they do not reach it."""
 
 
-def sample_cpu(logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE) -> Tensor:
+def sample_cpu(
+    logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE, broken: Tensor | None = None
+) -> Tensor:
     """The same tokens as the reference."""
+    if broken is not None:
+        mark_broken(logits_RV.amax(-1), broken)
     vocab_size = logits_RV.shape[1]
     is_drawn = params.temperature != 0
     is_cut = ((params.top_k > 0) & (params.top_k < vocab_size)) | (params.top_p < 1)

@@ -20,7 +20,7 @@ from quire_kernels.gpu.candidates import order_key, scaled_tile
 from quire_kernels.gpu.sampling_pivots import pivot_kernel
 from quire_kernels.launch_configs import row_config
 from quire_kernels.philox import PURPOSE_SAMPLE
-from quire_kernels.sampling import SamplingTensors
+from quire_kernels.sampling import SamplingTensors, mark_broken
 
 MAX_CANDIDATES = 4096
 """Tokens that the pivot kernel holds in registers."""
@@ -131,8 +131,13 @@ def choose_kernel(draws, top_ids, out, num_splits, vocab_size, BLOCK_S: tl.const
     tl.store(out + row, tl.minimum(winner, vocab_size - 1).to(tl.int64))
 
 
-def sample_triton(logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE) -> Tensor:
+def sample_triton(
+    logits_RV: Tensor, params: SamplingTensors, purpose: int = PURPOSE_SAMPLE, broken: Tensor | None = None
+) -> Tensor:
     """See quire_kernels.sampling."""
+    if broken is not None:
+        # The kernels pass NaN over. One more pass over the logits is little beside theirs.
+        mark_broken(logits_RV.amax(-1), broken)
     assert logits_RV.stride(1) == 1
     (num_rows, vocab_size), device = logits_RV.shape, logits_RV.device
     out = torch.empty(num_rows, dtype=torch.int64, device=device)

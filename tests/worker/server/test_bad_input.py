@@ -84,7 +84,7 @@ CASES: dict[str, tuple[tuple[str, bytes], int, str | None, str | None]] = {
         "stream_options",
         "invalid_value",
     ),
-    "echo": (text(echo=True), 400, "echo", "unsupported_parameter"),
+    "suffix": (text(suffix="x"), 400, "suffix", "unsupported_parameter"),
     "guided_json": (chat(guided_json={"type": "object"}), 400, "guided_json", "unsupported_parameter"),
     "tools": (chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "tools", "unsupported_parameter"),
     "detokenize outside the vocabulary": (("/detokenize", b'{"tokens":[99999]}'), 400, "tokens[0]", "invalid_value"),

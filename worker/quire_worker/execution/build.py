@@ -228,7 +228,7 @@ def _make_runner(
     params = SamplingRows(options.max_num_seqs, config.vocab_size, target.device, on_host=not is_resident)
     if not is_resident:
         host_rows = HostRows(rows_shape)
-        host_steps = HostSteps(model=model, kv_cache=kv_cache, rows=host_rows)
+        host_steps = HostSteps(model=model, kv_cache=kv_cache, rows=host_rows, params=params, ops=target.ops)
         return TorchRunner(steps=host_steps, kv_cache=kv_cache, rows=host_rows, params=params, ops=target.ops)
     graphs = None
     if recorder is not None:

@@ -8,6 +8,7 @@ longer than the tables are wide, each with one token. A recording reads its row 
 padding are -1, and change nothing.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,15 +18,17 @@ from torch import Tensor
 from quire_kernels.ops import Ops
 from quire_kernels.prepare_inputs import StepTensors
 from quire_worker.execution.graphs import DecodeGraphs, Recording, Shape
-from quire_worker.execution.prepared_step import NO_ROWS, SampledRows
+from quire_worker.execution.prepared_step import NO_ROWS, Computed, SampledRows
+from quire_worker.execution.prompt_scores import WantedQueries, score
 from quire_worker.execution.rows import DeviceRows, Ints
 from quire_worker.execution.sampling_rows import SamplingRows
-from quire_worker.execution.staging import ALIGNMENT, Staging
+from quire_worker.execution.staging import ALIGNMENT, Array, Staging
 from quire_worker.models.decoder import Decoder
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 from quire_worker.plan import StepPlan
 
 _CHANGES_BYTES = 1 << 16
+_QUERIES_BYTES = 1 << 12
 _PADDING = -1
 
 
@@ -51,23 +54,26 @@ class DeviceSteps:
         self._changes = Staging(rows.device, _CHANGES_BYTES)
         # Four arrays of 8 bytes a row at most; it must not grow, as recordings know its address.
         self._inputs = Staging(rows.device, 4 * (8 * (most + 1) + ALIGNMENT))
+        self._queries = Staging(rows.device, _QUERIES_BYTES)
         self._every = torch.arange(most + 1, dtype=torch.int32, device=rows.device)
         self._logits: Tensor | None = None
 
-    def run(self, plan: StepPlan) -> tuple[Tensor | None, SampledRows]:
+    def run(self, plan: StepPlan) -> Computed:
         """See runner.Steps."""
         self._send_changes(plan)
         if not plan.rows:
-            return None, NO_ROWS
+            return Computed(logits=None, sampled=NO_ROWS)
         row_ids = np.array(plan.rows, np.int64)
         counts = np.array(plan.num_tokens, np.int64)
-        seq_lens = self._rows.host_num_computed[row_ids] + counts
+        starts = self._rows.host_num_computed[row_ids]
+        seq_lens = starts + counts
         is_sampled = seq_lens == self._rows.host_num_tokens[row_ids]
         self._rows.host_num_computed[row_ids] = seq_lens
         num_blocks = -(-int(seq_lens.max()) // self._rows.block_size)
         if is_sampled.all() and counts.max() == 1:
             return self._decode(row_ids, num_blocks)
-        return self._mixed(row_ids, counts, is_sampled, num_blocks)
+        queries = self._params.scorer.wanted(row_ids, starts, counts, is_sampled)
+        return self._mixed(row_ids, counts, is_sampled, num_blocks, queries)
 
     def prepare(self, *, is_smallest: bool = False) -> int:
         """See runner.Steps."""
@@ -89,7 +95,7 @@ class DeviceSteps:
         if plan.new_rows:
             self._params.accept(on_device[num_changes:])
 
-    def _decode(self, row_ids: Ints, num_blocks: int) -> tuple[Tensor | None, SampledRows]:
+    def _decode(self, row_ids: Ints, num_blocks: int) -> Computed:
         """One token in every row, each of which is sampled."""
         num_rows = len(row_ids)
         graphs = self._graphs
@@ -105,7 +111,7 @@ class DeviceSteps:
             recording.replay()
             assert self._logits is not None
             logits = self._logits[:num_rows]
-        return logits, SampledRows(rows=row_ids, rows_on_device=on_device[:num_rows])
+        return Computed(logits=logits, sampled=SampledRows(rows=row_ids, rows_on_device=on_device[:num_rows]))
 
     def _recording(self, graphs: DecodeGraphs, shape: Shape) -> Recording | None:
         found = graphs.find(shape)
@@ -147,13 +153,17 @@ class DeviceSteps:
         )
 
     def _mixed(
-        self, row_ids: Ints, counts: Ints, is_sampled: np.ndarray[tuple[int], np.dtype[np.bool_]], num_blocks: int
-    ) -> tuple[Tensor | None, SampledRows]:
+        self,
+        row_ids: Ints,
+        counts: Ints,
+        is_sampled: np.ndarray[tuple[int], np.dtype[np.bool_]],
+        num_blocks: int,
+        queries: WantedQueries | None,
+    ) -> Computed:
         """Any number of tokens in each row."""
         starts = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
         picked = np.flatnonzero(is_sampled)
-        sampled = row_ids[picked]
         last = starts[1:][picked].astype(np.int64) - 1
         rows_on_device, picked_on_device, last_on_device, starts_on_device = self._inputs.send(
             [row_ids, picked, last, starts]
@@ -161,32 +171,65 @@ class DeviceSteps:
         num_tokens = int(starts[-1])
         found = self._prepare(rows_on_device, starts_on_device, num_tokens=num_tokens, num_blocks=num_blocks)
         max_seq_len = num_blocks * self._rows.block_size
+        attention = AttentionInputs(
+            block_tables=found.block_tables.unbind(),
+            query_starts=starts_on_device,
+            seq_lens=found.seq_lens,
+            max_query_len=int(counts.max()),
+            max_seq_len=max_seq_len,
+        )
+        # One query, the last, of each sampled row.
+        every = self._every[: len(picked) + 1]
         inputs = StepInputs(
             token_ids=found.token_ids,
             positions=found.positions,
             slots=found.slots.unbind(),
-            attention=AttentionInputs(
-                block_tables=found.block_tables.unbind(),
-                query_starts=starts_on_device,
-                seq_lens=found.seq_lens,
-                max_query_len=int(counts.max()),
-                max_seq_len=max_seq_len,
-            ),
+            attention=attention,
             sampled_tokens=last_on_device,
-            # One query, the last, of each sampled row.
-            sampled_attention=AttentionInputs(
-                block_tables=found.block_tables.index_select(1, picked_on_device).unbind(),
-                query_starts=self._every[: len(sampled) + 1],
-                seq_lens=found.seq_lens.index_select(0, picked_on_device),
-                max_query_len=1,
-                max_seq_len=max_seq_len,
-            ),
-            num_sampled=len(sampled),
+            sampled_attention=_attention_of(found, picked_on_device, every, max_seq_len),
+            num_sampled=len(picked),
         )
-        sampled_on_device = rows_on_device.index_select(0, picked_on_device)
-        return self._model(inputs), SampledRows(rows=sampled, rows_on_device=sampled_on_device)
+        sampled = SampledRows(rows=row_ids[picked], rows_on_device=rows_on_device.index_select(0, picked_on_device))
+        if queries is not None:
+            return self._score(inputs, found, sampled, queries)
+        return Computed(logits=self._model(inputs), sampled=sampled)
+
+    def _score(self, inputs: StepInputs, found: StepTensors, sampled: SampledRows, queries: WantedQueries) -> Computed:
+        """The step with more queries in the last layer, and what they are for."""
+        arrays: list[Array] = [queries.picked, queries.starts, queries.tokens, queries.sampled, queries.scored]
+        picked, starts, tokens, places, scored, rows, positions = self._queries.send(
+            [*arrays, queries.target_rows, queries.target_positions]
+        )
+        width = int(np.diff(queries.starts).max())
+        max_seq_len = inputs.attention.max_seq_len
+        hidden = self._model.hidden(
+            replace(
+                inputs,
+                sampled_tokens=tokens,
+                sampled_attention=_attention_of(found, picked, starts, max_seq_len, max_query_len=width),
+                num_sampled=len(queries.tokens),
+            )
+        )
+        assert hidden is not None
+        targets = self._rows.token_ids[rows, positions].to(torch.int64)
+        scores = score(self._model, self._ops, hidden, scored, targets, queries.spans, self._params.vocab_size)
+        logits = self._model.logits(hidden.index_select(0, places)) if len(queries.sampled) else None
+        return Computed(logits=logits, sampled=sampled, scores=scores)
 
     def _prepare(self, row_ids: Tensor, query_starts: Tensor, *, num_tokens: int, num_blocks: int) -> StepTensors:
         return self._ops.prepare_inputs(
             row_ids, query_starts, self._rows.state, num_tokens=num_tokens, num_blocks=num_blocks
         )
+
+
+def _attention_of(
+    found: StepTensors, rows: Tensor, query_starts: Tensor, max_seq_len: int, *, max_query_len: int = 1
+) -> AttentionInputs:
+    """For the last queries of some of the step's rows [Q]; query_starts [Q + 1]."""
+    return AttentionInputs(
+        block_tables=found.block_tables.index_select(1, rows).unbind(),
+        query_starts=query_starts,
+        seq_lens=found.seq_lens.index_select(0, rows),
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )

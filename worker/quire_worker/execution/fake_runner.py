@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from quire_worker.plan import Handle, KVGroup, ModelInfo, NewRow, StepPlan, StepResult, TokenMasks
-from quire_worker.request import SamplingParams, TokenLogprobs
+from quire_worker.request import PromptLogprobs, SamplingParams, TokenLogprobs
 
 _TOKEN = "I"  # noqa: S105 - array typecode of a token id, 4 bytes
 _EMPTY_SLOT = 2**32 - 1
+_HALF = -0.6931471805599453
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,14 @@ class FakeRunner:
             assert 0 <= block < self._info.num_blocks, f"block {block} does not exist"
             self._rows[row].block_ids[group][index] = block
         assert len(set(plan.rows)) == len(plan.rows), "a row is scheduled twice"
+        handle = _FakeHandle(plan, self._latency)
         for row, count in zip(plan.rows, plan.num_tokens, strict=True):
-            self._compute(self._rows[row], count)
-        return _FakeHandle(plan, self._latency)
+            state, start = self._rows[row], self._rows[row].num_computed
+            self._compute(state, count)
+            scores = fake_prompt_logprobs(state.token_ids[: state.num_prompt_tokens], start, count, state.sampling)
+            if scores is not None:
+                handle.prompt_logprobs[row] = scores
+        return handle
 
     def sample(self, handle: Handle, masks: TokenMasks | None) -> None:
         """Choose the next token of every row whose known tokens are all computed."""
@@ -123,7 +129,8 @@ class FakeRunner:
         groups = zip(self._info.groups, state.block_ids, strict=True)
         context = b"".join(self._read(state, group, blocks) for group, blocks in groups)
         position = len(state.token_ids) - state.num_prompt_tokens
-        token = self._chooser.choose(context, state.sampling, position, allowed)
+        output = state.token_ids[state.num_prompt_tokens :]
+        token = self._chooser.choose(context, state.sampling, position, allowed, output)
         state.token_ids.append(token)
         handle.add(row, token, self._chooser.logprobs(context, token, state.sampling))
 
@@ -135,11 +142,21 @@ class TokenChooser:
         self._vocab_size = vocab_size
         self._seed = seed
 
-    def choose(self, context: bytes, sampling: SamplingParams, position: int, allowed: bytes | None = None) -> int:
+    def choose(
+        self,
+        context: bytes,
+        sampling: SamplingParams,
+        position: int,
+        allowed: bytes | None = None,
+        output: Sequence[int] = (),
+    ) -> int:
         """Greedy ignores the request's seed; otherwise seed and output position count too. Masked tokens are passed over upwards."""
         noise = b"" if sampling.temperature == 0 else f"{sampling.seed} {position}".encode()
         token = self._draw(context + noise)
-        banned = sampling.ending_token_ids if position < sampling.min_tokens else ()
+        banned = set(sampling.ending_token_ids if position < sampling.min_tokens else ())
+        banned |= {word[-1] for word in sampling.bad_words if list(word[:-1]) == output[len(output) - len(word) + 1 :]}
+        if sampling.allowed_token_ids:
+            banned |= set(range(self._vocab_size)).difference(sampling.allowed_token_ids)
         for _ in range(self._vocab_size):
             if token not in banned and (allowed is None or allowed[token >> 3] >> (token & 7) & 1):
                 return token
@@ -150,16 +167,35 @@ class TokenChooser:
         """Made up but well formed: the chosen token is the most likely one, each next one half as likely."""
         if sampling.logprobs is None:
             return None
+        if sampling.logprob_token_ids:
+            named = tuple(-1.0 - (token_id % 8) for token_id in sampling.logprob_token_ids)
+            return TokenLogprobs(logprob=_HALF, rank=1, top_ids=sampling.logprob_token_ids, top_logprobs=named)
         count = min(sampling.logprobs, self._vocab_size)
         first = self._draw(context + b"others")
         others = [t for i in range(count + 1) if (t := (first + i) % self._vocab_size) != token]
         top = [token, *others][:count]
-        values = [-0.6931471805599453 * (1 + rank) for rank in range(count)]
-        return TokenLogprobs(logprob=-0.6931471805599453, rank=1, top_ids=tuple(top), top_logprobs=tuple(values))
+        values = [_HALF * (1 + rank) for rank in range(count)]
+        return TokenLogprobs(logprob=_HALF, rank=1, top_ids=tuple(top), top_logprobs=tuple(values))
 
     def _draw(self, data: bytes) -> int:
         digest = blake2b(data, digest_size=8, key=self._seed.to_bytes(8, "little")).digest()
         return int.from_bytes(digest, "little") % self._vocab_size
+
+
+def fake_prompt_logprobs(prompt: list[int], start: int, count: int, sampling: SamplingParams) -> PromptLogprobs | None:
+    """Of the tokens after prompt[start : start + count], which step computes: each prompt token is the likeliest in its place."""
+    guessed = prompt[start + 1 : start + count + 1]
+    if sampling.prompt_logprobs is None or not guessed:
+        return None
+    num_top = sampling.prompt_logprobs
+    return PromptLogprobs(
+        first=start + 1,
+        num_top=num_top,
+        logprobs=array("f", [_HALF] * len(guessed)).tobytes(),
+        ranks=array("i", [1] * len(guessed)).tobytes(),
+        top_ids=array("i", [token ^ rank for token in guessed for rank in range(num_top)]).tobytes(),
+        top_logprobs=array("f", [_HALF * (1 + rank) for _ in guessed for rank in range(num_top)]).tobytes(),
+    )
 
 
 class _Row:
@@ -184,6 +220,7 @@ class _FakeHandle:
         self._rows: list[int] = []
         self._token_ids: list[list[int]] = []
         self._logprobs: list[list[TokenLogprobs] | None] = []
+        self.prompt_logprobs: dict[int, PromptLogprobs] = {}
 
     def add(self, row: int, token: int, logprobs: TokenLogprobs | None) -> None:
         """Record a sampled token."""
@@ -199,5 +236,9 @@ class _FakeHandle:
             if seconds > 0:
                 self._latency.sleep(seconds)
         return StepResult(
-            step_id=self.plan.step_id, rows=self._rows, token_ids=self._token_ids, logprobs=self._logprobs
+            step_id=self.plan.step_id,
+            rows=self._rows,
+            token_ids=self._token_ids,
+            logprobs=self._logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )

@@ -10,20 +10,23 @@ import numpy.typing as npt
 import torch
 
 from quire_worker.execution.prepared_step import PreparedStep, SampledRows
+from quire_worker.execution.prompt_scores import PromptScorer, WantedQueries
 from quire_worker.execution.rows import HostArrays, HostRows, Ints
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 
 _tensor = torch.from_numpy
 
 
-def prepare_step_on_host(rows: HostRows, scheduled: list[int], num_tokens: list[int]) -> PreparedStep:
+def prepare_step_on_host(
+    rows: HostRows, scheduled: list[int], num_tokens: list[int], scorer: PromptScorer | None = None
+) -> PreparedStep:
     """The inputs of `num_tokens[i]` tokens of each row `scheduled[i]`; counts them as computed."""
     arrays = rows.arrays
     row_ids = np.fromiter(scheduled, np.int64, len(scheduled))
     start = rows.host_num_computed[row_ids]
     if sum(num_tokens) == len(num_tokens) and (start + 1 == rows.host_num_tokens[row_ids]).all():
         return _decode_step(rows, arrays, row_ids, start)
-    return _mixed_step(rows, arrays, row_ids, start, np.fromiter(num_tokens, np.int64, len(num_tokens)))
+    return _mixed_step(rows, arrays, row_ids, start, np.fromiter(num_tokens, np.int64, len(num_tokens)), scorer)
 
 
 def _decode_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints) -> PreparedStep:
@@ -50,14 +53,18 @@ def _decode_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints)
     return PreparedStep(inputs=inputs, sampled=SampledRows(rows=row_ids, rows_on_device=_tensor(row_ids)))
 
 
-def _mixed_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints, counts: Ints) -> PreparedStep:
+def _mixed_step(
+    rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints, counts: Ints, scorer: PromptScorer | None
+) -> PreparedStep:
     """Any number of tokens in each row."""
     ends = counts.cumsum()
     seq_lens = start + counts
     token_rows = np.repeat(row_ids, counts)
     positions = np.arange(int(ends[-1])) + np.repeat(start - ends + counts, counts)
-    picked = np.flatnonzero(seq_lens == rows.host_num_tokens[row_ids])
+    is_sampled = seq_lens == rows.host_num_tokens[row_ids]
+    picked = np.flatnonzero(is_sampled)
     sampled = row_ids[picked]
+    queries = None if scorer is None else scorer.wanted(row_ids, start, counts, is_sampled)
     max_seq_len = int(seq_lens.max())
     inputs = StepInputs(
         token_ids=_tensor(arrays.token_ids[token_rows, positions]),
@@ -70,12 +77,31 @@ def _mixed_step(rows: HostRows, arrays: HostArrays, row_ids: Ints, start: Ints, 
             max_query_len=int(counts.max()),
             max_seq_len=max_seq_len,
         ),
-        sampled_tokens=_tensor(ends[picked] - 1),
-        sampled_attention=_last_queries(rows, arrays, sampled, seq_lens[picked]),
-        num_sampled=len(sampled),
+        sampled_tokens=_tensor(ends[picked] - 1 if queries is None else queries.tokens),
+        sampled_attention=_last_queries(rows, arrays, sampled, seq_lens[picked])
+        if queries is None
+        else _wanted_queries(rows, arrays, row_ids, seq_lens, queries),
+        num_sampled=len(sampled) if queries is None else len(queries.tokens),
     )
     rows.host_num_computed[row_ids] = seq_lens
-    return PreparedStep(inputs=inputs, sampled=SampledRows(rows=sampled, rows_on_device=_tensor(sampled)))
+    return PreparedStep(
+        inputs=inputs, sampled=SampledRows(rows=sampled, rows_on_device=_tensor(sampled)), queries=queries
+    )
+
+
+def _wanted_queries(
+    rows: HostRows, arrays: HostArrays, row_ids: Ints, seq_lens: Ints, queries: WantedQueries
+) -> AttentionInputs:
+    """All queries of rows whose prompts are scored, the last one of other sampled rows."""
+    lens = seq_lens[queries.picked]
+    max_seq_len = int(lens.max())
+    return AttentionInputs(
+        block_tables=_tables(rows, arrays, row_ids[queries.picked], max_seq_len),
+        query_starts=_tensor(queries.starts),
+        seq_lens=_tensor(lens.astype(np.int32)),
+        max_query_len=int(np.diff(queries.starts).max()),
+        max_seq_len=max_seq_len,
+    )
 
 
 def _last_queries(rows: HostRows, arrays: HostArrays, sampled: Ints, seq_lens: Ints) -> AttentionInputs:

@@ -1,11 +1,15 @@
 """Steps on a CPU: rows in the host's memory, inputs by numpy."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from quire_kernels.ops import Ops
 from quire_worker.execution.host_inputs import prepare_step_on_host
-from quire_worker.execution.prepared_step import NO_ROWS, SampledRows
+from quire_worker.execution.prepared_step import NO_ROWS, Computed, PreparedStep
+from quire_worker.execution.prompt_scores import WantedQueries, score
 from quire_worker.execution.rows import HostRows
+from quire_worker.execution.sampling_rows import SamplingRows
 from quire_worker.models.decoder import Decoder
 from quire_worker.plan import StepPlan
 
@@ -13,19 +17,34 @@ from quire_worker.plan import StepPlan
 class HostSteps:
     """See runner.Steps."""
 
-    def __init__(self, *, model: Decoder, kv_cache: Tensor, rows: HostRows) -> None:
+    def __init__(self, *, model: Decoder, kv_cache: Tensor, rows: HostRows, params: SamplingRows, ops: Ops) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._rows = rows
+        self._params = params
+        self._ops = ops
 
-    def run(self, plan: StepPlan) -> tuple[Tensor | None, SampledRows]:
+    def run(self, plan: StepPlan) -> Computed:
         """See runner.Steps."""
         clear_fresh_blocks(self._kv_cache, plan, self._rows.block_size)
         self._rows.apply(plan)
         if not plan.rows:
-            return None, NO_ROWS
-        step = prepare_step_on_host(self._rows, plan.rows, plan.num_tokens)
-        return self._model(step.inputs), step.sampled
+            return Computed(logits=None, sampled=NO_ROWS)
+        step = prepare_step_on_host(self._rows, plan.rows, plan.num_tokens, self._params.scorer)
+        if step.queries is not None:
+            return self._score(step, step.queries)
+        return Computed(logits=self._model(step.inputs), sampled=step.sampled)
+
+    def _score(self, step: PreparedStep, queries: WantedQueries) -> Computed:
+        hidden = self._model.hidden(step.inputs)
+        assert hidden is not None
+        targets = self._rows.arrays.token_ids[queries.target_rows, queries.target_positions].astype(np.int64)
+        scored = torch.from_numpy(queries.scored)
+        scores = score(
+            self._model, self._ops, hidden, scored, torch.from_numpy(targets), queries.spans, self._params.vocab_size
+        )
+        logits = self._model.logits(hidden[torch.from_numpy(queries.sampled)]) if len(queries.sampled) else None
+        return Computed(logits=logits, sampled=step.sampled, scores=scores)
 
     def prepare(self, *, is_smallest: bool = False) -> int:
         """Nothing is recorded here."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire_worker.execution.prompt_scores import PromptScores, WantedQueries
 from quire_worker.execution.rows import Ints
 from quire_worker.models.step_inputs import StepInputs
 
@@ -23,8 +24,21 @@ NO_ROWS = SampledRows(rows=np.zeros(0, np.int64), rows_on_device=torch.zeros(0, 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Computed:
+    """What came of a step before sampling."""
+
+    logits: Tensor | None
+    """[S, V] of the sampled rows; None if there are none."""
+    sampled: SampledRows
+    scores: PromptScores | None = None
+    """Of prompt tokens, in steps that compute any that were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedStep:
     """A step ready to run."""
 
     inputs: StepInputs
     sampled: SampledRows
+    queries: WantedQueries | None = None
+    """In steps that score prompts: `inputs` sample these, more than the sampled rows' last tokens."""

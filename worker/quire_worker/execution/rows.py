@@ -52,6 +52,9 @@ class Rows(Protocol):
     @property
     def num_tokens(self) -> Tensor: ...
 
+    @property
+    def token_ids(self) -> Tensor: ...
+
     def append(self, rows: Ints, rows_on_device: Tensor, sampled: Tensor) -> None:
         """One sampled token [S] int64 for each of the rows."""
         ...
@@ -133,6 +136,11 @@ class DeviceRows:
             block_size=shape.block_size,
         )
         self._ones = torch.ones(shape.num_rows, dtype=torch.int64, device=device)
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[R, T] int32."""
+        return self.state.token_ids
 
     def changes(self, plan: StepPlan) -> list[Array]:
         """The plan's new rows and table changes, to be sent to the device for `accept`; empty if it has none.

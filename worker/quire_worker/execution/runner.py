@@ -17,7 +17,7 @@ from torch import Tensor
 from quire_kernels.ops import Ops
 from quire_worker.execution.device import sticky_errors
 from quire_worker.execution.handle import StepHandle
-from quire_worker.execution.prepared_step import SampledRows
+from quire_worker.execution.prepared_step import Computed
 from quire_worker.execution.rows import Rows, upload
 from quire_worker.execution.sampler import NOTHING, Sampler
 from quire_worker.execution.sampling_rows import SamplingRows
@@ -27,8 +27,8 @@ from quire_worker.plan import Handle, StepPlan, TokenMasks
 class Steps(Protocol):
     """Rows and model of one device."""
 
-    def run(self, plan: StepPlan) -> tuple[Tensor | None, SampledRows]:
-        """Change the rows, derive the inputs, run the model: logits [S, V] of the sampled rows, None if there are none."""
+    def run(self, plan: StepPlan) -> Computed:
+        """Change the rows, derive the inputs, run the model."""
         ...
 
     def prepare(self, *, is_smallest: bool = False) -> int:
@@ -62,8 +62,7 @@ class TorchRunner:
             self._ops.copy_blocks(self._kv_cache, upload(np.array(plan.copies, np.int64), self._kv_cache.device))
         for new in plan.new_rows:
             self._params.set_up(new)
-        logits, sampled = self._steps.run(plan)
-        return StepHandle(plan.step_id, logits, sampled)
+        return StepHandle(plan.step_id, self._steps.run(plan))
 
     @torch.inference_mode()
     def sample(self, handle: Handle, masks: TokenMasks | None) -> None:

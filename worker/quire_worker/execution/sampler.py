@@ -3,7 +3,8 @@
     logits [S, V]   in the model's dtype, S sampled rows
 
 Order, as vLLM has it: logit_bias, repetition, frequency and presence penalties, then tokens that may not come (ending tokens before
-min_tokens, grammar masks), then temperature, top_k, top_p, min_p and the draw. Log-probabilities are those of the raw logits.
+min_tokens, what allowed_token_ids and bad_words rule out, grammar masks), then temperature, top_k, top_p, min_p and the draw.
+Log-probabilities are those of the raw logits.
 Steps that no row asks for are skipped: a batch of greedy rows is one argmax.
 """
 
@@ -31,6 +32,10 @@ class WantedLogprobs:
     """Parallel to index."""
     values: TopLogprobs
     """Parallel to index, as many as the largest of num_top."""
+    named_ids: dict[int, tuple[int, ...]]
+    """By sampled row, of those that name the tokens they want, in place of the likeliest: which."""
+    named: Tensor | None
+    """[len(named_ids), MAX_LOGPROB_TOKEN_IDS]: their log-probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,10 @@ class Sampled:
     token_ids: Tensor
     """[S] int64."""
     logprobs: WantedLogprobs | None
+    broken: Tensor | None = None
+    """[S] bool: rows whose token means nothing, for there was no finite logit, or NaN. None: none."""
+    without_tokens: Tensor | None = None
+    """[S] bool: of the broken ones, those where bias, masks and constraints left no token."""
 
 
 NOTHING = Sampled(token_ids=torch.zeros(0, dtype=torch.int64), logprobs=None)
@@ -56,14 +65,19 @@ class Sampler:
     def sample(self, logits_SV: Tensor, sampled: SampledRows, masks: TokenMasks | None) -> Sampled:
         """One token for each sampled row; appends them to the rows and counts them for penalties."""
         shaped = self._shaped(logits_SV, sampled, masks)
-        token_ids = self._draw(shaped, sampled)
+        broken = torch.empty(logits_SV.shape[0], dtype=torch.bool, device=logits_SV.device)
+        token_ids = self._draw(shaped, sampled, broken)
         logprobs = self._logprobs(logits_SV, token_ids, sampled)
         slots = self._params.penalties.host_slots[sampled.rows]
         if (slots >= 0).any():
             counts = self._params.penalties.output_counts
             self._ops.count_tokens(counts, self._params.penalty_slots_of(sampled), token_ids)
         self._rows.append(sampled.rows, sampled.rows_on_device, token_ids)
-        return Sampled(token_ids=token_ids, logprobs=logprobs)
+        if self._params.arrays is not None and not broken.numpy().any():
+            return Sampled(token_ids=token_ids, logprobs=logprobs)
+        # On a device nobody knows yet whether any row is.
+        without_tokens = None if shaped is logits_SV else shaped.amax(-1) == float("-inf")
+        return Sampled(token_ids=token_ids, logprobs=logprobs, broken=broken, without_tokens=without_tokens)
 
     def _shaped(self, logits_SV: Tensor, sampled: SampledRows, masks: TokenMasks | None) -> Tensor:
         """The logits to draw from: the raw ones, untouched, if no row changes any."""
@@ -72,7 +86,8 @@ class Sampler:
         has_penalties = bool((slots >= 0).any())
         bound = self._rows.host_num_tokens[rows] < params.host_free_from[rows]
         biased = [i for i, row in enumerate(rows.tolist()) if row in params.biases] if params.biases else []
-        if not (has_penalties or biased or bound.any() or masks):
+        is_constrained = params.constraints.bind(rows)
+        if not (has_penalties or biased or bound.any() or masks or is_constrained):
             return logits_SV
         logits = logits_SV.to(torch.float32, copy=True)
         if biased:
@@ -81,6 +96,8 @@ class Sampler:
             self._apply_penalties(logits, sampled)
         if bound.any():
             self._forbid_endings(logits, rows, np.flatnonzero(bound).tolist())
+        if is_constrained:
+            params.constraints.apply(logits, sampled, self._rows, params.integers[1], self._ops)
         if masks:
             self._apply_masks(logits, rows, masks)
         return logits
@@ -117,10 +134,10 @@ class Sampler:
         index = np.array([i for i, _ in wanted], np.int64)
         self._ops.apply_bitmask(logits_SV, upload(index, logits_SV.device), bitmask)
 
-    def _draw(self, logits_SV: Tensor, sampled: SampledRows) -> Tensor:
+    def _draw(self, logits_SV: Tensor, sampled: SampledRows, broken: Tensor) -> Tensor:
         if not self._params.host_is_random[sampled.rows].any():
-            return self._ops.argmax(logits_SV)
-        return self._ops.sample(logits_SV, self._params.tensors_of(sampled, self._rows))
+            return self._ops.argmax(logits_SV, broken=broken)
+        return self._ops.sample(logits_SV, self._params.tensors_of(sampled, self._rows), broken=broken)
 
     def _logprobs(self, logits_SV: Tensor, token_ids: Tensor, sampled: SampledRows) -> WantedLogprobs | None:
         num_top = self._params.host_num_logprobs[sampled.rows]
@@ -129,4 +146,17 @@ class Sampler:
             return None
         picked = upload(index, logits_SV.device)
         values = self._ops.top_logprobs(logits_SV[picked], token_ids[picked], int(num_top.max()))
-        return WantedLogprobs(index=index, num_top=num_top[index], values=values)
+        named = [(i, row) for i, row in enumerate(sampled.rows.tolist()) if row in self._params.named_ids]
+        return WantedLogprobs(
+            index=index,
+            num_top=num_top[index],
+            values=values,
+            named_ids={i: self._params.named_ids[row][0] for i, row in named},
+            named=self._named(logits_SV, named) if named else None,
+        )
+
+    def _named(self, logits_SV: Tensor, named: list[tuple[int, int]]) -> Tensor:
+        """Log-probabilities of the tokens that rows name; (place among the sampled ones, row) of each."""
+        ids = torch.stack([self._params.named_ids[row][1] for _, row in named])
+        logits = logits_SV[upload(np.array([i for i, _ in named], np.int64), logits_SV.device)].float()
+        return logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from quire_kernels.sampling import SamplingTensors
+from quire_worker.execution.constraints import Constraints
 from quire_worker.execution.prepared_step import SampledRows
+from quire_worker.execution.prompt_scores import PromptScorer
 from quire_worker.execution.rows import Ints, Rows, upload
 from quire_worker.execution.staging import Array
 from quire_worker.plan import NewRow
-from quire_worker.request import SamplingParams
+from quire_worker.request import MAX_LOGPROB_TOKEN_IDS, SamplingParams
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
@@ -37,7 +39,7 @@ class SamplingRows:
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device, *, on_host: bool) -> None:
         """on_host: they are written in place, as numpy arrays; else by `accept`."""
         self.device = device
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.floats = torch.zeros(len(_FLOATS), num_rows, device=device)
         """In the order temperature, top_p, min_p, repetition, frequency, presence."""
         self.top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
@@ -48,6 +50,10 @@ class SamplingRows:
         """By row: token ids and what is added to their logits."""
         self.ending_ids: dict[int, Tensor] = {}
         """By row, of those with min_tokens."""
+        self.constraints = Constraints(vocab_size, device)
+        self.scorer = PromptScorer()
+        self.named_ids: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        """By row, of those that name the tokens of their log-probabilities: which, and the same [MAX_LOGPROB_TOKEN_IDS] on the device."""
         self.arrays = HostParams(self.floats.numpy(), self.integers.numpy(), self.top_k.numpy()) if on_host else None
         """None where the parameters are not in the host's memory."""
         self.host_is_random = np.zeros(num_rows, np.bool_)
@@ -62,11 +68,18 @@ class SamplingRows:
         self.forget(row)
         self.host_is_random[row] = sampling.temperature > 0
         self.host_num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
+        if sampling.logprobs is not None and sampling.logprob_token_ids:
+            named = np.zeros(MAX_LOGPROB_TOKEN_IDS, np.int64)
+            named[: len(sampling.logprob_token_ids)] = sampling.logprob_token_ids
+            self.host_num_logprobs[row] = 0
+            self.named_ids[row] = (sampling.logprob_token_ids, upload(named, self.device))
+        self.constraints.set_up(new)
+        self.scorer.set_up(new)
         if sampling.min_tokens:
             self.host_free_from[row] = new.num_prompt_tokens + sampling.min_tokens
             ids = np.unique(np.array(sampling.ending_token_ids, np.int64))
             # A checkpoint may name an end token that its vocabulary lacks; it cannot come anyway.
-            self.ending_ids[row] = upload(ids[ids < self._vocab_size], self.device)
+            self.ending_ids[row] = upload(ids[ids < self.vocab_size], self.device)
         if sampling.logit_bias:
             biased, added = zip(*sampling.logit_bias, strict=True)
             self.biases[row] = (
@@ -128,6 +141,9 @@ class SamplingRows:
         """The row's request has left."""
         self.biases.pop(row, None)
         self.ending_ids.pop(row, None)
+        self.named_ids.pop(row, None)
+        self.constraints.forget(row)
+        self.scorer.forget(row)
         self.host_free_from[row] = 0
         self.penalties.forget(row)
 

@@ -109,6 +109,18 @@ class Decoder:
         """Logits [S, V] of the sampled tokens, float32 or of the model's dtype; None if there are none. Stores keys and values."""
         if self._fused is not None:
             return self._fused(step)
+        hidden = self._run(step)
+        return None if hidden is None else self._head(hidden)
+
+    def hidden(self, step: StepInputs) -> Tensor | None:
+        """What `logits` makes of it [S, E] is what the call gives: for steps that want more logits than may be in memory at once."""
+        return self._run(step) if self._fused is None else self._fused.hidden(step)
+
+    def logits(self, hidden_SE: Tensor) -> Tensor:
+        """[S, V] of any of the rows of `hidden`."""
+        return self._head(hidden_SE) if self._fused is None else self._fused.logits(hidden_SE)
+
+    def _run(self, step: StepInputs) -> Tensor | None:
         residual = self._embedding.index_select(0, step.token_ids)
         x: Tensor | None = None
         plans = self._plan(step.attention)
@@ -119,7 +131,7 @@ class Decoder:
         if not step.num_sampled:
             return None
         x, _ = self._ops.rms_norm(x, self._norm.tensor, self._eps, residual)
-        return self._head(x)
+        return x
 
     def _plan(self, attention: AttentionInputs) -> tuple[object, ...]:
         """What attention prepares once a step, by KV group."""

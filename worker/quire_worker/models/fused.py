@@ -46,12 +46,24 @@ class Ends:
 class FusedDecoder:
     """Loaded layers and their cache, run whole."""
 
-    def __init__(self, stack: NativeStack, layers: Sequence[DenseLayer]) -> None:
+    def __init__(self, stack: NativeStack, layers: Sequence[DenseLayer], head: NativeWeight) -> None:
         self._stack = stack
+        self._head = head.layer()
         self._stack.bind_kv_cache([layer.k_cache for layer in layers], [layer.v_cache for layer in layers])
 
     def __call__(self, step: StepInputs) -> Tensor | None:
         """Logits [S, V] float32 of the sampled tokens, None if there are none. Stores the step's keys and values."""
+        return self._run(step)
+
+    def hidden(self, step: StepInputs) -> Tensor | None:
+        """[S, E], what `logits` is made of, in place of it."""
+        return self._run(step, gives_hidden=True)
+
+    def logits(self, hidden_SE: Tensor) -> Tensor:
+        """[S, V] float32, to the bit what the call would have given."""
+        return self._head(hidden_SE, f32_out=True)
+
+    def _run(self, step: StepInputs, *, gives_hidden: bool = False) -> Tensor | None:
         return self._stack.run(
             step.token_ids,
             step.positions,
@@ -60,6 +72,7 @@ class FusedDecoder:
             step.sampled_tokens,
             _queries(step.sampled_attention),
             step.num_sampled,
+            gives_hidden=gives_hidden,
         )
 
 
@@ -80,7 +93,7 @@ def fuse(library: NativeLibrary, shape: StackShape, layers: Sequence[DenseLayer]
         head=ends.head,
         cos_sin=ends.cos_sin,
     )
-    return FusedDecoder(stack, layers)
+    return FusedDecoder(stack, layers, ends.head)
 
 
 def _stack_layer(layer: DenseLayer) -> StackLayer | None:

@@ -1,6 +1,7 @@
 """What one step feeds the model.
 
-Shapes: T tokens of the step, all rows one after the other; R rows; S sampled rows; G KV groups; M blocks in the longest table.
+Shapes: T tokens of the step, all rows one after the other; R rows; S sampled tokens; G KV groups; M blocks in the longest table.
+A sampled token is one whose logits are wanted: the last of each row that gets a token, and prompt tokens that are to be scored.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class StepInputs:
     attention: AttentionInputs
     """For all T queries."""
     sampled_tokens: Tensor | None
-    """[S] int64: index of each sampled row's last token. None: every token is one (a step of decoding only)."""
+    """[S] int64: index of each sampled token. None: every token is one (a step of decoding only)."""
     sampled_attention: AttentionInputs
     """For those S queries alone: the last layer needs no others."""
     num_sampled: int

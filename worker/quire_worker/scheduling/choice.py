@@ -9,9 +9,11 @@ Holds state and no policy. One choice's tokens (P prompt, half-open intervals):
 
 from enum import IntEnum
 
+import msgspec
+
 from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.digest_chain import DigestChain
-from quire_worker.request import SamplingParams
+from quire_worker.request import PromptLogprobs, SamplingParams
 
 Rank = tuple[float, ...]
 """The order of service: smaller is sooner. See policy.py."""
@@ -49,8 +51,10 @@ class Choice:
         "num_preemptions",
         "num_prompt",
         "priority",
+        "prompt_logprobs",
         "queue_time_s",
         "rank",
+        "repetition",
         "request_id",
         "row",
         "sampling",
@@ -79,7 +83,7 @@ class Choice:
         self.token_ids = token_ids
         """Prompt and committed output."""
         self.sampling = sampling
-        """With this choice's own seed."""
+        """With this choice's own seed; without `prompt_logprobs` once they have been told."""
         self.chain = chain
         self.num_prompt = num_prompt
         self.max_total = max_total
@@ -102,14 +106,13 @@ class Choice:
         """Prompt tokens found in the cache at first admission, until they have been told."""
         self.queue_time_s: float | None = None
         """Time until the first admission, until it has been told."""
+        self.prompt_logprobs: list[PromptLogprobs] = []
+        """As far as they are known, until they have been told."""
+        self.repetition = sampling.repetition_detection
         self.row = 0
         """Valid while RUNNING."""
         self.table: BlockTable | None = None
-        self.capacity = 0
-        """Tokens the table has room for."""
-        self.num_computed = 0
-        self.num_planned = 0
-        self.num_known = num_prompt
+        self.restart()
         self.milestone = 0
         """num_computed at which commit has more to do than to count: a block fills or the prompt is complete."""
 
@@ -118,9 +121,19 @@ class Choice:
         """Whether a launched plan that has not been committed computes tokens of this choice."""
         return self.num_planned > self.num_computed
 
+    def take_prompt_logprobs(self) -> list[PromptLogprobs] | None:
+        """All of them, to be told with the first token; None if none were asked for. From now on none are."""
+        if self.sampling.prompt_logprobs is None:
+            return None
+        self.sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=None)
+        told, self.prompt_logprobs = self.prompt_logprobs, []
+        return told
+
     def restart(self) -> None:
         """Compute everything again: the blocks are gone."""
         self.table = None
         self.capacity = 0
+        """Tokens the table has room for."""
         self.num_computed = self.num_planned = 0
         self.num_known = len(self.token_ids)
+        self.prompt_logprobs = []

@@ -9,7 +9,7 @@ import msgspec
 
 from quire_contract.block_hash import ExtraKeys
 from quire_worker.kv.block_manager import BlockManager
-from quire_worker.request import Submit
+from quire_worker.request import MAX_LOGPROB_TOKEN_IDS, Submit
 from quire_worker.scheduling.choice import Choice
 from quire_worker.scheduling.limits import SchedulerLimits
 
@@ -48,7 +48,12 @@ def choices_of(
     chain = kv.new_chain(ExtraKeys(adapter=submit.adapter, cache_salt=submit.cache_salt), prompt)
     choices = []
     for index in range(submit.n):
-        own = msgspec.structs.replace(sampling, seed=(sampling.seed + index) % _SEED_MODULUS)
+        own = msgspec.structs.replace(
+            sampling,
+            seed=(sampling.seed + index) % _SEED_MODULUS,
+            # The prompt is the same for all: the first choice computes it.
+            prompt_logprobs=sampling.prompt_logprobs if index == 0 else None,
+        )
         age = (arrival, index)
         choices.append(Choice(submit.request_id, index, age, prompt.copy(), own, chain.copy(), max_total, arrived_s))
     return choices
@@ -60,12 +65,26 @@ def _malformed(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
         return Rejection("invalid", "prompt: needs at least one token")
     if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
         return Rejection("invalid", f"prompt: token ids must lie in [0, {limits.vocab_size})")
+    if not _are_ids(limits.vocab_size, sampling.allowed_token_ids, sampling.logprob_token_ids, *sampling.bad_words):
+        return Rejection(
+            "invalid",
+            f"allowed_token_ids, bad_words, logprob_token_ids: token ids must lie in [0, {limits.vocab_size})",
+        )
+    if not all(sampling.bad_words) or len(sampling.logprob_token_ids) > MAX_LOGPROB_TOKEN_IDS:
+        return Rejection(
+            "invalid", f"bad_words: none may be empty; logprob_token_ids: at most {MAX_LOGPROB_TOKEN_IDS} are allowed"
+        )
     if sampling.max_tokens < 1:
         return Rejection("invalid", f"max_tokens: must be at least 1, got {sampling.max_tokens}")
     most = limits.max_num_seqs + limits.max_num_queued_reqs
     if not 1 <= submit.n <= most:
         return Rejection("invalid", f"n: must be between 1 and {most} (rows and queue together), got {submit.n}")
     return None
+
+
+def _are_ids(vocab_size: int, *lists: tuple[int, ...]) -> bool:
+    """Whether all are token ids: the runner looks them up without asking."""
+    return all(min(ids) >= 0 and max(ids) < vocab_size for ids in lists if ids)
 
 
 def _too_long(submit: Submit, limits: SchedulerLimits) -> Rejection | None:

@@ -125,7 +125,9 @@ class Planner:
         alone, else a block, so that shorter ones can follow it. Returns what they leave."""
         num_partial = len(wants) if sum(wants) > draft.tokens_left else 0
         while share > 0 and draft.num_free_rows and (head := self._queue.head) is not None and head.table is None:
-            match = self._kv.match_prefix(head.chain, head.num_known - 1)
+            # A prompt whose log-probabilities are wanted must be computed, whatever is in the cache.
+            readable = head.num_known - 1 if head.sampling.prompt_logprobs is None else 0
+            match = self._kv.match_prefix(head.chain, readable)
             count = head.num_known - match.num_tokens
             if count > share:
                 if num_partial >= self._prefill.max_partial:

@@ -30,6 +30,7 @@ from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.planner import Planner
 from quire_worker.scheduling.policy import FirstComeFirstServed, Policy
 from quire_worker.scheduling.prefill_share import PrefillShare
+from quire_worker.scheduling.repetition import is_repeating
 from quire_worker.scheduling.siblings import Siblings
 from quire_worker.scheduling.waiting_queue import WaitingQueue
 
@@ -101,11 +102,18 @@ class Scheduler:
             if choice is None or candidate.index == choice:
                 self._end(candidate, of_itself=choice is not None)  # one of several ends early by a stop string
 
-    def fail(self, choice: Choice, message: str, finish_reason: str = "error") -> ChoiceOutput:
-        """End a choice with an error."""
+    def fail(
+        self, choice: Choice, message: str, code: str | None = None, *, finish_reason: str = "error"
+    ) -> ChoiceOutput:
+        """End a choice with an error; `code` as in ChoiceOutput."""
         self._end(choice)
         return ChoiceOutput(
-            request_id=choice.request_id, choice=choice.index, token_ids=[], finish_reason=finish_reason, error=message
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason=finish_reason,
+            error=message,
+            error_code=code,
         )
 
     def expire(self) -> list[ChoiceOutput]:
@@ -118,7 +126,9 @@ class Scheduler:
             is_other = any(choice.age[0] != arrival for choice in family)
             has_begun = any(choice.was_admitted for choice in family)
             if not is_other and not (kind == QUEUE_TIMEOUT and has_begun):
-                ended += [self.fail(choice, "running" if has_begun else "waiting", kind) for choice in family]
+                ended += [
+                    self.fail(choice, "running" if has_begun else "waiting", finish_reason=kind) for choice in family
+                ]
         self._deadlines.forget_ended(self._requests)
         return ended
 
@@ -176,8 +186,11 @@ class Scheduler:
         assert step.plan is plan and result.step_id == plan.step_id, "plans commit in the order of their launch"
         outputs: list[ChoiceOutput] = []
         sampled, num_sampled, index = result.rows, len(result.rows), 0
+        is_special = bool(result.failed or result.prompt_logprobs)
         for row, count, choice in zip(plan.rows, plan.num_tokens, step.choices, strict=True):
             choice.num_computed += count
+            if is_special and choice.status is not Status.FINISHED:
+                outputs += self._take_special(choice, row, result)
             if choice.num_computed >= choice.milestone:
                 self._pass_milestone(choice)
             if index < num_sampled and sampled[index] == row:
@@ -189,7 +202,7 @@ class Scheduler:
         assert index == num_sampled, "the runner sampled rows that the plan does not hold"
         self._kv.pool.release(step.held_blocks)
         self.counters.num_steps += 1
-        self.counters.num_generated_tokens += len(outputs)
+        self.counters.num_generated_tokens += len(outputs) - len(result.failed)
         return outputs
 
     def abandon_steps(self, culprit: StepPlan) -> list[Choice]:
@@ -223,6 +236,8 @@ class Scheduler:
             reason, stop = "stop", token
         elif total >= choice.max_total:
             reason = "length"
+        elif choice.repetition is not None and total >= choice.min_total and is_repeating(choice, choice.repetition):
+            reason = "repetition"
         if (
             reason is None and logprobs is None and choice.queue_time_s is None
         ):  # the hot path: nothing to tell but the token
@@ -236,12 +251,22 @@ class Scheduler:
             stop_token_id=stop,
             num_cached_tokens=choice.num_cached,
             queue_time_s=choice.queue_time_s,
+            prompt_logprobs=choice.take_prompt_logprobs(),
         )
         choice.num_cached = 0
         choice.queue_time_s = None
         if reason is not None:
             self._end(choice, of_itself=reason == "stop")
         return output
+
+    def _take_special(self, choice: Choice, row: int, result: StepResult) -> list[ChoiceOutput]:
+        """What few steps bring: log-probabilities of a prompt, and failures, before others could find the blocks that hold them."""
+        code = result.failed.get(row)
+        if code is not None:
+            return [self.fail(choice, code, code)]
+        if row in result.prompt_logprobs:
+            choice.prompt_logprobs.append(result.prompt_logprobs[row])
+        return []
 
     def _pass_milestone(self, choice: Choice) -> None:
         """A block filled, or the prompt is complete."""

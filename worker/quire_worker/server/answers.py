@@ -4,8 +4,8 @@ Pure: pieces in, bytes out. A stream's events, put together, say what the whole 
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,16 +20,19 @@ from quire_contract.openai.responses import (
     ChatDelta,
     Completion,
     CompletionChoice,
+    CompletionLogprobs,
     FinishReason,
     ResponseMessage,
     StreamError,
     Usage,
     sse_event,
 )
+from quire_worker.request import PromptLogprobs
 from quire_worker.server.choice import Piece, TokenEntry
 from quire_worker.server.logprobs import Vocabulary, chat_logprobs, completion_logprobs
+from quire_worker.server.prompt_shown import NOTHING_MORE, Extras, prompt_fields, with_echo
 
-_finish_reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_finish_reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "repetition"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,12 +80,16 @@ class Gathered:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self.entries: list[TokenEntry] = []
+        self.token_ids: list[int] = []
+        self.scores: Sequence[PromptLogprobs] = ()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
         self.entries.extend(piece.entries)
+        self.token_ids.extend(piece.token_ids)
+        self.scores = piece.scores or self.scores
         self.finish_reason = piece.finish_reason
         self.stop_reason = piece.stop_reason
 
@@ -105,10 +112,11 @@ def stream_error(error: ApiError) -> bytes:
 class ChatAnswer:
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool, extras: Extras = NOTHING_MORE) -> None:
         self._head = head
         self._vocabulary = vocabulary
         self._logprobs = logprobs
+        self._extras = extras
         self._begun: set[int] = set()
 
     def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
@@ -116,13 +124,20 @@ class ChatAnswer:
         events: list[bytes] = []
         for index, piece in arrived:
             if index not in self._begun:
+                is_first = not self._begun
                 self._begun.add(index)
                 opening = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
-                events.append(self._event([opening], usage))
-            if piece.text or piece.entries:
+                events.append(self._event([opening], usage, self._of_prompt(piece.scores) if is_first else {}))
+            shows_ids = self._extras.token_ids and bool(piece.token_ids)
+            if piece.text or piece.entries or shows_ids:
                 logprobs = chat_logprobs(piece.entries, self._vocabulary) if self._logprobs else None
-                delta = ChatDelta(content=piece.text)
-                events.append(self._event([ChatChunkChoice(index=index, delta=delta, logprobs=logprobs)], usage))
+                more = ChatChunkChoice(
+                    index=index,
+                    delta=ChatDelta(content=piece.text),
+                    logprobs=logprobs,
+                    token_ids=piece.token_ids if shows_ids else UNSET,
+                )
+                events.append(self._event([more], usage))
             if piece.finish_reason is not None:
                 closing = ChatChunkChoice(
                     index=index,
@@ -153,27 +168,37 @@ class ChatAnswer:
                 finish_reason=choice.reason,
                 logprobs=chat_logprobs(choice.entries, self._vocabulary) if self._logprobs else None,
                 stop_reason=choice.stop_reason,
+                token_ids=choice.token_ids if self._extras.token_ids else UNSET,
             )
             for index, choice in enumerate(choices)
         ]
+        of_prompt = self._of_prompt(choices[0].scores)
         return msgspec.json.encode(
-            ChatCompletion(id=head.id, created=head.created, model=head.model, choices=shown, usage=usage)
+            ChatCompletion(id=head.id, created=head.created, model=head.model, choices=shown, usage=usage, **of_prompt)
         )
 
-    def _event(self, choices: list[ChatChunkChoice], usage: ShownUsage) -> bytes:
+    def _of_prompt(self, scores: Sequence[PromptLogprobs] | None) -> dict[str, Any]:
+        """Fields of the whole answer, or of a stream's first chunk."""
+        return prompt_fields(self._extras, 0, scores or (), self._vocabulary)
+
+    def _event(self, choices: list[ChatChunkChoice], usage: ShownUsage, of_prompt: Mapping[str, Any] = {}) -> bytes:
         head = self._head
         return sse_event(
-            ChatCompletionChunk(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage)
+            ChatCompletionChunk(
+                id=head.id, created=head.created, model=head.model, choices=choices, usage=usage, **of_prompt
+            )
         )
 
 
 class CompletionAnswer:
     """text_completion, whole or in pieces."""
 
-    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool) -> None:
+    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool, extras: Extras = NOTHING_MORE) -> None:
         self._head = head
         self._vocabulary = vocabulary
         self._logprobs = logprobs
+        self._extras = extras
+        self._begun: set[int] = set()
 
     def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
         """One event a piece; the last one of a choice has its finish reason."""
@@ -194,10 +219,12 @@ class CompletionAnswer:
         shown = [
             CompletionChoice(
                 index=index,
-                text=choice.text,
+                text=self._echo(index) + choice.text,
                 finish_reason=choice.reason,
-                logprobs=completion_logprobs(choice.entries, self._vocabulary) if self._logprobs else None,
+                logprobs=self._all_logprobs(index, choice.entries, choice.scores),
                 stop_reason=choice.stop_reason,
+                token_ids=choice.token_ids if self._extras.token_ids else UNSET,
+                **prompt_fields(self._extras, index, choice.scores, self._vocabulary),
             )
             for index, choice in enumerate(choices)
         ]
@@ -205,13 +232,40 @@ class CompletionAnswer:
 
     def _choice(self, index: int, piece: Piece) -> CompletionChoice:
         ended = piece.finish_reason is not None
+        is_first = index not in self._begun
+        self._begun.add(index)
+        scores = piece.scores or ()
         return CompletionChoice(
             index=index,
-            text=piece.text,
-            logprobs=completion_logprobs(piece.entries, self._vocabulary) if self._logprobs else None,
+            text=self._echo(index) + piece.text if is_first else piece.text,
+            logprobs=self._all_logprobs(index, piece.entries, scores)
+            if is_first
+            else self._later_logprobs(index, piece.entries),
             finish_reason=_finish_reasons[piece.finish_reason] if piece.finish_reason is not None else None,
             stop_reason=piece.stop_reason if ended else UNSET,
+            token_ids=piece.token_ids if self._extras.token_ids else UNSET,
+            **(prompt_fields(self._extras, index, scores, self._vocabulary) if is_first else {}),
         )
+
+    def _echo(self, index: int) -> str:
+        echo = self._extras.echo_of(index)
+        return "" if echo is None else echo.text
+
+    def _all_logprobs(
+        self, index: int, entries: Sequence[TokenEntry], scores: Sequence[PromptLogprobs]
+    ) -> CompletionLogprobs | None:
+        """From the choice's beginning on: those of an echo too."""
+        found = self._later_logprobs(index, entries)
+        if found is None or self._extras.echo_of(index) is None:
+            return found
+        return with_echo(
+            self._extras.prompt_of(index), scores, self._extras.echoed_logprobs or 0, found, self._vocabulary
+        )
+
+    def _later_logprobs(self, index: int, entries: Sequence[TokenEntry]) -> CompletionLogprobs | None:
+        if not self._logprobs:
+            return None
+        return completion_logprobs(entries, self._vocabulary, len(self._echo(index)))
 
     def _event(self, choices: list[CompletionChoice], usage: ShownUsage) -> bytes:
         return sse_event(self._completion(choices, usage))

@@ -15,7 +15,7 @@ import msgspec
 
 from quire_contract.prompt import TokenStream
 from quire_worker.engine.messages import ChoiceOutput
-from quire_worker.request import TokenLogprobs
+from quire_worker.request import PromptLogprobs, TokenLogprobs
 from quire_worker.server.stop_matcher import StopMatcher
 
 
@@ -36,9 +36,11 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     entries: list[TokenEntry]
     """Log-probabilities released, of tokens whose text has begun to be released. Empty where none were asked for."""
     finish_reason: str | None
-    """None, "stop" or "length"."""
+    """None, "stop", "length" or "repetition"."""
     stop_reason: int | str | None
     """The stop string, or the token of stop_token_ids, that ended the choice."""
+    scores: Sequence[PromptLogprobs] | None = None
+    """With a choice's first piece, where asked for: the log-probabilities of its prompt."""
 
     @property
     def is_empty(self) -> bool:
@@ -125,6 +127,8 @@ class Choice:
         self._pending.clear()
         return None
 
-    def _stop_token(self, output: ChoiceOutput) -> int | None:
+    def _stop_token(self, output: ChoiceOutput) -> int | str | None:
         """A token the request named; the model's own end tokens are no reason worth telling."""
+        if output.finish_reason == "repetition":
+            return "repetition_detected"
         return output.stop_token_id if output.stop_token_id in self._stop_token_ids else None

@@ -132,6 +132,11 @@ class EngineClient:
         self._close_choice(request_id, opened, choice)
         self._send(Abort(request_id=request_id, choice=choice))
 
+    @property
+    def dtype(self) -> str:
+        """What the model computes in; "" until the engine is ready."""
+        return self.ready.result().info.dtype if self.ready.done() and self.ready.exception() is None else ""
+
     def set_draining(self, draining: bool) -> None:
         """Show it in load reports. Before the engine is ready it is remembered."""
         self._draining = draining

@@ -17,6 +17,8 @@ from quire_contract.openai.errors import (
 from quire_worker.engine.messages import Rejected
 
 CODE_ENGINE_DEAD = "engine_dead"
+CODE_NOT_FINITE = "output_not_finite"
+CODE_NO_TOKEN = "no_token_allowed"  # noqa: S105 - a code
 
 
 def refused(code: str, message: str) -> ApiError:
@@ -78,6 +80,26 @@ def step_failed(request_id: str) -> ApiError:
     error = internal(f"The model failed on this request; the worker's log has the reason under {request_id}.")
     assert error.type == TYPE_SERVER
     return error
+
+
+def not_finite(dtype: str) -> ApiError:
+    """500: the model's numbers are beyond the dtype, or its weights are damaged. No other worker with this model would do better."""
+    hint = (
+        "float16 overflows in many models that were trained in bfloat16: serve it with --dtype bfloat16 or float32."
+        if dtype == "float16"
+        else "The checkpoint may be damaged, or its quantisation or KV scales not fit it."
+    )
+    message = f"The model's output is not finite (NaN or infinity, computed in {dtype or 'an unknown dtype'}). {hint}"
+    return ApiError(500, message, type=TYPE_SERVER, code=CODE_NOT_FINITE)
+
+
+def no_token() -> ApiError:
+    """400: the request ruled out every token."""
+    return ApiError(
+        400,
+        "No token may come here: allowed_token_ids, bad_words, min_tokens and what else constrains the output leave none.",
+        code=CODE_NO_TOKEN,
+    )
 
 
 def _with_reason(error: ApiError) -> ApiError:

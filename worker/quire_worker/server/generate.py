@@ -1,5 +1,6 @@
 """POST /v1/chat/completions and /v1/completions: from body to engine to answer, streamed or not."""
 
+import asyncio
 import functools
 import time
 import uuid
@@ -12,12 +13,13 @@ from msgspec import UNSET
 from quire_contract import names
 from quire_contract.openai.decode import decode_request
 from quire_contract.openai.errors import ApiError
-from quire_contract.openai.model_checks import check_vocabulary, resolve_max_tokens
+from quire_contract.openai.model_checks import check_prompt_logprobs, check_vocabulary, resolve_max_tokens
 from quire_contract.openai.requests import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
     StreamOptions,
+    prompt_list,
     stop_strings,
 )
 from quire_contract.openai.responses import Usage, usage_of
@@ -26,13 +28,17 @@ from quire_worker.server import errors
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Gathered, Head, ShownUsage
 from quire_worker.server.body import read_body
 from quire_worker.server.engine_client import EngineDeadError
-from quire_worker.server.generation import Generation, Job
+from quire_worker.server.generation import Arrived, Generation, Job
+from quire_worker.server.logprobs import TokensByNumber
 from quire_worker.server.middleware import CALLER
+from quire_worker.server.prompt_shown import NOTHING_MORE, Echo, Extras, ShownPrompt, echo_of
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
 
 RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
+_INLINE_SCORES = 4096
+"""Fewer log-probabilities of prompts become JSON on the event loop."""
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -61,8 +67,10 @@ class Generate:
             model_name = loaded.model.check_name(body.model)
             check_vocabulary(body, loaded.model.vocab_size)
             job = await self._job(http, body, loaded, arrived_s)
+            extras = await _extras(body, job, loaded)
+            vocabulary = TokensByNumber(loaded.model.text) if body.return_tokens_as_token_ids else loaded.model.text
             head = Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
-            answer = make_answer(head, loaded.model.text, logprobs=body.num_logprobs is not None)
+            answer = make_answer(head, vocabulary, logprobs=body.num_logprobs is not None, extras=extras)
             with self._generation(job, body, loaded.model) as generation:
                 if body.stream:
                     return await _stream(http, generation, answer, body.stream_options or StreamOptions())
@@ -73,6 +81,8 @@ class Generate:
         caller = http[CALLER]
         urgency = self._serving.urgency.decide(body, http.headers, trusted=caller.trusted)
         prompts = await loaded.tokeniser.prompts(body)
+        check_prompt_logprobs(body, sum(map(len, prompts)), self._serving.limits)
+        bad_words = await loaded.tokeniser.bad_words(body.bad_words or ())
         serial = self._serving.next_serial()
         cache_salt = body.cache_salt
         if caller.trusted:
@@ -83,13 +93,16 @@ class Generate:
             route=http.path,
             arrived_s=arrived_s,
             prompts=prompts,
-            sampling=_sampling(body, prompts, loaded.model, self._serving.seed(serial)),
+            sampling=_sampling(body, prompts, loaded.model, self._serving.seed(serial), bad_words),
             n=body.num_choices,
             stops=stop_strings(body),
             include_stop=body.include_stop_str_in_output is True,
             cache_salt=cache_salt,
             urgency=urgency,
             log=self._serving.log_requests,
+            only_prompts=body.requested_max_tokens == 0,
+            shows_prompts=_shows_prompts(body),
+            shows_token_ids=body.return_token_ids is True,
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:
@@ -110,8 +123,46 @@ def _continues(body: GenerationRequest) -> bool:
     return isinstance(body, CompletionRequest) or body.continue_final_message is True
 
 
+def _shows_prompts(body: GenerationRequest) -> bool:
+    is_echo = isinstance(body, CompletionRequest) and body.echo is True
+    return is_echo or body.prompt_logprobs is not None or body.return_token_ids is True
+
+
+async def _extras(body: GenerationRequest, job: Job, loaded: Loaded) -> Extras:
+    """What of the prompts is shown. ApiError 429 if too much waits to be detokenised."""
+    if not _shows_prompts(body):
+        return NOTHING_MORE
+    echoes: list[Echo | None] = [None] * len(job.prompts)
+    if isinstance(body, CompletionRequest) and body.echo:
+        num_tokens = sum(map(len, job.prompts))
+        echoes = [*await loaded.tokeniser.over_tokens(num_tokens, functools.partial(_echoes, body, job, loaded.model))]
+    return Extras(
+        prompts=[ShownPrompt(token_ids=ids, echo=echo) for ids, echo in zip(job.prompts, echoes, strict=True)],
+        n=job.n,
+        token_ids=body.return_token_ids is True,
+        prompt_logprobs=body.prompt_logprobs,
+        echoed_logprobs=body.num_logprobs,
+    )
+
+
+def _echoes(body: CompletionRequest, job: Job, model: ServedModel) -> list[Echo]:
+    """A text comes back as it was sent, unless it was cut; token ids as they read."""
+    sent = prompt_list(body.prompt) if body.truncate_prompt_tokens is None else [None] * len(job.prompts)
+    echoes = []
+    for ids, prompt in zip(job.prompts, sent, strict=True):
+        text = prompt if isinstance(prompt, str) else None
+        needed = ids if text is None or body.logprobs is not None else ()
+        stream = model.new_stream(body.skip_special_tokens is not False, ())
+        echoes.append(echo_of(needed, text, stream, ends=job.only_prompts))
+    return echoes
+
+
 def _sampling(
-    body: GenerationRequest, prompts: Sequence[list[int]], model: ServedModel, seed: int
+    body: GenerationRequest,
+    prompts: Sequence[list[int]],
+    model: ServedModel,
+    seed: int,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> list[SamplingParams]:
     """Parameters for each prompt: max_tokens is cut to what fits, and without a seed of the client's no two choices share one."""
     requested = body.requested_max_tokens
@@ -125,6 +176,7 @@ def _sampling(
             max_tokens=resolve_max_tokens(requested, len(ids), model.max_model_len, param=param),
             seed=seed + index * body.num_choices,
             eos_token_ids=model.eos_token_ids,
+            bad_words=bad_words,
         )
         for index, ids in enumerate(prompts)
     ]
@@ -139,7 +191,9 @@ async def _whole(generation: Generation, answer: Answer, num_choices: int) -> we
     while not generation.done:
         for index, piece in await generation.next():
             choices[index].add(piece)
-    return web.Response(body=answer.whole(choices, _usage(generation)), content_type="application/json")
+    make = functools.partial(answer.whole, choices, _usage(generation))
+    body = make() if generation.num_shown_scores < _INLINE_SCORES else await asyncio.to_thread(make)
+    return web.Response(body=body, content_type="application/json")
 
 
 async def _stream(
@@ -152,10 +206,10 @@ async def _stream(
     begin = answer.begin(_usage(generation))
     try:
         while not generation.done:
-            await response.write(begin + answer.events(arrived, _shown_usage(generation, options)))
+            await response.write(begin + await _events(generation, answer, arrived, options))
             begin = b""
             arrived = await generation.next()
-        events = begin + answer.events(arrived, _shown_usage(generation, options))
+        events = begin + await _events(generation, answer, arrived, options)
         await response.write(events + answer.end(_usage(generation), include_usage=options.include_usage is True))
     except EngineDeadError as error:
         await response.write(answer.error(errors.engine_dead(str(error))))
@@ -163,6 +217,14 @@ async def _stream(
         await response.write(answer.error(error))
     await response.write_eof()
     return response
+
+
+async def _events(generation: Generation, answer: Answer, arrived: Sequence[Arrived], options: StreamOptions) -> bytes:
+    make = functools.partial(answer.events, arrived, _shown_usage(generation, options))
+    has_scores = any(piece.scores for _, piece in arrived)
+    if has_scores and generation.num_shown_scores >= _INLINE_SCORES:
+        return await asyncio.to_thread(make)
+    return make()
 
 
 def _shown_usage(generation: Generation, options: StreamOptions) -> ShownUsage:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
+from msgspec.structs import replace
+
 from quire_contract import names
 from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
-from quire_worker.request import SamplingParams
+from quire_worker.request import FAILED_NO_TOKEN, FAILED_NOT_FINITE, PromptLogprobs, SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
@@ -23,6 +25,8 @@ from quire_worker.server.metrics import Metrics, RequestRecord
 from quire_worker.server.urgency import Urgency
 
 _log = logging.getLogger(__name__)
+_FAILURES = frozenset({"error", names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE})
+"""Finish reasons that no client sees as one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,12 @@ class Job:
     cache_salt: str | None = None
     urgency: Urgency = dataclasses.field(default_factory=Urgency)
     log: bool = True
+    only_prompts: bool = False
+    """Nothing that is generated is shown or counted."""
+    shows_prompts: bool = False
+    """The first piece of each choice is told even if it is empty: something of its prompt goes with it."""
+    shows_token_ids: bool = False
+    """Pieces with tokens are told even if they have no text."""
 
 
 Arrived = tuple[int, Piece]
@@ -58,6 +68,8 @@ class _Track:
     def __init__(self, choice: Choice, indices: range) -> None:
         self.choice = choice
         self.indices = indices
+        self.has_begun = False
+        """Something of it has been told."""
         self.last_token_s: float | None = None
 
 
@@ -95,6 +107,7 @@ class Generation:
         self._num_open = len(self._tracks)
         self.num_prompt_tokens = sum(map(len, job.prompts))
         self._cached: dict[str, int] = {}
+        self._scores: dict[str, list[PromptLogprobs]] = {}
         self._first_token_s: float | None = None
         self._queue_time_s: float | None = None
         self._failed = False
@@ -146,7 +159,16 @@ class Generation:
     @property
     def num_generated_tokens(self) -> int:
         """Over all choices of the answer."""
+        if self._job.only_prompts:
+            return 0
         return sum(track.choice.num_tokens * len(track.indices) for track in self._tracks.values())
+
+    @property
+    def num_shown_scores(self) -> int:
+        """Log-probabilities of prompts that the answer shows, over all its choices."""
+        job = self._job
+        num_top = max((sampling.prompt_logprobs or 0 for sampling in job.sampling), default=0)
+        return self.num_prompt_tokens * job.n * (num_top + 1) if self._scores else 0
 
     async def next(self) -> list[Arrived]:
         """Wait for tokens; the pieces of all choices that got some, never empty ones.
@@ -169,13 +191,8 @@ class Generation:
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
             raise errors.of_rejected(item)
-        if item.finish_reason in (names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE):
-            raise self._timed_out(item)
-        if item.finish_reason == "error":
-            log_event(
-                _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
-            )
-            raise errors.step_failed(self._job.request_id)
+        if item.finish_reason in _FAILURES:
+            raise self._failure(item)
         track = self._tracks[item.request_id, item.choice]
         if track.choice.finish_reason is not None:
             return  # arrived between the stop string and the abort
@@ -185,7 +202,22 @@ class Generation:
             self._num_open -= 1
             if item.finish_reason is None:
                 self._engine.abort_choice(item.request_id, item.choice)
-        if not piece.is_empty:
+        if item.prompt_logprobs is not None:
+            self._scores[item.request_id] = item.prompt_logprobs
+        self._tell(track, item, piece, arrived)
+
+    def _tell(self, track: _Track, item: ChoiceOutput, piece: Piece, arrived: list[Arrived]) -> None:
+        """Hand the piece out for every index that shows it, unless there is nothing in it to show."""
+        if self._job.only_prompts:
+            reason = None if piece.finish_reason is None else "length"
+            piece = replace(piece, text="", token_ids=[], entries=[], finish_reason=reason, stop_reason=None)
+        is_first = not track.has_begun
+        is_told = not piece.is_empty or (self._job.shows_token_ids and bool(piece.token_ids))
+        if is_told or (is_first and self._job.shows_prompts):
+            track.has_begun = True
+            if is_first:
+                # Choice 0 is the first to have any: the others wait until it has computed the prompt.
+                piece = replace(piece, scores=self._scores.get(item.request_id))
             arrived.extend((index, piece) for index in track.indices)
 
     def _timed_out(self, item: ChoiceOutput) -> ApiError:
@@ -199,6 +231,20 @@ class Generation:
         else:
             self._metrics.on_deadline()
         return errors.deadline_passed(after_s, item.error or "running")
+
+    def _failure(self, item: ChoiceOutput) -> ApiError:
+        """What the client reads about a choice that ended badly."""
+        if item.finish_reason != "error":
+            return self._timed_out(item)
+        log_event(
+            _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
+        )
+        if item.error_code == FAILED_NOT_FINITE:
+            self._metrics.on_not_finite()
+            return errors.not_finite(self._engine.dtype)
+        if item.error_code == FAILED_NO_TOKEN:
+            return errors.no_token()
+        return errors.step_failed(self._job.request_id)
 
     def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
         """Latencies as the client sees them, but by when tokens reached this process: a slow reader is not our latency."""

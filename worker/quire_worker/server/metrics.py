@@ -18,7 +18,7 @@ TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_
 STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOICE_BUCKETS = (1, 2, 5, 10, 20)
 
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "repetition", "abort", "error")
 REJECTED_DRAINING = "draining"
 REJECTED_NOT_READY = "not_ready"
 REJECTION_REASONS = (
@@ -188,6 +188,9 @@ class Metrics:
             names.VLLM_CACHE_CONFIG_INFO, "Of the KV cache. Always 1.",
             (*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"), registry=self.registry,
         )  # fmt: skip
+        self._not_finite = self._counter(
+            names.QUIRE_WORKER_NON_FINITE, "Requests that failed because the model's logits were NaN or infinite."
+        )
         info = Gauge("quire_worker_build_info", "Always 1.", ("version",), registry=self.registry)
         info.labels(version).set(1)
 
@@ -265,6 +268,10 @@ class Metrics:
     def on_deadline(self) -> None:
         """A running request's time was over."""
         self._deadlines.inc()
+
+    def on_not_finite(self) -> None:
+        """A request failed because the model's logits held NaN or infinity."""
+        self._not_finite.inc()
 
     def on_response(self, route: str, code: int) -> None:
         """`route` is the route's pattern, never the raw path."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from quire_contract.openai.requests import GenerationRequest, logit_bias_items
-from quire_worker.request import SamplingParams
+from quire_worker.request import RepetitionDetection, SamplingParams
 
 T = TypeVar("T")
 _LEAST_TEMPERATURE = 0.01
@@ -55,11 +55,14 @@ def sampling_params(
     max_tokens: int,
     seed: int,
     eos_token_ids: tuple[int, ...],
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
-    """Complete parameters for one prompt. `max_tokens` is resolved for it; `seed` is used if the request has none."""
+    """Complete parameters for one prompt. `max_tokens` is resolved for it; `seed` is used if the request has none.
+
+    `bad_words` are the request's, as tokens. Where only the prompt is wanted (max_tokens 0), one token is made and not shown."""
     temperature = _either(request.temperature, defaults.temperature)
     return SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=max(1, max_tokens),
         min_tokens=min(request.min_tokens or 0, max_tokens),
         temperature=temperature if temperature == 0 else max(temperature, _LEAST_TEMPERATURE),
         top_p=_either(request.top_p, defaults.top_p),
@@ -74,6 +77,22 @@ def sampling_params(
         stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
         eos_token_ids=eos_token_ids,
         ignore_eos=request.ignore_eos or False,
+        allowed_token_ids=tuple(dict.fromkeys(request.allowed_token_ids or ())),
+        bad_words=bad_words,
+        logprob_token_ids=tuple(request.logprob_token_ids or ()),
+        prompt_logprobs=request.num_prompt_logprobs,
+        repetition_detection=_repetition(request),
+    )
+
+
+def _repetition(request: GenerationRequest) -> RepetitionDetection | None:
+    wanted = request.repetition_detection
+    if wanted is None or not wanted.max_pattern_size:
+        return None
+    return RepetitionDetection(
+        max_pattern_size=wanted.max_pattern_size,
+        min_pattern_size=wanted.min_pattern_size or 1,
+        min_count=wanted.min_count or 2,
     )
 
 

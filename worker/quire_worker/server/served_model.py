@@ -69,6 +69,16 @@ class Tokeniser:
             return self._renderer.request_prompts(request)
         return await self._in_thread(self._renderer.request_prompts, request)
 
+    async def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """How the words may be spelt in tokens. ApiError 429 if too many wait."""
+        if sum(map(len, words)) < _INLINE_CHARS // 8:
+            return tuple(self._renderer.word_tokens(words)) if words else ()
+        return tuple(await self._in_thread(self._renderer.word_tokens, words))
+
+    async def over_tokens(self, num_tokens: int, work: Callable[[], T]) -> T:
+        """`work`, which goes over so many tokens. ApiError 429 if too many wait."""
+        return work() if num_tokens < _INLINE_TOKENS else await self._in_thread(work)
+
     async def text(self, token_ids: Sequence[int]) -> str:
         """The ids as text, special tokens included. ApiError 429 if too many wait."""
         decode = functools.partial(self._renderer.decode, token_ids, skip_special_tokens=False)

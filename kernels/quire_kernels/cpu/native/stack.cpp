@@ -138,6 +138,7 @@ class Forward {
         }
         finish_layer(last, residual, step_.num_sampled);
         norm(w_.x, residual, stack_.final_norm, step_.num_sampled);
+        if (step_.hidden) return give_hidden();
         const Packed& head = *stack_.head;
         multiply_f32out<T>(
             team_, w_.x, stack_.hidden_size, step_.num_sampled, head, step_.logits, head.out_features, w_.multiply_scratch);
@@ -151,6 +152,14 @@ class Forward {
         const T* table = static_cast<const T*>(stack_.embedding);
         team_.for_each(step_.num_tokens, 8, [&](int64_t token) {
             std::memcpy(w_.residual + token * hidden, table + step_.token_ids[token] * hidden, size_t(hidden) * sizeof(T));
+        });
+    }
+
+    void give_hidden() const {
+        int64_t hidden = stack_.hidden_size;
+        T* out = static_cast<T*>(step_.hidden);
+        team_.for_each(step_.num_sampled, 8, [&](int64_t i) {
+            std::memcpy(out + i * hidden, w_.x + i * hidden, size_t(hidden) * sizeof(T));
         });
     }
 
@@ -248,7 +257,7 @@ class Forward {
         args.table_stride = step_.groups[layer.group].sampled_table_stride;
         args.query_starts = step_.sampled_starts;
         args.seq_lens = step_.sampled_lens;
-        args.num_rows = step_.num_sampled;
+        args.num_rows = step_.num_sampled_rows;
         args.plan = w_.plan(step_.num_groups);
         return args;
     }

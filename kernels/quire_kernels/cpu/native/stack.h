@@ -46,7 +46,7 @@ struct StackArgs {
 struct GroupArgs {
     const int32_t* block_tables;  // [R, *]
     int64_t table_stride;
-    const int32_t* sampled_tables;  // [S, *]
+    const int32_t* sampled_tables;  // [Q, *]
     int64_t sampled_table_stride;
     const int64_t* slots;  // [T]
     int64_t window;        // -1: none
@@ -60,10 +60,12 @@ struct StepArgs {
     const int32_t* query_starts;    // [R + 1]
     const int32_t* seq_lens;        // [R]
     const int64_t* sampled_tokens;  // [S] index of each sampled token; null: all T are
-    const int32_t* sampled_starts;  // [S + 1]: 0, 1, 2, ...
-    const int32_t* sampled_lens;    // [S]
+    const int32_t* sampled_starts;  // [Q + 1] where each row's sampled tokens begin, which are its last ones
+    const int32_t* sampled_lens;    // [Q]
     float* logits;                  // [S, V]
     void* workspace;                // aligned to 64 bytes
+    int64_t num_sampled_rows;       // Q
+    void* hidden;                   // [S, E] in the model's dtype: what the head reads, in place of logits; null: logits
 };
 
 // Bytes of workspace for a step of so many tokens, rows, sampled tokens and groups. T = float | bf16.
