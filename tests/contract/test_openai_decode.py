@@ -262,14 +262,13 @@ def test_a_wrong_completion_is_refused_by_path(fields: dict[str, Any], param: st
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("guided_json", {}),
         ("guided_regex", "a+"),
-        ("structured_outputs", {"regex": "a"}),
+        ("json_schema", {}),
+        ("choice", ["a"]),
         ("allowed_token_ids", [1]),
         ("bad_words", ["x"]),
         ("prompt_logprobs", 0),

@@ -87,3 +87,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     error: str | None = None
     queue_time_s: float | None = None
     """How long the choice waited for its first admission, told with its first tokens."""
+    is_grammar_fault: bool = False
+    """With "error": the request's grammar is to blame, and `error` may be shown to the client."""

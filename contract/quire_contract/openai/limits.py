@@ -30,3 +30,10 @@ class Limits:
     max_logprobs: int = 20
     """top_logprobs of a chat, logprobs of a completion."""
     max_cache_salt_chars: int = 1024
+    max_schema_bytes: int = 256 * 1024
+    """Of a JSON schema, of a grammar, and of all choices together, in structured output."""
+    max_schema_depth: int = 100
+    """Objects and lists inside one another in a JSON schema."""
+    max_regex_chars: int = 16 * 1024
+    max_choice_strings: int = 10_000
+    """Entries of structured_outputs.choice."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from quire_contract.openai.messages import ChatMessage, template_message
+from quire_contract.openai.structured import Grammar, ResponseFormat, StructuredOutputs, grammar_of
 from quire_contract.prompt_input import ChatInput, PromptInput, TextInput
 
 Prompt = str | list[str | int | list[int]]
@@ -56,10 +57,17 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
         return _chat_input(self)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match; None: it is free."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def num_choices(self) -> int:
@@ -106,6 +114,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts."""
@@ -115,6 +125,11 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     def num_prompts(self) -> int:
         """Prompts in the body; choice j of prompt i has index i * n + j."""
         return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match; None: it is free."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def num_choices(self) -> int:

@@ -18,6 +18,7 @@ from quire_contract.openai.requests import (
     TokenizeRequest,
     stop_strings,
 )
+from quire_contract.openai.structured import check_structured
 
 MAX_BIAS = 100.0
 
@@ -113,6 +114,7 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     _check_stop(request, limits)
     _check_logit_bias(request.logit_bias, limits)
     _check_text("cache_salt", request.cache_salt, limits.max_cache_salt_chars)
+    check_structured(request.response_format, request.structured_outputs, limits)
 
 
 _FLOAT_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.engine.messages import (
     Abort,
@@ -25,6 +26,7 @@ from quire_worker.engine.messages import (
 from quire_worker.engine.publisher import Publisher
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
+from quire_worker.scheduling.intake import Rejection
 
 
 class EngineLoop:
@@ -39,8 +41,9 @@ class EngineLoop:
         speeds: StepSpeeds,
         telling: "Telling | None" = None,
         clock: Callable[[], float] = time.perf_counter,
+        desk: GrammarDesk | None = None,
     ) -> None:
-        """`telling` publishes KV events and load reports; None: nobody is told."""
+        """`telling` publishes KV events and load reports; None: nobody is told. `desk`: where grammars are compiled; None: nowhere."""
         self._engine = engine
         self._inbound = inbound
         self._outbound = outbound
@@ -48,6 +51,11 @@ class EngineLoop:
         self._speeds = speeds
         self._telling = telling
         self._clock = clock
+        self._desk = desk or GrammarDesk(engine.scheduler, None, "this engine takes no grammars")
+        self._poller = zmq.Poller()
+        self._poller.register(inbound, zmq.POLLIN)
+        if self._desk.wake_fd is not None:
+            self._poller.register(self._desk.wake_fd, zmq.POLLIN)
         self._pace = Pace()
         self._is_draining = False
         self._must_stop = False
@@ -58,8 +66,9 @@ class EngineLoop:
         """Returns after Shutdown. Raises DeviceError when the device cannot go on."""
         while not self._must_stop:
             if not self._engine.scheduler.has_work:
-                self._inbound.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
+                self._poller.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
             self._receive()
+            self._desk.collect(self._reject)
             if self._engine.scheduler.has_work:
                 self._step()
             if self._pace.wait_s(self._clock()) == 0.0:
@@ -79,17 +88,20 @@ class EngineLoop:
         scheduler = self._engine.scheduler
         match message:
             case Submit():
-                rejection = scheduler.add(message)
+                rejection = scheduler.add(message) if message.grammar is None else self._desk.take(message)
                 if rejection is not None:
-                    self.send(
-                        Rejected(request_id=message.request_id, reason=rejection.reason, message=rejection.message)
-                    )
+                    self._reject(message.request_id, rejection)
             case Abort():
+                self._desk.abort(message)
                 scheduler.abort(message.request_id, message.choice)
             case SetDraining():
                 self._is_draining = message.draining
             case Shutdown():
                 self._must_stop = True
+        self._pace.on_change()
+
+    def _reject(self, request_id: str, rejection: Rejection) -> None:
+        self.send(Rejected(request_id=request_id, reason=rejection.reason, message=rejection.message))
         self._pace.on_change()
 
     def _step(self) -> None:

@@ -71,7 +71,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="
 
     request_id: str
     reason: str
-    """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400)"""
+    """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400) | "grammar" (400, for the field it came from)"""
     message: str
 
 
@@ -99,6 +99,12 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     """Tokens computed in each step since the last Stats (bounded; oldest dropped)."""
     step_time_s: list[float] = []
     """Parallel to step_tokens."""
+    num_grammar_hits: int = 0
+    """Requests whose grammar was compiled already."""
+    num_grammar_rejections: int = 0
+    """Requests refused for their grammar."""
+    grammar_compile_time_s: list[float] = []
+    """Of each grammar compiled since the last Stats, refused ones included."""
 
 
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fatal"):

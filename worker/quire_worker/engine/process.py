@@ -3,6 +3,7 @@
 Knows every part of the engine; gets the runner from outside, so that it needs no torch.
 """
 
+import contextlib
 import gc
 import logging
 import time
@@ -18,12 +19,16 @@ from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
 from quire_worker.engine.publisher import Publisher, PublisherSettings
 from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
+from quire_worker.grammar.compiler import GrammarCompiler
+from quire_worker.grammar.limits import GrammarLimits
+from quire_worker.grammar.tokenizer import NoTokenizerError, load_grammar_tokenizer
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
@@ -79,12 +84,14 @@ def _serve(
     engine = Engine(scheduler, runner, depth=depth_of(config, info))
     warm_up(engine)
     speeds = StepSpeeds()
-    with _publishing(config, info, epoch) as publisher:
+    desk = grammar_desk(config, info, scheduler)
+    with _publishing(config, info, epoch) as publisher, contextlib.closing(desk):
         telling = None
         if publisher is not None:
             meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
             telling = Telling(publisher, meter, time.time)
-        loop = EngineLoop(engine, inbound, outbound, StatsCollector(scheduler, info.num_blocks), speeds, telling)
+        stats = StatsCollector(scheduler, info.num_blocks, desk.counters)
+        loop = EngineLoop(engine, inbound, outbound, stats, speeds, telling, desk=desk)
         tune_collector()
         loop.send(
             Ready(
@@ -120,6 +127,22 @@ def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
     pool = BlockPool(info.num_blocks, len(info.groups))
     kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
     return Scheduler(kv, limits, time.monotonic)
+
+
+def grammar_desk(config: EngineConfig, info: ModelInfo, scheduler: Scheduler) -> GrammarDesk:
+    """Where grammars are compiled for this model's tokenizer; without one each is refused. Reads the tokenizer before anything is served,
+    because that holds the interpreter lock."""
+    folder = Path(config.model_dir)
+    try:
+        start = time.perf_counter()
+        tokenizer = load_grammar_tokenizer(folder, info.vocab_size)
+    except NoTokenizerError as error:
+        log.info("no structured output reason=%s", error)
+        return GrammarDesk(
+            scheduler, None, "structured output needs a model folder with a tokenizer.json that can be read"
+        )
+    info.phases_s["grammar_tokenizer"] = round(time.perf_counter() - start, 3)
+    return GrammarDesk(scheduler, GrammarCompiler(folder, tokenizer, GrammarLimits()))
 
 
 def depth_of(config: EngineConfig, info: ModelInfo) -> int:

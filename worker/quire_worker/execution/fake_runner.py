@@ -64,7 +64,7 @@ class FakeRunner:
     def sample(self, handle: Handle, masks: TokenMasks | None) -> None:
         """Choose the next token of every row whose known tokens are all computed."""
         assert isinstance(handle, _FakeHandle), "a handle of this runner"
-        allowed = {} if masks is None else dict(zip(masks.rows, masks.bits, strict=True))
+        allowed = {} if masks is None else dict(zip(masks.rows, _split(masks), strict=True))
         for row in handle.plan.rows:
             state = self._rows[row]
             if state.num_computed == len(state.token_ids):
@@ -119,7 +119,7 @@ class FakeRunner:
             parts.append(self._cache[block * size : (block + 1) * size].tobytes())
         return b"".join(parts)[4 * (start - first * size) : 4 * (stop - first * size)]
 
-    def _sample_row(self, handle: "_FakeHandle", row: int, state: "_Row", allowed: bytes | None) -> None:
+    def _sample_row(self, handle: "_FakeHandle", row: int, state: "_Row", allowed: memoryview | None) -> None:
         groups = zip(self._info.groups, state.block_ids, strict=True)
         context = b"".join(self._read(state, group, blocks) for group, blocks in groups)
         position = len(state.token_ids) - state.num_prompt_tokens
@@ -135,7 +135,7 @@ class TokenChooser:
         self._vocab_size = vocab_size
         self._seed = seed
 
-    def choose(self, context: bytes, sampling: SamplingParams, position: int, allowed: bytes | None = None) -> int:
+    def choose(self, context: bytes, sampling: SamplingParams, position: int, allowed: memoryview | None = None) -> int:
         """Greedy ignores the request's seed; otherwise seed and output position count too. Masked tokens are passed over upwards."""
         noise = b"" if sampling.temperature == 0 else f"{sampling.seed} {position}".encode()
         token = self._draw(context + noise)
@@ -160,6 +160,11 @@ class TokenChooser:
     def _draw(self, data: bytes) -> int:
         digest = blake2b(data, digest_size=8, key=self._seed.to_bytes(8, "little")).digest()
         return int.from_bytes(digest, "little") % self._vocab_size
+
+
+def _split(masks: TokenMasks) -> list[memoryview]:
+    size = len(masks.bits) // len(masks.rows)
+    return [masks.bits[start : start + size] for start in range(0, len(masks.bits), size)]
 
 
 class _Row:

@@ -9,6 +9,7 @@ Holds state and no policy. One choice's tokens (P prompt, half-open intervals):
 
 from enum import IntEnum
 
+from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.digest_chain import DigestChain
 from quire_worker.request import SamplingParams
@@ -35,6 +36,7 @@ class Choice:
         "chain",
         "ending",
         "index",
+        "matcher",
         "max_total",
         "milestone",
         "min_total",
@@ -79,6 +81,8 @@ class Choice:
         """Prompt + output tokens at most."""
         self.min_total = num_prompt + sampling.min_tokens
         self.ending = frozenset(sampling.ending_token_ids)
+        self.matcher: Matcher | None = None
+        """Its place in the grammar that it must match."""
         self.arrived_s = arrived_s
         self.status = Status.WAITING
         self.siblings: list[Choice] = []
@@ -103,6 +107,19 @@ class Choice:
     def is_in_flight(self) -> bool:
         """Whether a launched plan that has not been committed computes tokens of this choice."""
         return self.num_planned > self.num_computed
+
+    @property
+    def awaits_token(self) -> bool:
+        """Whether a token that comes before the next one to be sampled is still on its way."""
+        return self.num_known - 1 > len(self.token_ids)
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """Tokens that would end the choice but may not come yet, or never."""
+        sampling = self.sampling
+        if len(self.token_ids) < self.min_total:
+            return sampling.stop_token_ids + sampling.eos_token_ids
+        return sampling.eos_token_ids if sampling.ignore_eos else ()
 
     def restart(self) -> None:
         """Compute everything again: the blocks are gone."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
+from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockManager, BlockTable
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
@@ -72,6 +73,11 @@ class Scheduler:
         self._siblings.gather(choices[0], choices[1:])
         return None
 
+    def constrain(self, request_id: str, matchers: Sequence[Matcher]) -> None:
+        """The choices of a request that was just added must match a grammar: one matcher for each, in their order."""
+        for choice, matcher in zip(self._requests[request_id], matchers, strict=True):
+            choice.matcher = matcher
+
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """End a request, or one choice of it, without output. Unknown ids are ignored."""
         for candidate in tuple(self._requests.get(request_id, ())):
@@ -83,6 +89,19 @@ class Scheduler:
         self._end(choice)
         return ChoiceOutput(
             request_id=choice.request_id, choice=choice.index, token_ids=[], finish_reason="error", error=message
+        )
+
+    def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput:
+        """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error"."""
+        assert choice.matcher is not None
+        self._end(choice)
+        return ChoiceOutput(
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason=reason,
+            error=choice.matcher.failure,
+            is_grammar_fault=reason == "error",
         )
 
     @property
@@ -129,6 +148,10 @@ class Scheduler:
             self._next_step_id += 1
             self._in_flight.append(step)
         return step.plan
+
+    def constrained(self, plan: StepPlan) -> list[tuple[int, Choice]]:
+        """(row, choice) of those that a plan in flight samples under a grammar."""
+        return next(step.constrained for step in reversed(self._in_flight) if step.plan is plan)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[ChoiceOutput]:
         """Take in the oldest plan in flight. Returns the new tokens, in the plan's order."""
@@ -262,9 +285,13 @@ class Scheduler:
         (token,) = token_ids
         choice.token_ids.append(token)
         total = len(choice.token_ids)
-        reason = stop = None
+        matcher = choice.matcher
+        reason: str | None = None
+        stop = None
         if token in choice.ending and total > choice.min_total:
             reason, stop = "stop", token
+        elif matcher is not None and (verdict := matcher.take(token)) is not None:
+            reason = verdict
         elif total >= choice.max_total:
             reason = "length"
         if (
@@ -280,6 +307,8 @@ class Scheduler:
             stop_token_id=stop,
             num_cached_tokens=choice.num_cached,
             queue_time_s=choice.queue_time_s,
+            error=matcher.failure if matcher is not None and reason == "error" else None,
+            is_grammar_fault=reason == "error",
         )
         choice.num_cached = 0
         choice.queue_time_s = None

@@ -1,5 +1,7 @@
 """Refusals that a worker adds to the contract's: with the reason a router reads, and for what the engine says."""
 
+import re
+
 from quire_contract import names
 from quire_contract.openai.errors import (
     CODE_CONTEXT_LENGTH,
@@ -9,12 +11,15 @@ from quire_contract.openai.errors import (
     TYPE_SERVER,
     ApiError,
     internal,
+    invalid,
     queue_full,
     unavailable,
 )
 from quire_worker.engine.messages import Rejected
 
 CODE_ENGINE_DEAD = "engine_dead"
+_LINE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
+"""llguidance's place in a grammar: line and column."""
 
 
 def refused(code: str, message: str) -> ApiError:
@@ -46,12 +51,19 @@ def tokenising_full() -> ApiError:
     return _with_reason(queue_full("Too many requests are waiting to be tokenised; try again."))
 
 
-def of_rejected(rejected: Rejected) -> ApiError:
-    """What a refusal by the engine means over HTTP."""
+def of_rejected(rejected: Rejected, grammar_field: str = "") -> ApiError:
+    """What a refusal by the engine means over HTTP; `grammar_field` is where the request's grammar came from."""
+    if rejected.reason == "grammar":
+        return of_grammar(grammar_field, rejected.message)
     if rejected.reason == "queue_full":
         return _with_reason(queue_full(rejected.message))
     code = CODE_CONTEXT_LENGTH if rejected.reason == "too_long" else CODE_INVALID_VALUE
     return ApiError(400, rejected.message, code=code)
+
+
+def of_grammar(field: str, message: str) -> ApiError:
+    """400: the grammar that `field` asks for cannot be obeyed. Lines are told only of a grammar that the client wrote itself."""
+    return invalid(field, message if field.endswith(".grammar") else _LINE.sub("", message))
 
 
 def step_failed(request_id: str) -> ApiError:

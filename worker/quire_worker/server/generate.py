@@ -92,6 +92,7 @@ class Generate:
             cache_salt=cache_salt,
             priority=priority,
             log=self._serving.log_requests,
+            grammar=body.grammar,
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:

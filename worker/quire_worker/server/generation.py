@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from quire_contract.openai.errors import ApiError
+from quire_contract.openai.structured import Grammar
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
@@ -44,6 +45,8 @@ class Job:
     cache_salt: str | None = None
     priority: int = 0
     log: bool = True
+    grammar: Grammar | None = None
+    """What every choice must match."""
 
 
 Arrived = tuple[int, Piece]
@@ -102,6 +105,10 @@ class Generation:
     def _id(self, prompt: int) -> str:
         return f"{self._job.engine_id}-{prompt}"
 
+    @property
+    def _grammar_field(self) -> str:
+        return "" if self._job.grammar is None else self._job.grammar.field
+
     def __enter__(self) -> "Generation":
         job = self._job
         submits = [
@@ -112,6 +119,7 @@ class Generation:
                 n=self._engine_n,
                 cache_salt=job.cache_salt,
                 priority=job.priority,
+                grammar=None if job.grammar is None else job.grammar.text,
             )
             for index, prompt in enumerate(job.prompts)
         ]
@@ -160,7 +168,9 @@ class Generation:
         item = mail.item
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
-            raise errors.of_rejected(item)
+            raise errors.of_rejected(item, self._grammar_field)
+        if item.finish_reason == "error" and item.is_grammar_fault:
+            raise errors.of_grammar(self._grammar_field, item.error or "")
         if item.finish_reason == "error":
             log_event(
                 _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
