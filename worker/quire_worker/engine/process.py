@@ -137,9 +137,9 @@ def grammar_desk(config: EngineConfig, info: ModelInfo, scheduler: Scheduler) ->
         start = time.perf_counter()
         tokenizer = load_grammar_tokenizer(folder, info.vocab_size)
     except NoTokenizerError as error:
-        log.info("no structured output reason=%s", error)
+        log.warning("no structured output reason=%s", error)
         return GrammarDesk(
-            scheduler, None, "structured output needs a model folder with a tokenizer.json that can be read"
+            scheduler, None, "this model has no readable tokenizer.json with an end token, which grammars need"
         )
     info.phases_s["grammar_tokenizer"] = round(time.perf_counter() - start, 3)
     return GrammarDesk(scheduler, GrammarCompiler(folder, tokenizer, GrammarLimits()))
