@@ -267,16 +267,14 @@ def test_a_wrong_completion_is_refused_by_path(fields: dict[str, Any], param: st
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("guided_json", {}),
         ("guided_regex", "a+"),
-        ("structured_outputs", {"regex": "a"}),
         ("prompt_logprob_token_ids", [[1]]),
-        ("echo", True),
+        ("json_schema", {}),
+        ("choice", ["a"]),
         ("modalities", ["text", "audio"]),
         ("truncation_side", "right"),
         ("spaces_between_special_tokens", False),

@@ -84,10 +84,12 @@ class Handle(Protocol):
 
 
 class TokenMasks(msgspec.Struct, frozen=True, array_like=True):
-    """Which tokens each sampled row may take (structured output). `bits[i]` belongs to rows[i], one bit a token id, LSB first."""
+    """Which tokens each sampled row may take (structured output); rows that are not named may take any."""
 
     rows: list[int]
-    bits: list[bytes]
+    bits: memoryview
+    """Bytes: the masks one behind the other, parallel to rows and all of one length, a multiple of 4. One bit a token id, LSB first;
+    at least as many as the vocabulary has."""
 
 
 class Runner(Protocol):

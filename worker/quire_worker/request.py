@@ -145,3 +145,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     """With the first tokens of choice 0, where asked for: all prompt tokens but the first, in order."""
     error_code: str | None = None
     """With "error": one of the FAILED_ constants where the reason is known."""
+    is_grammar_fault: bool = False
+    """With "error": the request's grammar is to blame, and `error` may be shown to the client."""

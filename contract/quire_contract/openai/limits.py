@@ -41,3 +41,10 @@ class Limits:
     """repetition_detection.max_pattern_size, tokens."""
     max_pattern_count: int = 1024
     """repetition_detection.min_count."""
+    max_schema_bytes: int = 256 * 1024
+    """Of a JSON schema, of a grammar, and of all choices together, in structured output."""
+    max_schema_depth: int = 100
+    """Objects and lists inside one another in a JSON schema."""
+    max_regex_chars: int = 16 * 1024
+    max_choice_strings: int = 10_000
+    """Entries of structured_outputs.choice."""

@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from quire_contract.openai.messages import ChatMessage, template_message
+from quire_contract.openai.structured import Grammar, ResponseFormat, StructuredOutputs, grammar_of
 from quire_contract.prompt_input import ChatInput, PromptInput, TextInput, Truncation
 
 Prompt = str | list[str | int | list[int]]
@@ -77,10 +78,17 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
     repetition_detection: RepetitionDetection | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
         return _chat_input(self, _truncation(self.truncate_prompt_tokens, self.requested_max_tokens))
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match; None: it is free."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def num_choices(self) -> int:
@@ -144,6 +152,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: int | None = None
     repetition_detection: RepetitionDetection | None = None
     echo: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts."""
@@ -154,6 +164,11 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     def num_prompts(self) -> int:
         """Prompts in the body; choice j of prompt i has index i * n + j."""
         return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must match; None: it is free."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def num_choices(self) -> int:

@@ -28,27 +28,32 @@ def _is_empty(value: Any) -> bool:
     return not value
 
 
-def _is_text_format(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
+def _moved(name: str, is_harmless: Callable[[Any], bool] = _is_empty) -> Unsupported:
+    """A field that other servers have, or had once."""
+    return Unsupported(f'is not read; send {{"structured_outputs": {{"{name}": ...}}}}', is_harmless)
 
 
-_STRUCTURED = "structured output is not supported yet"
+def _moved_schema() -> Unsupported:
+    """An empty schema constrains too: to JSON."""
+    return _moved("json", lambda value: False)
+
+
 _TOOLS = "tool calling is not supported yet"
 _BEAM = "beam search is not supported"
 
 UNSUPPORTED: Mapping[str, Unsupported] = {
-    "response_format": Unsupported('only {"type": "text"} is supported yet', _is_text_format),
-    "structured_outputs": Unsupported(_STRUCTURED, _is_empty),
-    "guided_json": Unsupported(_STRUCTURED),
-    "guided_regex": Unsupported(_STRUCTURED, _is_empty),
-    "guided_choice": Unsupported(_STRUCTURED, _is_empty),
-    "guided_grammar": Unsupported(_STRUCTURED, _is_empty),
-    "guided_decoding_backend": Unsupported(_STRUCTURED),
-    "guided_whitespace_pattern": Unsupported(_STRUCTURED),
-    "grammar": Unsupported(_STRUCTURED, _is_empty),
-    "regex": Unsupported(_STRUCTURED, _is_empty),
-    "ebnf": Unsupported(_STRUCTURED, _is_empty),
-    "json_schema": Unsupported(_STRUCTURED),
+    "guided_json": _moved_schema(),
+    "guided_regex": _moved("regex"),
+    "guided_choice": _moved("choice"),
+    "guided_grammar": _moved("grammar"),
+    "guided_decoding_backend": Unsupported("there is one backend; leave this out and send structured_outputs"),
+    "guided_whitespace_pattern": _moved("whitespace_pattern"),
+    "grammar": _moved("grammar"),
+    "regex": _moved("regex"),
+    "choice": _moved("choice"),
+    "ebnf": Unsupported("send a Lark grammar as structured_outputs.grammar", _is_empty),
+    "json_schema": _moved_schema(),
+    "structural_tag": Unsupported("is not supported; send structured_outputs.grammar"),
     "tools": Unsupported(_TOOLS, _is_empty),
     "tool_choice": Unsupported(_TOOLS, lambda value: value in ("none", "auto")),
     "functions": Unsupported(_TOOLS, _is_empty),

@@ -22,6 +22,7 @@ from quire_contract.openai.requests import (
     TokenizeRequest,
     stop_strings,
 )
+from quire_contract.openai.structured import check_structured
 from quire_contract.openai.token_fields import check_token_fields
 from quire_contract.openai.urgency_checks import check_urgency
 
@@ -124,6 +125,7 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     check_urgency(request)
     _check_text("cache_salt", request.cache_salt, limits.max_cache_salt_chars)
     check_token_fields(request, limits)
+    check_structured(request.response_format, request.structured_outputs, limits)
 
 
 _FLOAT_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

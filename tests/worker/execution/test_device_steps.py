@@ -152,7 +152,7 @@ def test_a_recording_that_fails_is_told_once_and_changes_no_token(model_dir, exp
 def test_neither_launch_nor_sample_waits_for_the_device(model_dir, plans):
     runner = road(model_dir, CallRecorder())
     new = [plans.new(row, [1, 2, 3 + row], [1 + row], **kind) for row, kind in enumerate(KINDS)]
-    allowed = TokenMasks(rows=[0], bits=[b"\xff" * 12])
+    allowed = TokenMasks(rows=[0], bits=memoryview(bytearray(b"\xff" * 12)))
     many = range(len(KINDS))
 
     with NoWaiting():

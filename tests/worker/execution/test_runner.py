@@ -134,7 +134,7 @@ def test_a_mask_forbids_every_token_whose_bit_is_not_set(runner, plans):
     allowed = bytearray(12)
     for token_id in (9, 95):
         allowed[token_id // 8] |= 1 << token_id % 8
-    masks = TokenMasks(rows=[1], bits=[bytes(allowed)])
+    masks = TokenMasks(rows=[1], bits=memoryview(allowed))
     new = [plans.new(row, PROMPT, [1 + 2 * row, 2 + 2 * row]) for row in (0, 1)]
 
     tokens = plans.run(runner, plans.step([0, 1], [len(PROMPT)] * 2, new=new), masks)

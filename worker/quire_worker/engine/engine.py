@@ -4,6 +4,9 @@ Knows the scheduler and a runner; no sockets, threads or clocks.
 
     depth 1    plan 0, launch 0, commit 0, plan 1, launch 1, commit 1, ...
     depth 2    plan 0, launch 0, plan 1, launch 1, commit 0, plan 2, launch 2, commit 1, ...   the host plans while the device computes
+
+A launched plan is sampled at once, unless a row's mask depends on tokens that are still on their way: then when those are committed, while
+the device computes what was launched. Nothing is launched behind a plan that waits so.
 """
 
 import logging
@@ -12,10 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from quire_worker.engine.constraints import Constraints
 from quire_worker.engine.quarantine import Quarantine
 from quire_worker.errors import DeviceError
 from quire_worker.plan import Handle, Runner, StepPlan
 from quire_worker.request import ChoiceOutput
+from quire_worker.scheduling.choice import Choice
 from quire_worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,9 @@ class Engine:
         self._runner = runner
         self._depth = depth
         self._in_flight: deque[tuple[StepPlan, Handle]] = deque()
+        self._constraints = Constraints(scheduler)
+        self._unsampled: tuple[StepPlan, Handle] | None = None
+        """The last plan in flight, if it waits for masks."""
         self._quarantine = Quarantine(scheduler)
         self.last_step_tokens = 0
         """Tokens computed by the step that the last call of step() committed; 0 if it committed none."""
@@ -43,35 +51,54 @@ class Engine:
 
         What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through."""
         self.last_step_tokens = 0
-        expired = self.scheduler.expire()
+        outputs = self.scheduler.expire()
         try:
             self._launch_ahead()
-            if not self._in_flight:
+            if self._in_flight:
+                outputs += self._commit_oldest()
+                self._sample_waiting()
+            else:
                 self._quarantine.on_idle()
-                return expired
-            plan, handle = self._in_flight[0]
-            result = _attempt(plan, handle.result)
         except _StepFailedError as failure:
             self._in_flight.clear()
-            return expired + self._quarantine.on_failure(failure.plan, failure.cause)
+            self._unsampled = None
+            outputs += self._quarantine.on_failure(failure.plan, failure.cause)
+        return outputs + self._constraints.take_outputs()
+
+    def _launch_ahead(self) -> None:
+        while len(self._in_flight) < self._depth and self._unsampled is None:
+            plan = self.scheduler.plan_step()
+            if not plan.rows:
+                return
+            handle = _attempt(plan, partial(self._runner.launch, plan))
+            self._in_flight.append((plan, handle))
+            self._unsampled = (plan, handle)
+            self._sample_waiting()
+
+    def _commit_oldest(self) -> list[ChoiceOutput]:
+        plan, handle = self._in_flight[0]
+        result = _attempt(plan, handle.result)
         self._in_flight.popleft()
         outputs = self.scheduler.commit(plan, result)
         self.last_step_tokens = sum(plan.num_tokens)
         self.last_step_rows = len(plan.rows)
         self._quarantine.on_commit(outputs)
-        return expired + outputs if expired else outputs
+        return outputs
 
-    def _launch_ahead(self) -> None:
-        while len(self._in_flight) < self._depth:
-            plan = self.scheduler.plan_step()
-            if not plan.rows:
-                return
-            self._in_flight.append((plan, _attempt(plan, partial(self._launch, plan))))
+    def _sample_waiting(self) -> None:
+        """Sample the last plan launched if that has not been done and its masks can be made."""
+        if self._unsampled is None:
+            return
+        plan, handle = self._unsampled
+        constrained = self.scheduler.constrained(plan)
+        if constrained and not self._constraints.are_ready(constrained):
+            return
+        _attempt(plan, partial(self._sample, handle, constrained))
+        self._unsampled = None
 
-    def _launch(self, plan: StepPlan) -> Handle:
-        handle = self._runner.launch(plan)
-        self._runner.sample(handle, None)
-        return handle
+    def _sample(self, handle: Handle, constrained: list[tuple[int, Choice]]) -> None:
+        masks = self._constraints.masks(constrained) if constrained else None
+        self._runner.sample(handle, masks)
 
 
 class _StepFailedError(Exception):

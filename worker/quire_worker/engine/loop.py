@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.messages import (
     Abort,
@@ -27,7 +28,6 @@ from quire_worker.engine.retry_advice import RetryAdvice
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
 from quire_worker.scheduling.intake import Rejection
-from quire_worker.scheduling.speeds import StepSpeeds
 
 
 class EngineLoop:
@@ -39,20 +39,24 @@ class EngineLoop:
         inbound: zmq.Socket[bytes],
         outbound: zmq.Socket[bytes],
         stats: StatsCollector,
-        speeds: StepSpeeds,
         advice: RetryAdvice,
         telling: "Telling | None" = None,
         clock: Callable[[], float] = time.perf_counter,
+        desk: GrammarDesk | None = None,
     ) -> None:
-        """`telling` publishes KV events and load reports; None: nobody is told."""
+        """`telling` publishes KV events and load reports; None: nobody is told. `desk`: where grammars are compiled; None: nowhere."""
         self._engine = engine
         self._inbound = inbound
         self._outbound = outbound
         self._stats = stats
-        self._speeds = speeds
         self._advice = advice
         self._telling = telling
         self._clock = clock
+        self._desk = desk or GrammarDesk(engine.scheduler, None, "this engine takes no grammars")
+        self._poller = zmq.Poller()
+        self._poller.register(inbound, zmq.POLLIN)
+        if self._desk.wake_fd is not None:
+            self._poller.register(self._desk.wake_fd, zmq.POLLIN)
         self._pace = Pace()
         self._is_draining = False
         self._must_stop = False
@@ -63,8 +67,9 @@ class EngineLoop:
         """Returns after Shutdown. Raises DeviceError when the device cannot go on."""
         while not self._must_stop:
             if not self._engine.scheduler.has_work:
-                self._inbound.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
+                self._poller.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
             self._receive()
+            self._desk.collect(self._refuse)
             if self._engine.scheduler.has_work:
                 self._step()
             if self._pace.wait_s(self._clock()) == 0.0:
@@ -84,10 +89,11 @@ class EngineLoop:
         scheduler = self._engine.scheduler
         match message:
             case Submit():
-                rejection = scheduler.add(message)
+                rejection = scheduler.add(message) if message.grammar is None else self._desk.take(message)
                 if rejection is not None:
                     self._refuse(message, rejection)
             case Abort():
+                self._desk.abort(message)
                 scheduler.abort(message.request_id, message.choice)
             case SetDraining():
                 self._is_draining = message.draining
@@ -107,6 +113,7 @@ class EngineLoop:
                 retry_after_s=retry_after_s,
             )
         )
+        self._pace.on_change()
 
     def _step(self) -> None:
         start = self._clock()
@@ -117,7 +124,7 @@ class EngineLoop:
         if self._engine.last_step_tokens:
             time_s = self._clock() - start
             self._stats.add_step(self._engine.last_step_tokens, time_s)
-            self._speeds.add(self._engine.last_step_tokens, self._engine.last_step_rows, time_s)
+            self._advice.speeds.add(self._engine.last_step_tokens, self._engine.last_step_rows, time_s)
         if self._telling is not None and events:
             self._telling.publish(events)
         self._pace.on_change()

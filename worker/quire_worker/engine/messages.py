@@ -71,7 +71,7 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="
 
     request_id: str
     reason: str
-    """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400)"""
+    """"queue_full" (HTTP 429 with Retry-After) | "too_long" (400) | "invalid" (400) | "grammar" (400, for the field it came from)"""
     message: str
     retry_after_s: int = 1
     """With "queue_full": when there is likely room for it."""
@@ -107,6 +107,12 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     """Computed tokens that preempted choices gave up."""
     retry_after_s: int = 1
     """When those that wait now will likely have begun, whole seconds."""
+    num_grammar_hits: int = 0
+    """Requests whose grammar was compiled already."""
+    num_grammar_rejections: int = 0
+    """Requests refused for their grammar."""
+    grammar_compile_time_s: list[float] = []
+    """Of each grammar compiled since the last Stats, refused ones included."""
 
 
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fatal"):

@@ -3,6 +3,7 @@
 Knows every part of the engine; gets the runner from outside, so that it needs no torch.
 """
 
+import contextlib
 import gc
 import logging
 import time
@@ -18,6 +19,7 @@ from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
 from quire_worker.engine.config import EngineConfig
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
@@ -25,6 +27,9 @@ from quire_worker.engine.publisher import Publisher, PublisherSettings
 from quire_worker.engine.retry_advice import RetryAdvice
 from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
+from quire_worker.grammar.compiler import GrammarCompiler
+from quire_worker.grammar.limits import GrammarLimits
+from quire_worker.grammar.tokenizer import NoTokenizerError, load_grammar_tokenizer
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
@@ -82,14 +87,15 @@ def _serve(
     scheduler = build_scheduler(config, info, speeds)
     engine = Engine(scheduler, runner, depth=depth_of(config, info))
     warm_up(engine)
-    with _publishing(config, info, epoch) as publisher:
+    desk = grammar_desk(config, info, scheduler)
+    with _publishing(config, info, epoch) as publisher, contextlib.closing(desk):
         telling = None
         if publisher is not None:
             meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
             telling = Telling(publisher, meter, time.time)
-        stats = StatsCollector(scheduler, info.num_blocks)
+        stats = StatsCollector(scheduler, info.num_blocks, desk.counters)
         advice = RetryAdvice(speeds, scheduler.counters, config.max_num_seqs)
-        loop = EngineLoop(engine, inbound, outbound, stats, speeds, advice, telling)
+        loop = EngineLoop(engine, inbound, outbound, stats, advice, telling, desk=desk)
         tune_collector()
         loop.send(
             Ready(
@@ -137,6 +143,22 @@ def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:
         speeds=speeds,
         max_partial=config.max_num_partial_prefills,
     )
+
+
+def grammar_desk(config: EngineConfig, info: ModelInfo, scheduler: Scheduler) -> GrammarDesk:
+    """Where grammars are compiled for this model's tokenizer; without one each is refused. Reads the tokenizer before anything is served,
+    because that holds the interpreter lock."""
+    folder = Path(config.model_dir)
+    try:
+        start = time.perf_counter()
+        tokenizer = load_grammar_tokenizer(folder, info.vocab_size)
+    except NoTokenizerError as error:
+        log.warning("no structured output reason=%s", error)
+        return GrammarDesk(
+            scheduler, None, "this model has no readable tokenizer.json with an end token, which grammars need"
+        )
+    info.phases_s["grammar_tokenizer"] = round(time.perf_counter() - start, 3)
+    return GrammarDesk(scheduler, GrammarCompiler(folder, tokenizer, GrammarLimits()))
 
 
 def depth_of(config: EngineConfig, info: ModelInfo) -> int:

@@ -24,7 +24,7 @@ class RetryAdvice:
     """Seconds for Retry-After."""
 
     def __init__(self, speeds: StepSpeeds, counters: Counters, max_num_seqs: int) -> None:
-        self._speeds = speeds
+        self.speeds = speeds
         self._counters = counters
         self._max_num_seqs = max_num_seqs
         self._num_refused = 0.0
@@ -48,7 +48,7 @@ class RetryAdvice:
 
     def _choices_per_s(self) -> float | None:
         """How fast the queue gets shorter; None while nothing was measured."""
-        counters, speeds, rates = self._counters, self._speeds, []
+        counters, speeds, rates = self._counters, self.speeds, []
         if speeds.decode_step_s:
             output = counters.mean_output_tokens or _GUESSED_OUTPUT_TOKENS
             rates.append(self._max_num_seqs / (output * speeds.decode_step_s))

@@ -7,6 +7,7 @@ from collections import deque
 
 from quire_contract.load_report import MAX_INTERVAL_S, MIN_INTERVAL_S
 from quire_worker.engine.messages import Stats
+from quire_worker.grammar.compiler import GrammarCounters
 from quire_worker.scheduling.scheduler import Scheduler
 
 _MAX_STEPS = 1_000
@@ -15,8 +16,9 @@ _MAX_STEPS = 1_000
 class StatsCollector:
     """Times of the steps since the last Stats; the rest is the scheduler's."""
 
-    def __init__(self, scheduler: Scheduler, num_blocks: int) -> None:
+    def __init__(self, scheduler: Scheduler, num_blocks: int, grammars: GrammarCounters | None = None) -> None:
         self._scheduler = scheduler
+        self._grammars = grammars or GrammarCounters()
         self._num_blocks = num_blocks
         self._steps: deque[tuple[int, float]] = deque(maxlen=_MAX_STEPS)
 
@@ -45,7 +47,11 @@ class StatsCollector:
             num_deferred=scheduler.num_deferred,
             num_preempted_tokens=counters.num_preempted_tokens,
             retry_after_s=retry_after_s,
+            num_grammar_hits=self._grammars.num_hits,
+            num_grammar_rejections=self._grammars.num_refused,
+            grammar_compile_time_s=self._grammars.compile_time_s,
         )
+        self._grammars.compile_time_s = []
         counters.queue_time_s = []
         self._steps.clear()
         return stats

@@ -70,7 +70,7 @@ class FakeRunner:
     def sample(self, handle: Handle, masks: TokenMasks | None) -> None:
         """Choose the next token of every row whose known tokens are all computed."""
         assert isinstance(handle, _FakeHandle), "a handle of this runner"
-        allowed = {} if masks is None else dict(zip(masks.rows, masks.bits, strict=True))
+        allowed = {} if masks is None else dict(zip(masks.rows, _split(masks), strict=True))
         for row in handle.plan.rows:
             state = self._rows[row]
             if state.num_computed == len(state.token_ids):
@@ -125,7 +125,7 @@ class FakeRunner:
             parts.append(self._cache[block * size : (block + 1) * size].tobytes())
         return b"".join(parts)[4 * (start - first * size) : 4 * (stop - first * size)]
 
-    def _sample_row(self, handle: "_FakeHandle", row: int, state: "_Row", allowed: bytes | None) -> None:
+    def _sample_row(self, handle: "_FakeHandle", row: int, state: "_Row", allowed: memoryview | None) -> None:
         groups = zip(self._info.groups, state.block_ids, strict=True)
         context = b"".join(self._read(state, group, blocks) for group, blocks in groups)
         position = len(state.token_ids) - state.num_prompt_tokens
@@ -147,7 +147,7 @@ class TokenChooser:
         context: bytes,
         sampling: SamplingParams,
         position: int,
-        allowed: bytes | None = None,
+        allowed: memoryview | None = None,
         output: Sequence[int] = (),
     ) -> int:
         """Greedy ignores the request's seed; otherwise seed and output position count too. Masked tokens are passed over upwards."""
@@ -196,6 +196,11 @@ def fake_prompt_logprobs(prompt: list[int], start: int, count: int, sampling: Sa
         top_ids=array("i", [token ^ rank for token in guessed for rank in range(num_top)]).tobytes(),
         top_logprobs=array("f", [_HALF * (1 + rank) for _ in guessed for rank in range(num_top)]).tobytes(),
     )
+
+
+def _split(masks: TokenMasks) -> list[memoryview]:
+    size = len(masks.bits) // len(masks.rows)
+    return [masks.bits[start : start + size] for start in range(0, len(masks.bits), size)]
 
 
 class _Row:

@@ -125,14 +125,12 @@ class Sampler:
 
     def _apply_masks(self, logits_SV: Tensor, rows: Ints, masks: TokenMasks) -> None:
         place = {row: i for i, row in enumerate(rows.tolist())}
-        wanted = [(place[row], bits) for row, bits in zip(masks.rows, masks.bits, strict=True) if row in place]
-        if not wanted:
+        kept = [i for i, row in enumerate(masks.rows) if row in place]
+        if not kept:
             return
-        num_bytes = -(-logits_SV.shape[1] // 32) * 4
-        words = np.frombuffer(b"".join(bits.ljust(num_bytes, b"\0")[:num_bytes] for _, bits in wanted), "<i4")
-        bitmask = upload(words.reshape(len(wanted), -1).copy(), logits_SV.device)
-        index = np.array([i for i, _ in wanted], np.int64)
-        self._ops.apply_bitmask(logits_SV, upload(index, logits_SV.device), bitmask)
+        words = np.frombuffer(masks.bits, "<i4").reshape(len(masks.rows), -1)[kept, : -(-logits_SV.shape[1] // 32)]
+        index = np.array([place[masks.rows[i]] for i in kept], np.int64)
+        self._ops.apply_bitmask(logits_SV, upload(index, logits_SV.device), upload(words, logits_SV.device))
 
     def _draw(self, logits_SV: Tensor, sampled: SampledRows, broken: Tensor) -> Tensor:
         if not self._params.host_is_random[sampled.rows].any():

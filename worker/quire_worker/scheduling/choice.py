@@ -11,6 +11,7 @@ from enum import IntEnum
 
 import msgspec
 
+from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.digest_chain import DigestChain
 from quire_worker.request import PromptLogprobs, SamplingParams
@@ -40,6 +41,7 @@ class Choice:
         "chain",
         "ending",
         "index",
+        "matcher",
         "max_total",
         "milestone",
         "min_total",
@@ -90,14 +92,15 @@ class Choice:
         """Prompt + output tokens at most."""
         self.min_total = num_prompt + sampling.min_tokens
         self.ending = frozenset(sampling.ending_token_ids)
+        self.matcher: Matcher | None = None
+        """Its place in the grammar that it must match."""
         self.arrived_s = arrived_s
         self.priority = 0
         """Lower first; looked at by one policy only."""
         self.rank: Rank = age
         """Given by the policy, when the choice arrives and when it is preempted."""
-        self.num_preemptions = 0
-        self.num_given_way = 0
-        """Of those, because the policy let others in before it."""
+        self.num_preemptions = self.num_given_way = 0
+        """And of those, because the policy let others in before it."""
         self.status = Status.WAITING
         self.siblings: list[Choice] = []
         """Choices that wait for this one's prompt."""
@@ -128,6 +131,19 @@ class Choice:
         self.sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=None)
         told, self.prompt_logprobs = self.prompt_logprobs, []
         return told
+
+    @property
+    def awaits_token(self) -> bool:
+        """Whether a token that comes before the next one to be sampled is still on its way."""
+        return self.num_known - 1 > len(self.token_ids)
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """Tokens that would end the choice but may not come yet, or never."""
+        sampling = self.sampling
+        if len(self.token_ids) < self.min_total:
+            return sampling.stop_token_ids + sampling.eos_token_ids
+        return sampling.eos_token_ids if sampling.ignore_eos else ()
 
     def restart(self) -> None:
         """Compute everything again: the blocks are gone."""

@@ -11,14 +11,18 @@ from quire_worker.scheduling.choice import Choice
 class StepInFlight:
     """A launched plan and what it still holds."""
 
-    __slots__ = ("choices", "held_blocks", "plan")
+    __slots__ = ("choices", "constrained", "held_blocks", "plan")
 
-    def __init__(self, plan: StepPlan, choices: list[Choice], held_blocks: list[int]) -> None:
+    def __init__(
+        self, plan: StepPlan, choices: list[Choice], held_blocks: list[int], constrained: list[tuple[int, Choice]]
+    ) -> None:
         self.plan = plan
         self.choices = choices
         """Parallel to plan.rows."""
         self.held_blocks = held_blocks
         """Sources of the plan's copies, one reference each."""
+        self.constrained = constrained
+        """(row, choice) of those that the plan samples and that have a grammar."""
 
 
 class PlanDraft:
@@ -29,6 +33,7 @@ class PlanDraft:
         "_free_rows",
         "_max_rows",
         "choices",
+        "constrained",
         "copies",
         "freed_rows",
         "held_blocks",
@@ -58,6 +63,7 @@ class PlanDraft:
         self.rows: list[int] = []
         self.num_tokens: list[int] = []
         self.choices: list[Choice] = []
+        self.constrained: list[tuple[int, Choice]] = []
         self.new_blocks: list[tuple[int, int, list[int]]] = []
 
     def open(self, max_tokens: int) -> None:
@@ -98,6 +104,8 @@ class PlanDraft:
         choice.num_planned += count
         if choice.num_planned == choice.num_known:
             choice.num_known += 1
+            if choice.matcher is not None:
+                self.constrained.append((choice.row, choice))
         self.rows.append(choice.row)
         self.num_tokens.append(count)
         self.choices.append(choice)
@@ -136,7 +144,7 @@ class PlanDraft:
             new_blocks=self.new_blocks,
             replaced_block_ids=[] if is_empty else self.replaced,
         )
-        step = StepInFlight(plan, self.choices, self.held_blocks)
+        step = StepInFlight(plan, self.choices, self.held_blocks, self.constrained)
         if not is_empty:
             self.freed_rows, self.replaced = [], []
         self._clear()

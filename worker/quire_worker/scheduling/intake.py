@@ -21,7 +21,7 @@ class Rejection:
     """Why a request was not taken; the values of messages.Rejected."""
 
     reason: str
-    """"queue_full" | "too_long" | "invalid"."""
+    """"queue_full" | "too_long" | "invalid" | "grammar"."""
     message: str
 
 

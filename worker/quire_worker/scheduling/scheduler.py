@@ -12,9 +12,10 @@ A plan in flight holds its choices' blocks: those of a finished or preempted cho
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
+from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
@@ -96,6 +97,11 @@ class Scheduler:
         self._siblings.gather(choices[0], choices[1:])
         return None
 
+    def constrain(self, request_id: str, matchers: Sequence[Matcher]) -> None:
+        """The choices of a request that was just added must match a grammar: one matcher for each, in their order."""
+        for choice, matcher in zip(self._requests[request_id], matchers, strict=True):
+            choice.matcher = matcher
+
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """End a request, or one choice of it, without output. Unknown ids are ignored."""
         for candidate in tuple(self._requests.get(request_id, ())):
@@ -131,6 +137,19 @@ class Scheduler:
                 ]
         self._deadlines.forget_ended(self._requests)
         return ended
+
+    def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput:
+        """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error"."""
+        assert choice.matcher is not None
+        self._end(choice)
+        return ChoiceOutput(
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason=reason,
+            error=choice.matcher.failure,
+            is_grammar_fault=reason == "error",
+        )
 
     @property
     def num_running(self) -> int:
@@ -177,6 +196,10 @@ class Scheduler:
             self._next_step_id += 1
             self._in_flight.append(step)
         return step.plan
+
+    def constrained(self, plan: StepPlan) -> list[tuple[int, Choice]]:
+        """(row, choice) of those that a plan in flight samples under a grammar."""
+        return next(step.constrained for step in reversed(self._in_flight) if step.plan is plan)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[ChoiceOutput]:
         """Take in the oldest plan in flight. Returns the new tokens, in the plan's order."""
@@ -231,9 +254,13 @@ class Scheduler:
         (token,) = token_ids
         choice.token_ids.append(token)
         total = len(choice.token_ids)
-        reason = stop = None
+        matcher = choice.matcher
+        reason: str | None = None
+        stop = None
         if token in choice.ending and total > choice.min_total:
             reason, stop = "stop", token
+        elif matcher is not None and (verdict := matcher.take(token)) is not None:
+            reason = verdict
         elif total >= choice.max_total:
             reason = "length"
         elif choice.repetition is not None and total >= choice.min_total and is_repeating(choice, choice.repetition):
@@ -252,6 +279,8 @@ class Scheduler:
             num_cached_tokens=choice.num_cached,
             queue_time_s=choice.queue_time_s,
             prompt_logprobs=choice.take_prompt_logprobs(),
+            error=matcher.failure if matcher is not None and reason == "error" else None,
+            is_grammar_fault=reason == "error",
         )
         choice.num_cached = 0
         choice.queue_time_s = None

@@ -1,5 +1,7 @@
 """Refusals that a worker adds to the contract's: with the reason a router reads, and for what the engine says."""
 
+import re
+
 from quire_contract import names
 from quire_contract.openai.errors import (
     CODE_CONTEXT_LENGTH,
@@ -11,6 +13,7 @@ from quire_contract.openai.errors import (
     ApiError,
     deadline_exceeded,
     internal,
+    invalid,
     queue_full,
     unavailable,
 )
@@ -19,6 +22,8 @@ from quire_worker.engine.messages import Rejected
 CODE_ENGINE_DEAD = "engine_dead"
 CODE_NOT_FINITE = "output_not_finite"
 CODE_NO_TOKEN = "no_token_allowed"  # noqa: S105 - a code
+_LINE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
+"""llguidance's place in a grammar: line and column."""
 
 
 def refused(code: str, message: str) -> ApiError:
@@ -50,8 +55,10 @@ def tokenising_full() -> ApiError:
     return _with_reason(queue_full("Too many requests are waiting to be tokenised; try again."))
 
 
-def of_rejected(rejected: Rejected) -> ApiError:
-    """What a refusal by the engine means over HTTP."""
+def of_rejected(rejected: Rejected, grammar_field: str = "") -> ApiError:
+    """What a refusal by the engine means over HTTP; `grammar_field` is where the request's grammar came from."""
+    if rejected.reason == "grammar":
+        return of_grammar(grammar_field, rejected.message)
     if rejected.reason == "queue_full":
         return _with_reason(queue_full(rejected.message, rejected.retry_after_s))
     code = CODE_CONTEXT_LENGTH if rejected.reason == "too_long" else CODE_INVALID_VALUE
@@ -73,6 +80,11 @@ def deadline_passed(after_s: float, state: str) -> ApiError:
     )
     error.headers[names.HEADER_REASON] = names.REASON_DEADLINE
     return error
+
+
+def of_grammar(field: str, message: str) -> ApiError:
+    """400: the grammar that `field` asks for cannot be obeyed. Lines are told only of a grammar that the client wrote itself."""
+    return invalid(field, message if field.endswith(".grammar") else _LINE.sub("", message))
 
 
 def step_failed(request_id: str) -> ApiError:

@@ -103,6 +103,7 @@ class Generate:
             only_prompts=body.requested_max_tokens == 0,
             shows_prompts=_shows_prompts(body),
             shows_token_ids=body.return_token_ids is True,
+            grammar=body.grammar,
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:

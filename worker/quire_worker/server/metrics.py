@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from quire_contract import names
 from quire_worker.engine.messages import Ready, Stats
+from quire_worker.server.grammar_metrics import GrammarMetrics
 
 TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -59,6 +60,7 @@ class Metrics:
         self._make_engine_metrics()
         self._make_request_metrics()
         self._make_own_metrics(version)
+        self._grammars = GrammarMetrics(self.registry, model_name)
 
     def render(self) -> bytes:
         """Prometheus text format."""
@@ -206,6 +208,7 @@ class Metrics:
     def on_stats(self, stats: Stats) -> None:
         """Take the engine's counters and samples."""
         last, self._last = self._last, stats
+        self._grammars.on_stats(stats, last)
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)

@@ -1,0 +1,150 @@
+"""Requests whose grammar is being compiled: they wait outside the scheduler, and leave as they came or as they should."""
+
+import select
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire_worker.engine.grammar_desk import GrammarDesk
+from quire_worker.engine.messages import Abort, Submit
+from quire_worker.grammar.compiler import GrammarCompiler
+from quire_worker.grammar.limits import GrammarLimits
+from quire_worker.grammar.tokenizer import GrammarTokenizer, load_grammar_tokenizer
+from quire_worker.request import SamplingParams
+from quire_worker.scheduling.intake import Rejection
+
+DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
+YES = 'start: "yes"'
+BAD = "start: nowhere"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> GrammarTokenizer:
+    return load_grammar_tokenizer(DEMO, 1536)
+
+
+class Desk:
+    """A desk, its scheduler, and what it refused."""
+
+    def __init__(self, rig: Any, compiler: GrammarCompiler) -> None:
+        self.scheduler = rig.scheduler
+        self.desk = GrammarDesk(rig.scheduler, compiler)
+        self.refused: list[tuple[str, Rejection]] = []
+
+    def take(self, name: str, grammar: str, n: int = 1) -> Rejection | None:
+        params = SamplingParams(max_tokens=4)
+        return self.desk.take(Submit(request_id=name, prompt_token_ids=[1, 2], sampling=params, n=n, grammar=grammar))
+
+    def collect(self) -> None:
+        """Once something is ready."""
+        assert self.desk.wake_fd is not None
+        readable, _, _ = select.select([self.desk.wake_fd], [], [], 60)
+        assert readable
+        self.desk.collect(lambda submit, rejection: self.refused.append((submit.request_id, rejection)))
+
+    @property
+    def waiting(self) -> list[tuple[str, int]]:
+        return [(choice.request_id, choice.index) for choice in self.scheduler.queue]
+
+
+@pytest.fixture
+def make_desk(rig: Any, tokenizer: GrammarTokenizer) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(limits: GrammarLimits | None = None, **options: Any) -> Desk:
+        made.append(Desk(rig(**options), GrammarCompiler(DEMO, tokenizer, limits or GrammarLimits(num_threads=1))))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.desk.close()
+
+
+def test_a_request_comes_to_the_scheduler_when_its_grammar_is_ready_and_the_next_one_at_once(make_desk: Any) -> None:
+    desk = make_desk()
+
+    first = desk.take("a", YES, n=2)
+    before = desk.scheduler.num_waiting
+    desk.collect()
+    after = desk.scheduler.num_waiting
+    second = desk.take("b", YES)
+
+    assert (first, before, after, second) == (None, 0, 2, None)
+    assert desk.waiting == [("a", 0), ("b", 0)]
+    assert all(choice.matcher is not None for choice in desk.scheduler.queue)
+    assert desk.desk.counters.num_hits == 1
+    assert len(desk.desk.counters.compile_time_s) == 1
+
+
+def test_requests_that_wait_for_one_text_leave_together_in_order(make_desk: Any) -> None:
+    desk = make_desk()
+
+    for name in "abc":
+        desk.take(name, YES)
+    desk.collect()
+
+    assert desk.waiting == [("a", 0), ("b", 0), ("c", 0)]
+
+
+def test_a_bad_grammar_refuses_all_that_have_it_now_and_later(make_desk: Any) -> None:
+    desk = make_desk()
+
+    desk.take("a", BAD)
+    desk.take("b", BAD)
+    desk.collect()
+    third = desk.take("c", BAD)
+
+    assert [(name, rejection.reason) for name, rejection in desk.refused] == [("a", "grammar"), ("b", "grammar")]
+    assert third == desk.refused[0][1]
+    assert "nowhere" in third.message
+    assert desk.desk.counters.num_refused == 3
+    assert desk.scheduler.num_waiting == 0
+
+
+def test_what_is_aborted_while_it_waits_never_comes(make_desk: Any) -> None:
+    desk = make_desk()
+
+    desk.take("whole", YES)
+    desk.take("one", YES, n=3)
+    desk.take("each", YES, n=2)
+    desk.desk.abort(Abort(request_id="whole"))
+    desk.desk.abort(Abort(request_id="one", choice=1))
+    for choice in (0, 1):
+        desk.desk.abort(Abort(request_id="each", choice=choice))
+    desk.desk.abort(Abort(request_id="unknown"))
+    desk.collect()
+
+    assert desk.waiting == [("one", 0)]
+    assert desk.scheduler.num_waiting == 2
+    assert desk.refused == []
+
+
+def test_a_full_queue_refuses_what_was_compiled_for_nothing(make_desk: Any) -> None:
+    desk = make_desk(rows=1, queue=1)
+
+    for name in "abc":
+        desk.take(name, YES)
+    desk.collect()
+
+    assert [(name, rejection.reason) for name, rejection in desk.refused] == [("c", "queue_full")]
+
+
+def test_too_many_grammars_at_once_are_refused_for_now(make_desk: Any) -> None:
+    desk = make_desk(GrammarLimits(num_threads=1, max_waiting=1))
+
+    desk.take("a", YES)
+    refused = desk.take("b", 'start: "no"')
+    twice = desk.take("a", YES)
+
+    assert refused.reason == "queue_full"
+    assert (twice.reason, "already running" in twice.message) == ("invalid", True)
+
+
+def test_without_a_tokenizer_every_grammar_is_refused(rig: Any) -> None:
+    desk = GrammarDesk(rig().scheduler, None, "there is no tokenizer")
+    submit = Submit(request_id="a", prompt_token_ids=[1], sampling=SamplingParams(max_tokens=1), grammar=YES)
+
+    assert desk.take(submit) == Rejection("grammar", "there is no tokenizer")
+    assert desk.wake_fd is None

@@ -1,0 +1,104 @@
+"""Where requests with a grammar wait until it is compiled; the scheduler sees them when they can run.
+
+Knows requests and the scheduler's door; the compiler knows grammars. Owned by the loop.
+"""
+
+from collections.abc import Callable
+
+from quire_worker.engine.messages import Abort, Submit
+from quire_worker.grammar.compiler import GrammarCompiler, GrammarCounters, Outcome, Refused, digest_of
+from quire_worker.scheduling.intake import Rejection
+from quire_worker.scheduling.scheduler import Scheduler
+
+Reject = Callable[[Submit, Rejection], None]
+
+
+class _Waiting:
+    """A request whose grammar is being compiled."""
+
+    def __init__(self, submit: Submit, digest: bytes) -> None:
+        self.submit = submit
+        self.digest = digest
+        self.aborted: set[int] = set()
+        """Choices that nobody wants any more."""
+
+
+class GrammarDesk:
+    """Takes requests with a grammar, and hands them to the scheduler or refuses them."""
+
+    def __init__(self, scheduler: Scheduler, compiler: GrammarCompiler | None, why_not: str = "") -> None:
+        """Without a compiler every grammar is refused; `why_not` says why."""
+        self._scheduler = scheduler
+        self._compiler = compiler
+        self._why_not = why_not
+        self._waiting: dict[str, _Waiting] = {}
+        self.counters = GrammarCounters() if compiler is None else compiler.counters
+
+    @property
+    def wake_fd(self) -> int | None:
+        """Becomes readable when `collect` has something to do."""
+        return None if self._compiler is None else self._compiler.wake_fd
+
+    def take(self, submit: Submit) -> Rejection | None:
+        """A request with a grammar: it goes to the scheduler now or later, or is refused."""
+        assert submit.grammar is not None
+        if self._compiler is None:
+            return self._refused(self._why_not)
+        if submit.request_id in self._waiting:
+            return Rejection("invalid", f"request_id: {submit.request_id} is already running")
+        digest = digest_of(submit.grammar)
+        outcome = self._compiler.find(digest)
+        if outcome is not None:
+            self.counters.num_hits += 1
+            return self._admit(submit, outcome)
+        if not self._compiler.start(digest, submit.grammar):
+            return Rejection("queue_full", "too many grammars wait to be compiled; try again later")
+        self._waiting[submit.request_id] = _Waiting(submit, digest)
+        return None
+
+    def abort(self, message: Abort) -> None:
+        """Unknown ids are ignored: the request may be with the scheduler."""
+        waiting = self._waiting.get(message.request_id)
+        if waiting is None:
+            return
+        if message.choice is not None:
+            waiting.aborted.add(message.choice)
+        if message.choice is None or len(waiting.aborted) == waiting.submit.n:
+            del self._waiting[message.request_id]
+
+    def collect(self, reject: Reject) -> None:
+        """Hand on the requests whose grammars became ready."""
+        if self._compiler is None:
+            return
+        for digest, outcome in self._compiler.collect():
+            ready = [waiting for waiting in self._waiting.values() if waiting.digest == digest]
+            for waiting in ready:
+                self._hand_on(waiting, outcome, reject)
+
+    def close(self) -> None:
+        """End what is being compiled."""
+        if self._compiler is not None:
+            self._compiler.close()
+
+    def _hand_on(self, waiting: _Waiting, outcome: Outcome, reject: Reject) -> None:
+        submit = waiting.submit
+        del self._waiting[submit.request_id]
+        rejection = self._admit(submit, outcome)
+        if rejection is not None:
+            reject(submit, rejection)
+            return
+        for choice in waiting.aborted:
+            self._scheduler.abort(submit.request_id, choice)
+
+    def _admit(self, submit: Submit, outcome: Outcome) -> Rejection | None:
+        if isinstance(outcome, Refused):
+            return self._refused(outcome.message)
+        rejection = self._scheduler.add(submit)
+        if rejection is None:
+            matchers = [outcome.new_matcher() for _ in range(submit.n)]
+            self._scheduler.constrain(submit.request_id, matchers)
+        return rejection
+
+    def _refused(self, message: str) -> Rejection:
+        self.counters.num_refused += 1
+        return Rejection("grammar", message)
