@@ -74,6 +74,7 @@ class Generate:
         """Everything the engine needs. ApiError for prompts that do not fit."""
         caller = http[CALLER]
         prompts = await loaded.tokeniser.prompts(body)
+        grammar = body.grammar
         serial = self._serving.next_serial()
         cache_salt, priority = body.cache_salt, 0
         if caller.trusted:
@@ -92,7 +93,8 @@ class Generate:
             cache_salt=cache_salt,
             priority=priority,
             log=self._serving.log_requests,
-            grammar=body.grammar,
+            grammar=None if grammar is None else grammar.text,
+            grammar_field="" if grammar is None else grammar.field,
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from quire_contract.openai.errors import ApiError
-from quire_contract.openai.structured import Grammar
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
@@ -45,8 +44,10 @@ class Job:
     cache_salt: str | None = None
     priority: int = 0
     log: bool = True
-    grammar: Grammar | None = None
-    """What every choice must match."""
+    grammar: str | None = None
+    """What every choice must match, see `Submit.grammar`."""
+    grammar_field: str = ""
+    """Path of the request's field that the grammar comes from."""
 
 
 Arrived = tuple[int, Piece]
@@ -105,10 +106,6 @@ class Generation:
     def _id(self, prompt: int) -> str:
         return f"{self._job.engine_id}-{prompt}"
 
-    @property
-    def _grammar_field(self) -> str:
-        return "" if self._job.grammar is None else self._job.grammar.field
-
     def __enter__(self) -> "Generation":
         job = self._job
         submits = [
@@ -119,7 +116,7 @@ class Generation:
                 n=self._engine_n,
                 cache_salt=job.cache_salt,
                 priority=job.priority,
-                grammar=None if job.grammar is None else job.grammar.text,
+                grammar=job.grammar,
             )
             for index, prompt in enumerate(job.prompts)
         ]
@@ -168,9 +165,9 @@ class Generation:
         item = mail.item
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
-            raise errors.of_rejected(item, self._grammar_field)
+            raise errors.of_rejected(item, self._job.grammar_field)
         if item.finish_reason == "error" and item.is_grammar_fault:
-            raise errors.of_grammar(self._grammar_field, item.error or "")
+            raise errors.of_grammar(self._job.grammar_field, item.error or "")
         if item.finish_reason == "error":
             log_event(
                 _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
