@@ -230,7 +230,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "monstrous regex": ({"regex": "((a{1,100}){1,100}){1,100}"}, "too many expressions"),
     "garbage": ({"grammar": "start: )("}, "1(8): expecting rule"),
     "another dialect": ({"grammar": "root = 'a'"}, "grammar: "),
-    "ambiguous": ({"grammar": 'start: s\ns: s s s | "a" | "b" | s s | ""'}, "too long for each token"),
+    "ambiguous": ({"grammar": 'start: s\ns: s s s | "a" | "b" | s s | ""'}, "takes "),
 }
 
 

@@ -29,7 +29,7 @@ from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
 from quire_worker.grammar.compiler import GrammarCompiler
 from quire_worker.grammar.limits import GrammarLimits
-from quire_worker.grammar.tokenizer import NoTokenizerError, load_grammar_tokenizer
+from quire_worker.grammar.tokenizer import NoTokenizerError, TokenizerLoading
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
@@ -81,13 +81,14 @@ def run_engine(config: EngineConfig, build_runner: RunnerBuilder) -> int:
 def _serve(
     config: EngineConfig, build_runner: RunnerBuilder, inbound: zmq.Socket[bytes], outbound: zmq.Socket[bytes]
 ) -> None:
+    loading = TokenizerLoading(Path(config.model_dir))
     runner, info = build_runner(config)
     epoch = uuid.uuid4().hex
     speeds = StepSpeeds()
     scheduler = build_scheduler(config, info, speeds)
     engine = Engine(scheduler, runner, depth=depth_of(config, info))
     warm_up(engine)
-    desk = grammar_desk(config, info, scheduler)
+    desk = grammar_desk(config, info, scheduler, loading)
     with _publishing(config, info, epoch) as publisher, contextlib.closing(desk):
         telling = None
         if publisher is not None:
@@ -145,20 +146,16 @@ def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:
     )
 
 
-def grammar_desk(config: EngineConfig, info: ModelInfo, scheduler: Scheduler) -> GrammarDesk:
-    """Where grammars are compiled for this model's tokenizer; without one each is refused. Reads the tokenizer before anything is served,
-    because that holds the interpreter lock."""
-    folder = Path(config.model_dir)
+def grammar_desk(config: EngineConfig, info: ModelInfo, scheduler: Scheduler, loading: TokenizerLoading) -> GrammarDesk:
+    """Where grammars are compiled for this model's tokenizer; without one each is refused."""
     try:
-        start = time.perf_counter()
-        tokenizer = load_grammar_tokenizer(folder, info.vocab_size)
+        tokenizer = loading.result(info.vocab_size)
     except NoTokenizerError as error:
         log.warning("no structured output reason=%s", error)
         return GrammarDesk(
             scheduler, None, "this model has no readable tokenizer.json with an end token, which grammars need"
         )
-    info.phases_s["grammar_tokenizer"] = round(time.perf_counter() - start, 3)
-    return GrammarDesk(scheduler, GrammarCompiler(folder, tokenizer, GrammarLimits()))
+    return GrammarDesk(scheduler, GrammarCompiler(Path(config.model_dir), tokenizer, GrammarLimits()))
 
 
 def depth_of(config: EngineConfig, info: ModelInfo) -> int:

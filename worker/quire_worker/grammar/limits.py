@@ -14,7 +14,7 @@ COMPILE_STACK_BYTES = 64 * 2**20
 class GrammarLimits:
     """Bounds of one engine."""
 
-    compile_time_s: float = 5.0
+    compile_time_s: float = 10.0
     """A trial that takes longer is ended, and the grammar refused."""
     load_time_s: float = 120.0
     """Until the process that tries grammars must have read the tokenizer."""

@@ -83,6 +83,7 @@ class Generate:
         prompts = await loaded.tokeniser.prompts(body)
         check_prompt_logprobs(body, sum(map(len, prompts)), self._serving.limits)
         bad_words = await loaded.tokeniser.bad_words(body.bad_words or ())
+        grammar = body.grammar
         serial = self._serving.next_serial()
         cache_salt = body.cache_salt
         if caller.trusted:
@@ -103,7 +104,8 @@ class Generate:
             only_prompts=body.requested_max_tokens == 0,
             shows_prompts=_shows_prompts(body),
             shows_token_ids=body.return_token_ids is True,
-            grammar=body.grammar,
+            grammar=None if grammar is None else grammar.text,
+            grammar_field="" if grammar is None else grammar.field,
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:

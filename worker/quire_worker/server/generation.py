@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from quire_contract import names
 from quire_contract.openai.errors import ApiError
-from quire_contract.openai.structured import Grammar
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
@@ -57,8 +56,10 @@ class Job:
     """The first piece of each choice is told even if it is empty: something of its prompt goes with it."""
     shows_token_ids: bool = False
     """Pieces with tokens are told even if they have no text."""
-    grammar: Grammar | None = None
-    """What every choice must match."""
+    grammar: str | None = None
+    """What every choice must match, see `Submit.grammar`."""
+    grammar_field: str = ""
+    """Path of the request's field that the grammar comes from."""
 
 
 Arrived = tuple[int, Piece]
@@ -120,10 +121,6 @@ class Generation:
     def _id(self, prompt: int) -> str:
         return f"{self._job.engine_id}-{prompt}"
 
-    @property
-    def _grammar_field(self) -> str:
-        return "" if self._job.grammar is None else self._job.grammar.field
-
     def __enter__(self) -> "Generation":
         job, urgency = self._job, self._job.urgency
         spent_s = self._clock() - job.arrived_s
@@ -140,7 +137,7 @@ class Generation:
                 priority=urgency.priority,
                 timeout_s=_left(urgency.timeout_s, spent_s),
                 queue_timeout_s=_left(urgency.queue_timeout_s, spent_s),
-                grammar=None if job.grammar is None else job.grammar.text,
+                grammar=job.grammar,
             )
             for index, prompt in enumerate(job.prompts)
         ]
@@ -198,7 +195,7 @@ class Generation:
         item = mail.item
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
-            raise errors.of_rejected(item, self._grammar_field)
+            raise errors.of_rejected(item, self._job.grammar_field)
         if item.finish_reason in _FAILURES:
             raise self._failure(item)
         track = self._tracks[item.request_id, item.choice]
@@ -245,7 +242,7 @@ class Generation:
         if item.finish_reason != "error":
             return self._timed_out(item)
         if item.is_grammar_fault:
-            return errors.of_grammar(self._grammar_field, item.error or "")
+            return errors.of_grammar(self._job.grammar_field, item.error or "")
         log_event(
             _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
         )
