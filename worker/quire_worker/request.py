@@ -87,3 +87,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     error: str | None = None
     queue_time_s: float | None = None
     """How long the choice waited for its first admission, told with its first tokens."""
+    embedding: bytes | None = None
+    """Of an Embed's input, which then `choice` is: its vector, little-endian float32."""

@@ -4,7 +4,7 @@ Pure: the caller gives times.
 """
 
 from quire_contract.load_report import LoadReport
-from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.engine.served import ServedScheduler
 
 _SMOOTHING = 0.1
 """Weight of the newest step: about the last ten count."""
@@ -35,7 +35,7 @@ def _smooth(old: float, new: float) -> float:
 class LoadMeter:
     """Makes load reports of one worker."""
 
-    def __init__(self, scheduler: Scheduler, speeds: StepSpeeds, template: LoadReport) -> None:
+    def __init__(self, scheduler: ServedScheduler, speeds: StepSpeeds, template: LoadReport) -> None:
         """`template` has the fields that never change."""
         self._scheduler = scheduler
         self._speeds = speeds

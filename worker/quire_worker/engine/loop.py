@@ -10,10 +10,10 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from quire_worker.engine.engine import Engine
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.engine.messages import (
     Abort,
+    Embed,
     FromEngine,
     Outputs,
     Rejected,
@@ -23,6 +23,7 @@ from quire_worker.engine.messages import (
     ToEngine,
 )
 from quire_worker.engine.publisher import Publisher
+from quire_worker.engine.served import ServedEngine
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
 
@@ -32,7 +33,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine,
         inbound: zmq.Socket[bytes],
         outbound: zmq.Socket[bytes],
         stats: StatsCollector,
@@ -76,16 +77,15 @@ class EngineLoop:
                 self._handle(self._decode(self._inbound.recv(zmq.DONTWAIT)))
 
     def _handle(self, message: ToEngine) -> None:
-        scheduler = self._engine.scheduler
         match message:
-            case Submit():
-                rejection = scheduler.add(message)
+            case Submit() | Embed():
+                rejection = self._engine.add(message)
                 if rejection is not None:
                     self.send(
                         Rejected(request_id=message.request_id, reason=rejection.reason, message=rejection.message)
                     )
             case Abort():
-                scheduler.abort(message.request_id, message.choice)
+                self._engine.scheduler.abort(message.request_id, message.choice)
             case SetDraining():
                 self._is_draining = message.draining
             case Shutdown():

@@ -10,18 +10,22 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import zmq
 
 from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
+from quire_worker.embedding import Embedder
 from quire_worker.engine.config import EngineConfig
+from quire_worker.engine.embed_engine import EmbedEngine, warm_up_embeddings
 from quire_worker.engine.engine import Engine
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
 from quire_worker.engine.publisher import Publisher, PublisherSettings
+from quire_worker.engine.served import ServedEngine
 from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
 from quire_worker.kv.block_manager import BlockManager
@@ -29,6 +33,7 @@ from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
 from quire_worker.request import SamplingParams, Submit
 from quire_worker.scheduling.counters import Counters
+from quire_worker.scheduling.embed_queue import EmbedQueue
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.scheduler import Scheduler
 
@@ -39,7 +44,8 @@ _FATAL_LINGER_MS = 1000
 _COLLECT_AFTER = 50_000
 """Container objects made and not yet gone."""
 
-RunnerBuilder = Callable[[EngineConfig], tuple[Runner, ModelInfo]]
+RunnerBuilder = Callable[[EngineConfig], tuple[Runner | Embedder, ModelInfo]]
+"""An embedder comes with ModelInfo.embedding, a runner without."""
 
 
 def run_engine(config: EngineConfig, build_runner: RunnerBuilder) -> int:
@@ -75,9 +81,8 @@ def _serve(
 ) -> None:
     runner, info = build_runner(config)
     epoch = uuid.uuid4().hex
-    scheduler = build_scheduler(config, info)
-    engine = Engine(scheduler, runner, depth=depth_of(config, info))
-    warm_up(engine)
+    engine = _build_engine(config, info, runner)
+    scheduler = engine.scheduler
     speeds = StepSpeeds()
     with _publishing(config, info, epoch) as publisher:
         telling = None
@@ -99,6 +104,18 @@ def _serve(
     runner.close()
 
 
+def _build_engine(config: EngineConfig, info: ModelInfo, runner: Runner | Embedder) -> ServedEngine:
+    """Warmed up."""
+    if info.embedding is not None:
+        queue = EmbedQueue(_limits(config, info), info.num_blocks - 1, time.monotonic)
+        embeds = EmbedEngine(queue, cast(Embedder, runner))
+        warm_up_embeddings(embeds)
+        return embeds
+    engine = Engine(build_scheduler(config, info), cast(Runner, runner), depth=depth_of(config, info))
+    warm_up(engine)
+    return engine
+
+
 def tune_collector() -> None:
     """What lives now lives for good: the collector need not look at it again while serving. Nor at each step's outputs, which are as many
     as there are rows and die by themselves: only what is in cycles needs it, and a step makes none."""
@@ -109,7 +126,13 @@ def tune_collector() -> None:
 
 def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
     """The scheduler for a runner of `info`'s shape."""
-    limits = SchedulerLimits(
+    pool = BlockPool(info.num_blocks, len(info.groups))
+    kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
+    return Scheduler(kv, _limits(config, info), time.monotonic)
+
+
+def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
+    return SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=info.max_model_len,
@@ -117,9 +140,6 @@ def build_scheduler(config: EngineConfig, info: ModelInfo) -> Scheduler:
         max_num_queued_tokens=config.max_num_queued_tokens,
         vocab_size=info.vocab_size,
     )
-    pool = BlockPool(info.num_blocks, len(info.groups))
-    kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
-    return Scheduler(kv, limits, time.monotonic)
 
 
 def depth_of(config: EngineConfig, info: ModelInfo) -> int:

@@ -7,7 +7,7 @@ from collections import deque
 
 from quire_contract.load_report import MAX_INTERVAL_S, MIN_INTERVAL_S
 from quire_worker.engine.messages import Stats
-from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.engine.served import ServedScheduler
 
 _MAX_STEPS = 1_000
 
@@ -15,7 +15,7 @@ _MAX_STEPS = 1_000
 class StatsCollector:
     """Times of the steps since the last Stats; the rest is the scheduler's."""
 
-    def __init__(self, scheduler: Scheduler, num_blocks: int) -> None:
+    def __init__(self, scheduler: ServedScheduler, num_blocks: int) -> None:
         self._scheduler = scheduler
         self._num_blocks = num_blocks
         self._steps: deque[tuple[int, float]] = deque(maxlen=_MAX_STEPS)
