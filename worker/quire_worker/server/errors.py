@@ -9,6 +9,7 @@ from quire_contract.openai.errors import (
     TYPE_SERVER,
     ApiError,
     internal,
+    invalid,
     queue_full,
     unavailable,
 )
@@ -52,6 +53,25 @@ def of_rejected(rejected: Rejected) -> ApiError:
         return _with_reason(queue_full(rejected.message))
     code = CODE_CONTEXT_LENGTH if rejected.reason == "too_long" else CODE_INVALID_VALUE
     return ApiError(400, rejected.message, code=code)
+
+
+def makes_no_text(model: str, task: str, path: str) -> ApiError:
+    """400: a model that embeds or scores was asked to write."""
+    what, instead = (
+        ("scores pairs of texts", f"{names.PATH_RERANK} or {names.PATH_SCORE}")
+        if task == "score"
+        else ("makes embeddings", names.PATH_EMBEDDINGS)
+    )
+    return invalid("model", f"{model} {what} and generates no text, which {path} asks for; use POST {instead}")
+
+
+def makes_no_embeddings(model: str, path: str) -> ApiError:
+    """400: a model that writes was asked to embed or score."""
+    return invalid(
+        "model",
+        f"{model} generates text and makes no embeddings, which {path} asks for; use POST {names.PATH_CHAT}, or serve it "
+        "with --task embed",
+    )
 
 
 def step_failed(request_id: str) -> ApiError:

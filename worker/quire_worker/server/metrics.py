@@ -178,6 +178,9 @@ class Metrics:
             names.VLLM_CACHE_CONFIG_INFO, "Of the KV cache. Always 1.",
             (*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"), registry=self.registry,
         )  # fmt: skip
+        self._embedded_inputs = self._counter(
+            names.QUIRE_WORKER_EMBEDDING_INPUTS, "Texts or pairs sent to be embedded or scored."
+        )
         info = Gauge("quire_worker_build_info", "Always 1.", ("version",), registry=self.registry)
         info.labels(version).set(1)
 
@@ -245,6 +248,10 @@ class Metrics:
             later = record.num_generated_tokens / record.n - 1
             if later > 0:
                 self._per_token.observe(decode_s / later)
+
+    def on_embedded(self, *, num_inputs: int) -> None:
+        """A request with so many texts or pairs ended, well or not."""
+        self._embedded_inputs.inc(num_inputs)
 
     def on_rejected(self, reason: str) -> None:
         """`reason` is one of REJECTION_REASONS; any other counts as invalid."""
