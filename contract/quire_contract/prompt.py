@@ -32,6 +32,11 @@ class PromptRenderer:
         longest = self._detokenizer.longest_token_chars()
         self._max_chars = None if longest is None else longest * bundle.max_model_len
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """For whoever cuts texts or pairs them. It neither truncates nor pads, and must stay so: it is shared."""
+        return self._tokenizer
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],

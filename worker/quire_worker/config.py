@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from quire_worker.flag_values import (
     block_size as _block_size,
@@ -43,6 +43,8 @@ OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
 QUANTIZATIONS = ("none", "int8", "fp8")
 KV_CACHE_DTYPES = ("auto", "fp8")
 POLICIES = ("fcfs", "priority", "sjf")
+Task = Literal["auto", "generate", "embed", "score"]
+Pooling = Literal["mean", "last", "cls"]
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -150,6 +152,10 @@ class WorkerConfig:
     """One log line per HTTP request, probes included."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    task: Task = "auto"
+    """What the model is served for: auto (by its architecture and files), generate, embed or score."""
+    pooling: Pooling | None = None
+    """How hidden states become an embedding: mean, last or cls; None: as the checkpoint's files say, else by architecture."""
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -221,6 +227,8 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="DIR", help="folder of a Hugging Face checkpoint")
     add("--chat-template", metavar="FILE", type=Path)
     _add_list(group, "--served-model-name", dest="served_model_names", metavar="NAME")
+    add("--task", choices=get_args(Task))
+    add("--pooling", choices=get_args(Pooling))
     add("--dtype", choices=DTYPES)
     add("--quantization", choices=QUANTIZATIONS)
     add("--kv-cache-dtype", choices=KV_CACHE_DTYPES)
@@ -307,6 +315,8 @@ def _add_list(group: argparse._ArgumentGroup, flag: str, *, dest: str, metavar: 
 _FLAG_HELP = {
     "chat_template": "Jinja file to use instead of the model's chat template",
     "served_model_names": "name clients may ask for, repeatable; the first is the one shown [the folder's name]",
+    "task": "what to serve the model for: text, embeddings, or scores of pairs; auto goes by the checkpoint",
+    "pooling": "how hidden states become an embedding [what the checkpoint says]",
     "dtype": "type of weights and KV",
     "quantization": "quantise projections while loading, weights and activations: int8 on a CPU, fp8 on a GPU",
     "kv_cache_dtype": "type of cached keys and values: that of the model, or fp8 on a GPU",

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from quire_worker.embedding import EmbeddingInfo
 from quire_worker.request import PromptLogprobs, SamplingParams, TokenLogprobs
 
 
@@ -127,3 +128,5 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     kv_size_bytes: int = 0
     phases_s: dict[str, float] = {}
     """Seconds each start-up phase took, by name."""
+    embedding: EmbeddingInfo | None = None
+    """What a model makes instead of text; None: it generates."""

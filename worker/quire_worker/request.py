@@ -147,3 +147,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     """With "error": one of the FAILED_ constants where the reason is known."""
     is_grammar_fault: bool = False
     """With "error": the request's grammar is to blame, and `error` may be shown to the client."""
+    embedding: bytes | None = None
+    """Of an Embed's input, which then `choice` is: its vector, little-endian float32."""

@@ -3,6 +3,8 @@
 JSON, because arguments are visible to every user of the machine. Holds values only and reads nothing itself.
 """
 
+from typing import Literal
+
 import msgspec
 
 from quire_worker.errors import ConfigError
@@ -102,6 +104,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Pretended time of one prompt token, seconds."""
     fake_decode_s_per_step: float = 0.0
     """Pretended time of one step, seconds, on top of its prompt tokens."""
+
+    # What the model is served for
+    task: Literal["auto", "generate", "embed", "score"] = "auto"
+    """auto: by the checkpoint's architecture and files. With `fake`: generate, whatever this says."""
+    pooling: Literal["mean", "last", "cls"] | None = None
+    """How hidden states become an embedding. None: as the checkpoint's files say, else by architecture."""
 
 
 def decode_engine_config(line: bytes) -> EngineConfig:

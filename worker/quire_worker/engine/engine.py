@@ -15,12 +15,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from quire_worker.embedding import Embed
 from quire_worker.engine.constraints import Constraints
 from quire_worker.engine.quarantine import Quarantine
 from quire_worker.errors import DeviceError
 from quire_worker.plan import Handle, Runner, StepPlan
-from quire_worker.request import ChoiceOutput
+from quire_worker.request import ChoiceOutput, Submit
 from quire_worker.scheduling.choice import Choice
+from quire_worker.scheduling.intake import Rejection
 from quire_worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,12 @@ class Engine:
         """Tokens computed by the step that the last call of step() committed; 0 if it committed none."""
         self.last_step_rows = 0
         """Rows of that step."""
+
+    def add(self, message: Submit | Embed) -> Rejection | None:
+        """Queue a request, or say why not."""
+        if isinstance(message, Submit):
+            return self.scheduler.add(message)
+        return Rejection("invalid", "This model generates text and makes no embeddings.")
 
     def step(self) -> list[ChoiceOutput]:
         """Launch until `depth` plans are in flight or there is nothing to launch, then commit the oldest. Returns its tokens,

@@ -4,14 +4,14 @@ Pure: the caller gives times.
 """
 
 from quire_contract.load_report import LoadReport
-from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.engine.served import ServedScheduler
 from quire_worker.scheduling.speeds import StepSpeeds
 
 
 class LoadMeter:
     """Makes load reports of one worker."""
 
-    def __init__(self, scheduler: Scheduler, speeds: StepSpeeds, template: LoadReport) -> None:
+    def __init__(self, scheduler: ServedScheduler, speeds: StepSpeeds, template: LoadReport) -> None:
         """`template` has the fields that never change."""
         self._scheduler = scheduler
         self._speeds = speeds

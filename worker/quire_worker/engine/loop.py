@@ -10,11 +10,11 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from quire_worker.engine.engine import Engine
 from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.messages import (
     Abort,
+    Embed,
     FromEngine,
     Outputs,
     Rejected,
@@ -25,6 +25,7 @@ from quire_worker.engine.messages import (
 )
 from quire_worker.engine.publisher import Publisher
 from quire_worker.engine.retry_advice import RetryAdvice
+from quire_worker.engine.served import ServedEngine
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
 from quire_worker.scheduling.intake import Rejection
@@ -35,7 +36,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine,
         inbound: zmq.Socket[bytes],
         outbound: zmq.Socket[bytes],
         stats: StatsCollector,
@@ -44,7 +45,8 @@ class EngineLoop:
         clock: Callable[[], float] = time.perf_counter,
         desk: GrammarDesk | None = None,
     ) -> None:
-        """`telling` publishes KV events and load reports; None: nobody is told. `desk`: where grammars are compiled; None: nowhere."""
+        """`telling` publishes KV events and load reports; None: nobody is told. `desk`: where grammars are compiled; None: an
+        engine without grammars."""
         self._engine = engine
         self._inbound = inbound
         self._outbound = outbound
@@ -52,11 +54,11 @@ class EngineLoop:
         self._advice = advice
         self._telling = telling
         self._clock = clock
-        self._desk = desk or GrammarDesk(engine.scheduler, None, "this engine takes no grammars")
+        self._desk = desk
         self._poller = zmq.Poller()
         self._poller.register(inbound, zmq.POLLIN)
-        if self._desk.wake_fd is not None:
-            self._poller.register(self._desk.wake_fd, zmq.POLLIN)
+        if desk is not None and desk.wake_fd is not None:
+            self._poller.register(desk.wake_fd, zmq.POLLIN)
         self._pace = Pace()
         self._is_draining = False
         self._must_stop = False
@@ -69,7 +71,8 @@ class EngineLoop:
             if not self._engine.scheduler.has_work:
                 self._poller.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
             self._receive()
-            self._desk.collect(self._refuse)
+            if self._desk is not None:
+                self._desk.collect(self._refuse)
             if self._engine.scheduler.has_work:
                 self._step()
             if self._pace.wait_s(self._clock()) == 0.0:
@@ -86,28 +89,34 @@ class EngineLoop:
                 self._handle(self._decode(self._inbound.recv(zmq.DONTWAIT)))
 
     def _handle(self, message: ToEngine) -> None:
-        scheduler = self._engine.scheduler
         match message:
-            case Submit():
-                rejection = scheduler.add(message) if message.grammar is None else self._desk.take(message)
+            case Submit() | Embed():
+                rejection = self._add(message)
                 if rejection is not None:
                     self._refuse(message, rejection)
             case Abort():
-                self._desk.abort(message)
-                scheduler.abort(message.request_id, message.choice)
+                if self._desk is not None:
+                    self._desk.abort(message)
+                self._engine.scheduler.abort(message.request_id, message.choice)
             case SetDraining():
                 self._is_draining = message.draining
             case Shutdown():
                 self._must_stop = True
         self._pace.on_change()
 
-    def _refuse(self, submit: Submit, rejection: Rejection) -> None:
+    def _add(self, message: Submit | Embed) -> Rejection | None:
+        """To the scheduler now, or by way of the desk that compiles its grammar."""
+        if self._desk is not None and isinstance(message, Submit) and message.grammar is not None:
+            return self._desk.take(message)
+        return self._engine.add(message)
+
+    def _refuse(self, message: Submit | Embed, rejection: Rejection) -> None:
         retry_after_s = 1
         if rejection.reason == "queue_full":
-            retry_after_s = self._advice.on_refused(submit.n, self._clock())
+            retry_after_s = self._advice.on_refused(message.n, self._clock())
         self.send(
             Rejected(
-                request_id=submit.request_id,
+                request_id=message.request_id,
                 reason=rejection.reason,
                 message=rejection.message,
                 retry_after_s=retry_after_s,

@@ -1,6 +1,6 @@
 """What the API process and the engine process say to each other: msgpack frames over two ZMQ sockets on a private path.
 
-    API process  -- PUSH -->  engine      Submit, Abort, SetDraining, Shutdown
+    API process  -- PUSH -->  engine      Submit, Embed, Abort, SetDraining, Shutdown
     API process  <-- PULL --  engine      Ready, Outputs, Rejected, Stats, Fatal
 
 One message a frame, a msgspec tagged union. Text never crosses: the API process tokenises, detokenises and looks for stop strings.
@@ -8,12 +8,14 @@ One message a frame, a msgspec tagged union. Text never crosses: the API process
 
 import msgspec
 
+from quire_worker.embedding import Embed
 from quire_worker.plan import ModelInfo
 from quire_worker.request import ChoiceOutput, Submit
 
 __all__ = [
     "Abort",
     "ChoiceOutput",
+    "Embed",
     "Fatal",
     "FromEngine",
     "Outputs",
@@ -46,7 +48,7 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="
     """Exit with code 0 now."""
 
 
-ToEngine = Submit | Abort | SetDraining | Shutdown
+ToEngine = Submit | Embed | Abort | SetDraining | Shutdown
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):

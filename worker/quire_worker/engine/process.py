@@ -11,13 +11,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import zmq
 
 from quire_contract.load_report import LoadReport
 from quire_contract.trust import Trust, TrustError
+from quire_worker.embedding import Embedder
 from quire_worker.engine.config import EngineConfig
+from quire_worker.engine.embed_engine import EmbedEngine, warm_up_embeddings
 from quire_worker.engine.engine import Engine
 from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.load_meter import LoadMeter
@@ -25,6 +28,7 @@ from quire_worker.engine.loop import EngineLoop, Telling
 from quire_worker.engine.messages import Fatal, FromEngine, Ready
 from quire_worker.engine.publisher import Publisher, PublisherSettings
 from quire_worker.engine.retry_advice import RetryAdvice
+from quire_worker.engine.served import ServedEngine
 from quire_worker.engine.stats import StatsCollector
 from quire_worker.errors import ConfigError, LoadError, QuireWorkerError
 from quire_worker.grammar.compiler import GrammarCompiler
@@ -34,6 +38,7 @@ from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
 from quire_worker.request import SamplingParams, Submit
+from quire_worker.scheduling.embed_queue import EmbedQueue
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.policies import make_policy
 from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
@@ -47,7 +52,8 @@ _FATAL_LINGER_MS = 1000
 _COLLECT_AFTER = 50_000
 """Container objects made and not yet gone."""
 
-RunnerBuilder = Callable[[EngineConfig], tuple[Runner, ModelInfo]]
+RunnerBuilder = Callable[[EngineConfig], tuple[Runner | Embedder, ModelInfo]]
+"""An embedder comes with ModelInfo.embedding, a runner without."""
 
 
 def run_engine(config: EngineConfig, build_runner: RunnerBuilder) -> int:
@@ -85,16 +91,16 @@ def _serve(
     runner, info = build_runner(config)
     epoch = uuid.uuid4().hex
     speeds = StepSpeeds()
-    scheduler = build_scheduler(config, info, speeds)
-    engine = Engine(scheduler, runner, depth=depth_of(config, info))
-    warm_up(engine)
-    desk = grammar_desk(config, info, scheduler, loading)
-    with _publishing(config, info, epoch) as publisher, contextlib.closing(desk):
+    engine, desk = _build_engine(config, info, runner, speeds, loading)
+    scheduler = engine.scheduler
+    with _publishing(config, info, epoch) as publisher, contextlib.ExitStack() as closing:
+        if desk is not None:
+            closing.callback(desk.close)
         telling = None
         if publisher is not None:
             meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
             telling = Telling(publisher, meter, time.time)
-        stats = StatsCollector(scheduler, info.num_blocks, desk.counters)
+        stats = StatsCollector(scheduler, info.num_blocks, None if desk is None else desk.counters)
         advice = RetryAdvice(speeds, scheduler.counters, config.max_num_seqs)
         loop = EngineLoop(engine, inbound, outbound, stats, advice, telling, desk=desk)
         tune_collector()
@@ -111,6 +117,25 @@ def _serve(
     runner.close()
 
 
+def _build_engine(
+    config: EngineConfig,
+    info: ModelInfo,
+    runner: Runner | Embedder,
+    speeds: StepSpeeds,
+    loading: TokenizerLoading,
+) -> tuple[ServedEngine, GrammarDesk | None]:
+    """Warmed up. An engine that makes no text has no grammars."""
+    if info.embedding is not None:
+        queue = EmbedQueue(_limits(config, info), info.num_blocks - 1, time.monotonic)
+        embeds = EmbedEngine(queue, cast(Embedder, runner))
+        warm_up_embeddings(embeds)
+        return embeds, None
+    scheduler = build_scheduler(config, info, speeds)
+    engine = Engine(scheduler, cast(Runner, runner), depth=depth_of(config, info))
+    warm_up(engine)
+    return engine, grammar_desk(config, info, scheduler, loading)
+
+
 def tune_collector() -> None:
     """What lives now lives for good: the collector need not look at it again while serving. Nor at each step's outputs, which are as many
     as there are rows and die by themselves: only what is in cycles needs it, and a step makes none."""
@@ -122,7 +147,14 @@ def tune_collector() -> None:
 def build_scheduler(config: EngineConfig, info: ModelInfo, speeds: StepSpeeds | None = None) -> Scheduler:
     """The scheduler for a runner of `info`'s shape; `speeds` is what it may know of steps' times."""
     speeds = speeds or StepSpeeds()
-    limits = SchedulerLimits(
+    pool = BlockPool(info.num_blocks, len(info.groups))
+    kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
+    policy = make_policy(config.scheduling_policy, kv, speeds, time.monotonic, config.scheduling_aging_s)
+    return Scheduler(kv, _limits(config, info), time.monotonic, policy, _prefill_share(config, speeds))
+
+
+def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
+    return SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=info.max_model_len,
@@ -130,10 +162,6 @@ def build_scheduler(config: EngineConfig, info: ModelInfo, speeds: StepSpeeds | 
         max_num_queued_tokens=config.max_num_queued_tokens,
         vocab_size=info.vocab_size,
     )
-    pool = BlockPool(info.num_blocks, len(info.groups))
-    kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
-    policy = make_policy(config.scheduling_policy, kv, speeds, time.monotonic, config.scheduling_aging_s)
-    return Scheduler(kv, limits, time.monotonic, policy, _prefill_share(config, speeds))
 
 
 def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:

@@ -7,8 +7,8 @@ from collections import deque
 
 from quire_contract.load_report import MAX_INTERVAL_S, MIN_INTERVAL_S
 from quire_worker.engine.messages import Stats
+from quire_worker.engine.served import ServedScheduler
 from quire_worker.grammar.compiler import GrammarCounters
-from quire_worker.scheduling.scheduler import Scheduler
 
 _MAX_STEPS = 1_000
 
@@ -16,7 +16,7 @@ _MAX_STEPS = 1_000
 class StatsCollector:
     """Times of the steps since the last Stats; the rest is the scheduler's."""
 
-    def __init__(self, scheduler: Scheduler, num_blocks: int, grammars: GrammarCounters | None = None) -> None:
+    def __init__(self, scheduler: ServedScheduler, num_blocks: int, grammars: GrammarCounters | None = None) -> None:
         self._scheduler = scheduler
         self._grammars = grammars or GrammarCounters()
         self._num_blocks = num_blocks

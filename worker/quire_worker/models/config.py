@@ -67,6 +67,8 @@ class ModelConfig:
     """The checkpoint's, one of DTYPES. None: the file does not say."""
     fp8: Fp8Format | None
     """How the checkpoint's FP8 weights are scaled. None: it has none."""
+    has_head: bool = True
+    """Logits come out. Without: the normalised hidden states that the head would see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +117,20 @@ SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
 
 def load_model_config(model_dir: Path) -> ModelConfig:
     """Read `model_dir/config.json`. Raises LoadError naming the file or the field and what is supported."""
+    return parse_model_config(read_config_json(model_dir), source=str(model_dir / "config.json"))
+
+
+def read_config_json(model_dir: Path) -> dict[str, Any]:
+    """The object in `model_dir/config.json`. Raises LoadError naming the file."""
     path = model_dir / "config.json"
     if not model_dir.is_dir():
         raise LoadError(f"--model {model_dir}: no such folder; give the folder of a Hugging Face checkpoint")
     try:
-        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError as error:
         raise LoadError(f"{path} is missing: {model_dir} is not the folder of a Hugging Face checkpoint") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LoadError(f"{path} is not a JSON object ({error}): download it again") from error
-    return parse_model_config(raw, source=str(path))
 
 
 def parse_model_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
@@ -160,7 +166,7 @@ def parse_model_config(raw: dict[str, Any], source: str = "config.json") -> Mode
         has_qk_norm=family.has_qk_norm,
         ties_embeddings=fields.boolean("tie_word_embeddings", default=False),
         moe=_moe(fields, family, num_layers),
-        dtype=_dtype(fields),
+        dtype=parse_dtype(fields),
         fp8=parse_quantization_config(fields),
     )
 
@@ -253,7 +259,8 @@ def _num_experts(fields: Fields, default: int) -> int:
     return fields.positive_int(name, default=default)
 
 
-def _dtype(fields: Fields) -> str | None:
+def parse_dtype(fields: Fields) -> str | None:
+    """The checkpoint's, one of DTYPES; None: the file does not say."""
     name = "dtype" if fields.raw.get("dtype") is not None else "torch_dtype"
     value = fields.raw.get(name)
     if value is None:

@@ -106,7 +106,9 @@ class Decoder:
         return fuse(self._library, self._shape, layers, ends)
 
     def __call__(self, step: StepInputs) -> Tensor | None:
-        """Logits [S, V] of the sampled tokens, float32 or of the model's dtype; None if there are none. Stores keys and values."""
+        """Logits [S, V] of the sampled tokens, float32 or of the model's dtype; None if there are none. Stores keys and values.
+
+        Without a head: hidden states [S, E], likewise."""
         if self._fused is not None:
             return self._fused(step)
         hidden = self._run(step)
@@ -147,7 +149,7 @@ class Decoder:
     ) -> LoadedLinear:
         name = "model.embed_tokens.weight"
         shape = (config.vocab_size, config.hidden_size)
-        if not config.ties_embeddings:
+        if config.has_head and not config.ties_embeddings:
 
             def accept(tensor: Tensor) -> None:
                 self._embedding = tensor.to(device=device, dtype=dtype)
@@ -160,7 +162,10 @@ class Decoder:
         def accept_tied(tensor: Tensor) -> None:
             self._embedding = tensor.to(device=device, dtype=dtype)
             # On a CPU the head is a packed copy: a row lookup needs the plain order, the product is twice as fast without it.
-            head.set(linears.copy(self._embedding))
+            # In place of a head that is not wanted, x @ 1, which is x to the bit, leaves the model one C++ call.
+            head.set(
+                linears.copy(self._embedding if config.has_head else torch.eye(shape[1], device=device, dtype=dtype))
+            )
 
         slots.declare(name, shape, accept_tied)
         slots.ignore("lm_head.weight")

@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from quire_contract import names
+from quire_worker.server.embeddings import Embeddings
 from quire_worker.server.generate import Generate
 from quire_worker.server.internal_routes import InternalRoutes
 from quire_worker.server.middleware import Edge
@@ -17,6 +18,7 @@ def make_app(
     model_routes: ModelRoutes,
     probes: Probes,
     internal: InternalRoutes,
+    embeddings: Embeddings,
     max_body_bytes: int,
 ) -> web.Application:
     """The application; it owns nothing and starts nothing."""
@@ -26,6 +28,12 @@ def make_app(
         [
             web.post(names.PATH_CHAT, generate.chat),
             web.post(names.PATH_COMPLETIONS, generate.completion),
+            web.post(names.PATH_EMBEDDINGS, embeddings.embeddings),
+            web.post(names.PATH_RERANK, embeddings.rerank),
+            web.post(names.PATH_RERANK_PLAIN, embeddings.rerank),
+            web.post(names.PATH_RERANK_COHERE, embeddings.rerank),
+            web.post(names.PATH_SCORE, embeddings.score),
+            web.post(names.PATH_SCORE_PLAIN, embeddings.score),
             web.get(names.PATH_MODELS, model_routes.models),
             web.get(names.PATH_MODELS + "/{name:.+}", model_routes.model),
             web.post(names.PATH_TOKENIZE, model_routes.tokenize),

@@ -14,6 +14,7 @@ import zmq.asyncio
 
 from quire_worker.engine.messages import (
     Abort,
+    Embed,
     Fatal,
     FromEngine,
     Outputs,
@@ -106,7 +107,7 @@ class EngineClient:
         """The latest."""
 
     @contextlib.contextmanager
-    def generating(self, submits: Sequence[Submit]) -> Iterator[Mailbox]:
+    def generating(self, submits: Sequence[Submit | Embed]) -> Iterator[Mailbox]:
         """Submit, and hand out the mailbox where all their outputs arrive. What has not ended when the block is left is aborted.
 
         Raises EngineDeadError if the engine is gone, or what `end_all` was given.

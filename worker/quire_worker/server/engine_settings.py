@@ -48,6 +48,8 @@ def engine_config(config: WorkerConfig, *, inbound_endpoint: str, outbound_endpo
         events_plain=config.kv_events_plain,
         events_token_ids=config.kv_events_token_ids,
         log_level=config.log_level,
+        task=config.task,
+        pooling=config.pooling,
         fake=config.fake,
         fake_prefill_s_per_token=config.fake_prefill_s_per_token,
         fake_decode_s_per_step=config.fake_decode_s_per_step,

@@ -87,6 +87,25 @@ def of_grammar(field: str, message: str) -> ApiError:
     return invalid(field, message if field.endswith(".grammar") else _LINE.sub("", message))
 
 
+def makes_no_text(model: str, task: str, path: str) -> ApiError:
+    """400: a model that embeds or scores was asked to write."""
+    what, instead = (
+        ("scores pairs of texts", f"{names.PATH_RERANK} or {names.PATH_SCORE}")
+        if task == "score"
+        else ("makes embeddings", names.PATH_EMBEDDINGS)
+    )
+    return invalid("model", f"{model} {what} and generates no text, which {path} asks for; use POST {instead}")
+
+
+def makes_no_embeddings(model: str, path: str) -> ApiError:
+    """400: a model that writes was asked to embed or score."""
+    return invalid(
+        "model",
+        f"{model} generates text and makes no embeddings, which {path} asks for; use POST {names.PATH_CHAT}, or serve it "
+        "with --task embed",
+    )
+
+
 def step_failed(request_id: str) -> ApiError:
     """500: the engine failed on this very request. Its own words are for the log only."""
     error = internal(f"The model failed on this request; the worker's log has the reason under {request_id}.")

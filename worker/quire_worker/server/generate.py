@@ -65,6 +65,7 @@ class Generate:
         with self._serving.request() as loaded:
             body = decode_request(kind, await read_body(http), self._serving.limits)
             model_name = loaded.model.check_name(body.model)
+            loaded.model.check_generates(http.path)
             check_vocabulary(body, loaded.model.vocab_size)
             job = await self._job(http, body, loaded, arrived_s)
             extras = await _extras(body, job, loaded)

@@ -193,6 +193,9 @@ class Metrics:
         self._not_finite = self._counter(
             names.QUIRE_WORKER_NON_FINITE, "Requests that failed because the model's logits were NaN or infinite."
         )
+        self._embedded_inputs = self._counter(
+            names.QUIRE_WORKER_EMBEDDING_INPUTS, "Texts or pairs sent to be embedded or scored."
+        )
         info = Gauge("quire_worker_build_info", "Always 1.", ("version",), registry=self.registry)
         info.labels(version).set(1)
 
@@ -263,6 +266,10 @@ class Metrics:
             later = record.num_generated_tokens / record.n - 1
             if later > 0:
                 self._per_token.observe(decode_s / later)
+
+    def on_embedded(self, *, num_inputs: int) -> None:
+        """A request with so many texts or pairs ended, well or not."""
+        self._embedded_inputs.inc(num_inputs)
 
     def on_rejected(self, reason: str) -> None:
         """`reason` is one of REJECTION_REASONS; any other counts as invalid."""

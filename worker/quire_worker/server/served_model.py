@@ -13,9 +13,11 @@ from quire_contract.openai.errors import model_not_found
 from quire_contract.prompt import PromptRenderer, TokenStream
 from quire_contract.prompt_bundle import PromptBundle, digest_of
 from quire_contract.prompt_input import ChatInput, HasPrompt, PromptInput
+from quire_worker.embedding import EmbeddingInfo
 from quire_worker.engine.messages import Ready
 from quire_worker.server import errors
 from quire_worker.server.sampling import SamplingDefaults
+from quire_worker.server.text_encoder import TextEncoder
 
 T = TypeVar("T")
 _INLINE_CHARS = 2048
@@ -37,6 +39,9 @@ class ServedModel:
         self.defaults = SamplingDefaults.of(bundle.default_sampling)
         self.ready = ready
         self.created = created
+        self.embedding = ready.info.embedding
+        """What it makes instead of text; None: it generates."""
+        self.encoder = TextEncoder(renderer.tokenizer, bundle.vocab_size, bundle.max_model_len)
         self.bundle_bytes = bundle.to_bytes()
         self.bundle_digest = digest_of(self.bundle_bytes)
 
@@ -45,6 +50,17 @@ class ServedModel:
         if name is not None and name not in self.names:
             raise model_not_found(name, self.names)
         return name or self.names[0]
+
+    def check_generates(self, path: str) -> None:
+        """ApiError 400 for a model that makes no text."""
+        if self.embedding is not None:
+            raise errors.makes_no_text(self.names[0], self.embedding.task, path)
+
+    def check_embeds(self, path: str) -> EmbeddingInfo:
+        """What the model makes of a text. ApiError 400 for one that generates."""
+        if self.embedding is None:
+            raise errors.makes_no_embeddings(self.names[0], path)
+        return self.embedding
 
     def new_stream(self, skip_special_tokens: bool, prompt_ids: Sequence[int]) -> TokenStream:
         """Turns one choice's tokens into text that goes on where the prompt ends."""
@@ -67,24 +83,25 @@ class Tokeniser:
         """One list of ids for each prompt. ApiError 400 for what cannot be a prompt of this model, 429 if too many wait."""
         if is_short(request.prompt_input()):
             return self._renderer.request_prompts(request)
-        return await self._in_thread(self._renderer.request_prompts, request)
+        return await self.in_thread(self._renderer.request_prompts, request)
 
     async def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """How the words may be spelt in tokens. ApiError 429 if too many wait."""
         if sum(map(len, words)) < _INLINE_CHARS // 8:
             return tuple(self._renderer.word_tokens(words)) if words else ()
-        return tuple(await self._in_thread(self._renderer.word_tokens, words))
+        return tuple(await self.in_thread(self._renderer.word_tokens, words))
 
     async def over_tokens(self, num_tokens: int, work: Callable[[], T]) -> T:
         """`work`, which goes over so many tokens. ApiError 429 if too many wait."""
-        return work() if num_tokens < _INLINE_TOKENS else await self._in_thread(work)
+        return work() if num_tokens < _INLINE_TOKENS else await self.in_thread(work)
 
     async def text(self, token_ids: Sequence[int]) -> str:
         """The ids as text, special tokens included. ApiError 429 if too many wait."""
         decode = functools.partial(self._renderer.decode, token_ids, skip_special_tokens=False)
-        return decode() if len(token_ids) < _INLINE_TOKENS else await self._in_thread(decode)
+        return decode() if len(token_ids) < _INLINE_TOKENS else await self.in_thread(decode)
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """What `work` returns, in one of the threads. ApiError 429 if too many wait."""
         if self._num_waiting >= self._max_waiting:
             raise errors.tokenising_full()
         self._num_waiting += 1

@@ -41,6 +41,7 @@ from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.app import make_app
 from quire_worker.server.connection import Connection
+from quire_worker.server.embeddings import Embeddings
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
 from quire_worker.server.engine_settings import engine_config
@@ -149,6 +150,7 @@ class Worker:
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
             probes=Probes(serving, self._version, config.health_timeout_s, self._load_watch),
+            embeddings=Embeddings(serving),
             internal=InternalRoutes(serving, self._access, config.pod_name),
             max_body_bytes=config.max_body_bytes,
         )
