@@ -22,7 +22,8 @@ FULL = """
 {model: {uri: 'pvc://c/m', maxModelLen: 4096, dtype: float32}, accelerator: {type: Nvidia},
 engine: {maxNumSeqs: 8, maxNumBatchedTokens: 512, blockSize: 32, enablePrefixCaching: false, kvCacheMemory: 1Gi,
   gpuMemoryUtilizationPercent: 80, seed: 3, generationDefaults: Neutral, depth: 2, computeThreads: 2,
-  maxNumQueuedRequests: 9, maxNumQueuedTokens: 999, drainTimeoutSeconds: 7, startTimeoutSeconds: 77}}
+  maxNumQueuedRequests: 9, maxNumQueuedTokens: 999, drainTimeoutSeconds: 7, startTimeoutSeconds: 77,
+  schedulingPolicy: ShortestJobFirst, queueTimeoutSeconds: 20, requestTimeoutSeconds: 300}}
 """
 
 
@@ -50,6 +51,7 @@ def test_the_worker_accepts_its_command_line(document: Make, host: str) -> None:
     assert config.model == Path("/srv/quire/claim/m")
     assert (config.host, config.port, config.model_names) == (host, 8000, ("llama",))
     assert (config.load_timeout_s, config.drain_timeout_s, config.max_model_len) == (77, 7, 4096)
+    assert (config.scheduling_policy, config.queue_timeout_s, config.request_timeout_s) == ("sjf", 20, 300)
     assert (config.kv_cache_memory_bytes, config.gpu_memory_utilization, config.depth) == (2**30, 0.8, 2)
 
 

@@ -116,7 +116,7 @@ class WorkerConfig:
     """Prompt tokens that may wait before further requests get 429; None: the engine's default."""
     scheduling_policy: str = "fcfs"
     """Who is served first: fcfs (first come), priority (the request's own, lower first) or sjf (the shortest expected job)."""
-    scheduling_aging_s: float = 120.0
+    scheduling_aging_s: float = 300.0
     """With priority and sjf: a request is overtaken only by those that come within so many seconds after it."""
     max_prefill_tokens_per_step: int | None = None
     """Prompt tokens in a step in which other requests decode; None: what lets it take at most a few times as long, as measured."""

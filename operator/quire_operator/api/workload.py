@@ -143,6 +143,12 @@ class EngineSpec(ApiModel):
     """How long a loading worker may make no progress, neither reading nor computing, before it is restarted."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """Type of cached keys and values; auto takes that of the weights, fp8 holds twice as many tokens, on accelerators."""
+    scheduling_policy: Literal["FirstComeFirstServed", "Priority", "ShortestJobFirst"] | None = None
+    """Who is served first: who came first (when absent), the lowest `priority` of a request, or the shortest expected job."""
+    queue_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
+    """How long a request may wait to begin; after that it gets 503. No limit when absent."""
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
+    """How long a request may take; after that it ends with 504. No limit when absent."""
     speculation: Annotated[Literal["Off", "NGram", "Draft"], NotYet("speculative decoding in the engine")] = "Off"
     """Draft tokens ahead and verify them in one step."""
 

@@ -27,6 +27,7 @@ _PROGRESS_MARGIN_S = 120
 _FETCH_BUDGET_S = 3600
 _STARTUP_PERIOD_S = 2
 _ANSWERS_WITHIN_S = 120
+_POLICIES = {"FirstComeFirstServed": "fcfs", "Priority": "priority", "ShortestJobFirst": "sjf"}
 _CLAIM_FOLDER = "claim"
 VOLUME_MODEL = fetch.VOLUME_MODEL
 VOLUME_SHM = "shm"
@@ -164,6 +165,9 @@ def engine_args(engine: EngineSpec) -> list[str]:
         "--depth": engine.depth,
         "--max-num-queued-reqs": engine.max_num_queued_requests,
         "--max-num-queued-tokens": engine.max_num_queued_tokens,
+        "--scheduling-policy": _POLICIES.get(engine.scheduling_policy or ""),
+        "--queue-timeout": engine.queue_timeout_seconds,
+        "--request-timeout": engine.request_timeout_seconds,
     }
     args = [part for flag, setting in valued.items() if setting is not None for part in (flag, str(setting))]
     if not engine.enable_prefix_caching:

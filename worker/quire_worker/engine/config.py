@@ -53,7 +53,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Plans in flight: 1 waits for each step's tokens, 2 plans the next step meanwhile. None: 2 on a GPU, else 1."""
     scheduling_policy: str = "fcfs"
     """"fcfs" | "priority" | "sjf"."""
-    scheduling_aging_s: float = 120.0
+    scheduling_aging_s: float = 300.0
     """With "priority" and "sjf": a choice is overtaken only by those that come within so many seconds after it."""
     max_prefill_tokens_per_step: int | None = None
     """Prompt tokens of a step in which others decode. None: as many as let it take a few times as long as without, by measurement."""

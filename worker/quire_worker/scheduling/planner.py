@@ -77,7 +77,8 @@ class Planner:
         head = self._queue.head
         if head is None or head.table is not None or self._batch.leaving:
             return
-        for victim in self._policy.victims(head, self._batch.running, draft.num_free_rows):
+        victims = self._policy.victims(head, self._batch.running, draft.num_free_rows, len(self._queue))
+        for victim in victims:
             victim.num_given_way += 1
             self.preempt(victim, FOR_SHORTER)
 

@@ -28,8 +28,10 @@ class Policy(Protocol):
         """The order of service: smaller is sooner. Unique; asked when a choice arrives and when it is preempted."""
         ...
 
-    def victims(self, head: Choice, running: Sequence[Choice], num_free_rows: int) -> Sequence[Choice]:
-        """Who of `running` gives way so that `head`, the first that waits, can enter the batch; mostly nobody."""
+    def victims(
+        self, head: Choice, running: Sequence[Choice], num_free_rows: int, num_waiting: int
+    ) -> Sequence[Choice]:
+        """Who of `running` gives way so that `head`, the first of those that wait, can enter the batch; mostly nobody."""
         ...
 
     def on_end(self, choice: Choice, *, of_itself: bool) -> None:
@@ -43,7 +45,9 @@ class FirstComeFirstServed:
     def rank(self, choice: Choice) -> Rank:
         return choice.age
 
-    def victims(self, head: Choice, running: Sequence[Choice], num_free_rows: int) -> Sequence[Choice]:
+    def victims(
+        self, head: Choice, running: Sequence[Choice], num_free_rows: int, num_waiting: int
+    ) -> Sequence[Choice]:
         return ()
 
     def on_end(self, choice: Choice, *, of_itself: bool) -> None:
@@ -65,7 +69,9 @@ class ByPriority:
         handicap_s = self._aging_s / 2 * choice.priority / (1 + abs(choice.priority))
         return (choice.arrived_s + handicap_s, choice.priority, *choice.age)
 
-    def victims(self, head: Choice, running: Sequence[Choice], num_free_rows: int) -> Sequence[Choice]:
+    def victims(
+        self, head: Choice, running: Sequence[Choice], num_free_rows: int, num_waiting: int
+    ) -> Sequence[Choice]:
         return ()
 
     def on_end(self, choice: Choice, *, of_itself: bool) -> None:

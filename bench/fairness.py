@@ -1,0 +1,477 @@
+"""Who waits for whom: scheduling policies on a mix of short and long jobs, and decoding streams beside long prompts.
+
+    python bench/fairness.py simulate             the real scheduler in simulated time: exact, and thousands of requests in seconds
+    python bench/fairness.py real                 the real engine with an 88 M model on this machine's CPU
+
+`simulate` replaces the model by a cost model: a step takes so long, plus so much for each row and for each prompt token. Everything else
+(scheduler, blocks, policies, output lengths learnt as they end) is what serves. Jobs arrive as a Poisson process; the same jobs, at the
+same times, for every setting.
+
+Policies: a job's latency is from its arrival to its last token, its wait from arrival to its first step. `told` jobs say their length in
+max_tokens, `untold` ones ask for 4,096 and end when they end. Prompts: gaps between the tokens of streams, and the time to first token of
+short and long prompts that come meanwhile.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from quire_worker.engine.engine import Engine
+from quire_worker.kv.block_manager import BlockManager
+from quire_worker.kv.block_pool import BlockPool
+from quire_worker.plan import Handle, KVGroup, Runner, StepPlan, StepResult, TokenMasks
+from quire_worker.request import SamplingParams, Submit
+from quire_worker.scheduling.limits import SchedulerLimits
+from quire_worker.scheduling.policies import make_policy
+from quire_worker.scheduling.policy import FCFS, SHORTEST_FIRST
+from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
+from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.scheduling.speeds import StepSpeeds
+
+BLOCK_SIZE = 16
+VOCAB_SIZE = 16_000
+EOS = 2
+UNTOLD_TOKENS = 4096
+AGING_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a step takes, and what fits."""
+
+    name: str
+    step_s: float
+    row_s: float
+    prompt_token_s: float
+    rows: int
+    budget: int
+    num_blocks: int
+
+
+GPU = Costs(
+    name="8 B on one GPU (8 ms a step, 25,000 prompt tokens/s)",
+    step_s=0.008, row_s=0.00003, prompt_token_s=0.00004, rows=64, budget=2048, num_blocks=16_000,
+)  # fmt: skip
+CPU = Costs(
+    name="88 M on two cores (7 ms a step, 2,400 prompt tokens/s)",
+    step_s=0.007, row_s=0.0004, prompt_token_s=0.00042, rows=16, budget=2048, num_blocks=4_000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is compared."""
+
+    policy: str = FCFS
+    max_slowdown: float | None = MAX_SLOWDOWN
+    max_partial: int = 4
+
+    def scheduler(
+        self, kv: BlockManager, limits: SchedulerLimits, clock: Callable[[], float], speeds: StepSpeeds
+    ) -> Scheduler:
+        policy = make_policy(self.policy, kv, speeds, clock, AGING_S)
+        share = PrefillShare(
+            max_tokens=UNLIMITED, max_slowdown=self.max_slowdown, speeds=speeds, max_partial=self.max_partial
+        )
+        return Scheduler(kv, limits, clock, policy, share)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A request, and what became of it. Times in seconds since the beginning."""
+
+    name: str
+    kind: str
+    arrives_s: float
+    prompt_tokens: int
+    output_tokens: int
+    told: bool = True
+    wait_s: float = 0.0
+    token_s: list[float] = field(default_factory=list)
+
+    @property
+    def latency_s(self) -> float:
+        return self.token_s[-1] - self.arrives_s
+
+    @property
+    def first_token_s(self) -> float:
+        return self.token_s[0] - self.arrives_s
+
+    @property
+    def gaps_s(self) -> list[float]:
+        return [after - before for before, after in zip(self.token_s[:-1], self.token_s[1:], strict=True)]
+
+    def submit(self, rng: random.Random) -> Submit:
+        most = self.output_tokens if self.told else UNTOLD_TOKENS
+        return Submit(
+            request_id=self.name,
+            prompt_token_ids=[rng.randrange(3, VOCAB_SIZE) for _ in range(self.prompt_tokens)],
+            sampling=SamplingParams(max_tokens=most, temperature=0.0, eos_token_ids=(EOS,), ignore_eos=self.told),
+        )
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+    def wait_until(self, at_s: float) -> None: ...
+
+
+class SimulatedClock:
+    """Moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+    def wait_until(self, at_s: float) -> None:
+        self.now_s = max(self.now_s, at_s)
+
+
+class RealClock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def wait_until(self, at_s: float) -> None:
+        time.sleep(max(0.0, at_s - self.now()))
+
+
+class CostRunner:
+    """Carries out plans by letting the clock go on."""
+
+    def __init__(self, costs: Costs, clock: SimulatedClock, lengths: dict[str, int]) -> None:
+        self._costs = costs
+        self._clock = clock
+        self._lengths = lengths
+        self._rows: dict[int, list[int]] = {}
+        self._ends: dict[int, int] = {}
+
+    def launch(self, plan: StepPlan) -> Handle:
+        for row in plan.freed_rows:
+            self._rows.pop(row, None)
+        for new in plan.new_rows:
+            self._rows[new.row] = [len(new.token_ids), new.num_computed]
+            self._ends[new.row] = new.num_prompt_tokens + self._lengths[new.request_id]
+        sampled = []
+        for row, count in zip(plan.rows, plan.num_tokens, strict=True):
+            state = self._rows[row]
+            state[1] += count
+            if state[0] == state[1]:
+                state[0] += 1
+                sampled.append(row)
+        costs, num_tokens = self._costs, sum(plan.num_tokens)
+        took_s = costs.step_s + len(plan.rows) * costs.row_s + (num_tokens - len(plan.rows)) * costs.prompt_token_s
+        tokens = [[EOS if self._rows[row][0] >= self._ends[row] else 5] for row in sampled]
+        result = StepResult(step_id=plan.step_id, rows=sampled, token_ids=tokens, logprobs=[None] * len(sampled))
+        return _Done(result, self._clock, took_s)
+
+    def sample(self, handle: Handle, masks: TokenMasks | None) -> None:
+        del handle, masks
+
+    def close(self) -> None:
+        self._rows.clear()
+
+
+class _Done:
+    def __init__(self, result: StepResult, clock: SimulatedClock, took_s: float) -> None:
+        self._result = result
+        self._clock = clock
+        self._took_s = took_s
+
+    def result(self) -> StepResult:
+        self._clock.now_s += self._took_s
+        return self._result
+
+
+def serve(jobs: Sequence[Job], engine: Engine, speeds: StepSpeeds, clock: Clock) -> None:
+    """Serve `jobs`, ordered by arrival; fills in what became of them."""
+    by_name, rng, pending = {job.name: job for job in jobs}, random.Random(1), list(reversed(jobs))
+    scheduler = engine.scheduler
+    while pending or scheduler.has_work:
+        while pending and pending[-1].arrives_s <= clock.now():
+            rejection = scheduler.add(pending.pop().submit(rng))
+            assert rejection is None, rejection
+        if not scheduler.has_work:
+            clock.wait_until(pending[-1].arrives_s)
+            continue
+        start_s = clock.now()
+        outputs = engine.step()
+        end_s = clock.now()
+        scheduler.take_cache_events()
+        speeds.add(engine.last_step_tokens, engine.last_step_rows, end_s - start_s)
+        for output in outputs:
+            assert output.error is None, output.error
+            job = by_name[output.request_id]
+            if output.queue_time_s is not None:
+                job.wait_s = output.queue_time_s
+            job.token_s.append(end_s)
+
+
+def simulate(jobs: Sequence[Job], settings: Settings, costs: Costs) -> tuple[list[Job], Scheduler]:
+    """The jobs as they fare under `settings`."""
+    jobs = [replace(job, token_s=[]) for job in jobs]
+    clock, speeds = SimulatedClock(), StepSpeeds()
+    kv = BlockManager(BlockPool(costs.num_blocks), BLOCK_SIZE, [KVGroup(num_layers=1)])
+    scheduler = settings.scheduler(kv, limits_of(costs), clock.now, speeds)
+    runner: Runner = CostRunner(costs, clock, {job.name: job.output_tokens for job in jobs})
+    serve(jobs, Engine(scheduler, runner), speeds, clock)
+    return jobs, scheduler
+
+
+def limits_of(costs: Costs) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_num_seqs=costs.rows,
+        max_num_batched_tokens=costs.budget,
+        max_model_len=32_768,
+        max_num_queued_reqs=10**6,
+        max_num_queued_tokens=10**9,
+        vocab_size=VOCAB_SIZE,
+    )
+
+
+# ---- what arrives
+
+
+def mix(num_jobs: int, scale: int, *, told: bool, seed: int = 1) -> list[Job]:
+    """Four short jobs (64 tokens in, 8 to 32 out) for each long one (512 in, `scale` to 3 `scale` out), one a second."""
+    rng, now_s, jobs = random.Random(seed), 0.0, []
+    for index in range(num_jobs):
+        now_s += rng.expovariate(1.0)
+        if is_long := rng.random() < 0.2:
+            prompt, output = 512, rng.randint(scale, 3 * scale)
+        else:
+            prompt, output = 64, rng.randint(8, 32)
+        kind = "long" if is_long else "short"
+        jobs.append(
+            Job(
+                name=f"{kind}-{index}",
+                kind=kind,
+                arrives_s=now_s,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                told=told,
+            )
+        )
+    return jobs
+
+
+def at_rate(jobs: Sequence[Job], rate: float) -> list[Job]:
+    """The same jobs, so many a second."""
+    return [replace(job, arrives_s=job.arrives_s / rate, token_s=[]) for job in jobs]
+
+
+def capacity(jobs: Sequence[Job], costs: Costs) -> float:
+    """Jobs a second that are served when all wait from the beginning, by the first two thirds of them."""
+    served, _ = simulate([replace(job, arrives_s=0.0) for job in jobs], Settings(), costs)
+    ends = sorted(job.token_s[-1] for job in served)
+    count = 2 * len(ends) // 3
+    return count / ends[count - 1]
+
+
+def streams_and_prompts(
+    *, streams: int, output: int, long_tokens: int, long_every_s: float, short_every_s: float, until_s: float
+) -> list[Job]:
+    """`streams` that begin at once and decode throughout; meanwhile long prompts and short ones (64 tokens) come in turn."""
+    jobs = [
+        Job(name=f"stream-{index}", kind="stream", arrives_s=0.0, prompt_tokens=32, output_tokens=output)
+        for index in range(streams)
+    ]
+    for kind, tokens, every_s in (("long", long_tokens, long_every_s), ("short", 64, short_every_s)):
+        at_s = long_every_s / 2 + (0.0 if kind == "long" else 0.03)
+        while at_s < until_s:
+            jobs.append(
+                Job(name=f"{kind}-{at_s:.3f}", kind=kind, arrives_s=at_s, prompt_tokens=tokens, output_tokens=8)
+            )
+            at_s += every_s
+    return sorted(jobs, key=lambda job: job.arrives_s)
+
+
+# ---- what is told
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def policy_row(jobs: Sequence[Job], scheduler: Scheduler) -> dict[str, float]:
+    """Seconds, and counts."""
+    by_kind = {kind: [job for job in jobs if job.kind == kind] for kind in ("short", "long")}
+    return {
+        "mean latency": statistics.mean(job.latency_s for job in jobs),
+        "p50": statistics.median(job.latency_s for job in jobs),
+        "p99": percentile([job.latency_s for job in jobs], 0.99),
+        "mean, short": statistics.mean(job.latency_s for job in by_kind["short"]),
+        "mean, long": statistics.mean(job.latency_s for job in by_kind["long"]),
+        "longest wait": max(job.wait_s for job in jobs),
+        "done after": max(job.token_s[-1] for job in jobs),
+        "preemptions": float(scheduler.counters.num_preemptions),
+    }
+
+
+def prompt_row(jobs: Sequence[Job]) -> dict[str, float]:
+    """Milliseconds. Gaps of streams after the first prompt came."""
+    gaps = [gap * 1e3 for job in jobs if job.kind == "stream" for gap in job.gaps_s]
+    first = {kind: [job.first_token_s * 1e3 for job in jobs if job.kind == kind] for kind in ("short", "long")}
+    return {
+        "gap p50": statistics.median(gaps),
+        "gap p99": percentile(gaps, 0.99),
+        "gap max": max(gaps),
+        "first token, short, p50": statistics.median(first["short"]),
+        "first token, short, p99": percentile(first["short"], 0.99),
+        "first token, long, p50": statistics.median(first["long"]),
+    }
+
+
+def show(title: str, rows: dict[str, dict[str, float]], digits: int) -> None:
+    """As a Markdown table."""
+    columns = list(next(iter(rows.values())))
+    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
+    for name, values in rows.items():
+        print(f"| {name} | {' | '.join(f'{values[column]:,.{digits}f}' for column in columns)} |")
+
+
+PROMPT_SETTINGS = {
+    "no limit, one prompt at a time": Settings(max_slowdown=None, max_partial=1),
+    "no limit, 4 prompts": Settings(max_slowdown=None, max_partial=4),
+    "k = 3, 4 prompts": Settings(max_slowdown=3.0, max_partial=4),
+    "k = 4, 4 prompts (default)": Settings(),
+    "k = 8, 4 prompts": Settings(max_slowdown=8.0, max_partial=4),
+}
+REAL_SETTINGS = ("no limit, one prompt at a time", "no limit, 4 prompts", "k = 4, 4 prompts (default)")
+POLICY_SETTINGS = {policy: Settings(policy=policy) for policy in (FCFS, SHORTEST_FIRST)}
+
+
+def run_simulations(num_jobs: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Every table, by its title."""
+    tables = {}
+    for costs, scale in ((GPU, 500), (CPU, 250)):
+        most = capacity(mix(num_jobs, scale, told=True), costs)
+        for load in (0.9, 1.1, 1.3):
+            for told in (True, False):
+                jobs = at_rate(mix(num_jobs, scale, told=told), load * most)
+                length = "told" if told else "untold"
+                title = f"{costs.name}, load {load}, {length}, {num_jobs} jobs in {jobs[-1].arrives_s:.0f} s; seconds"
+                tables[title] = {
+                    name: policy_row(*simulate(jobs, each, costs)) for name, each in POLICY_SETTINGS.items()
+                }
+    for costs, streams, long_tokens in ((GPU, 32, 16_000), (CPU, 8, 4_000)):
+        jobs = streams_and_prompts(
+            streams=streams, output=1500, long_tokens=long_tokens, long_every_s=4.0, short_every_s=0.31, until_s=14.0
+        )
+        title = f"{costs.name}, {streams} streams, prompts of {long_tokens:,} every 4 s and of 64 every 0.31 s; milliseconds"
+        tables[title] = {name: prompt_row(simulate(jobs, each, costs)[0]) for name, each in PROMPT_SETTINGS.items()}
+    return tables
+
+
+# ---- the real engine
+
+
+def run_real(model_dir: Path, threads: int, num_jobs: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Every table, by its title; imports torch."""
+    from quire_worker.execution.build import build_runner
+    from quire_worker.execution.options import RunnerOptions
+
+    costs = replace(CPU, rows=8, num_blocks=2_000)
+    runner, info = build_runner(
+        RunnerOptions(
+            model_dir=model_dir,
+            dtype="bfloat16",
+            compute_threads=threads,
+            max_model_len=8192,
+            max_num_seqs=costs.rows + 8,
+            max_num_batched_tokens=costs.budget,
+            num_gpu_blocks_override=costs.num_blocks,
+        )
+    )
+
+    def serve_real(jobs: Sequence[Job], settings: Settings, rows: int) -> tuple[list[Job], Scheduler]:
+        jobs = [replace(job, token_s=[]) for job in jobs]
+        clock, speeds = RealClock(), StepSpeeds()
+        kv = BlockManager(BlockPool(info.num_blocks), info.block_size, info.groups)
+        limits = replace(limits_of(costs), max_num_seqs=rows, max_model_len=info.max_model_len)
+        scheduler = settings.scheduler(kv, limits, clock.now, speeds)
+        engine = Engine(scheduler, runner)
+        gc.collect()
+        serve(jobs, engine, speeds, clock)
+        free_rows(runner, rows)
+        return jobs, scheduler
+
+    jobs = at_rate(mix(num_jobs, 100, told=True), num_jobs)
+    serve_real(jobs[:8], Settings(), costs.rows)
+    title = f"88 M for real, {num_jobs} jobs within about a second, {costs.rows} rows; seconds"
+    rows: dict[str, dict[str, float]] = {}
+    for number in range(1, rounds + 1):
+        for name, each in POLICY_SETTINGS.items():
+            rows[f"{name}, round {number}"] = policy_row(*serve_real(jobs, each, costs.rows))
+    tables = {title: rows}
+    jobs = streams_and_prompts(
+        streams=6, output=150, long_tokens=2000, long_every_s=3.0, short_every_s=0.5, until_s=4.0
+    )
+    tables["88 M for real, 6 streams, a prompt of 2,000 and some of 64; milliseconds"] = {
+        name: prompt_row(serve_real(jobs, each, costs.rows + 8)[0])
+        for name, each in PROMPT_SETTINGS.items()
+        if name in REAL_SETTINGS
+    }
+    runner.close()
+    return tables
+
+
+def free_rows(runner: Runner, rows: int) -> None:
+    """The next scheduler begins with empty rows."""
+    plan = StepPlan(
+        step_id=0,
+        freed_rows=list(range(rows)),
+        copies=[],
+        new_rows=[],
+        rows=[],
+        num_tokens=[],
+        new_blocks=[],
+        replaced_block_ids=[],
+    )
+    handle = runner.launch(plan)
+    runner.sample(handle, None)
+    handle.result()
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=("simulate", "real"))
+    parser.add_argument("--jobs", type=int, help="of each mix [1500 simulated, 24 real]")
+    parser.add_argument("--rounds", type=int, default=2, help="for real, of the policies in turn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="folder that keeps the random checkpoint")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.mode == "simulate":
+        tables = run_simulations(args.jobs or 1500)
+    else:
+        from checkpoints import LLAMA_88M, make_random_checkpoint, work_folder
+
+        with work_folder(args.keep) as folder:
+            if not (folder / "config.json").exists():
+                make_random_checkpoint(folder, LLAMA_88M)
+            tables = run_real(folder, args.threads, args.jobs or 24, args.rounds)
+    if args.json:
+        print(json.dumps(tables))
+        return
+    print(f"Python {platform.python_version()}, {platform.machine()}")
+    for title, rows in tables.items():
+        show(title, rows, 2 if "seconds" in title and "milli" not in title else 1)
+
+
+if __name__ == "__main__":
+    main()
