@@ -19,7 +19,7 @@ from quire_worker.kv.block_manager import BlockManager, BlockTable
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
 from quire_worker.plan import NewRow, StepPlan, StepResult
-from quire_worker.request import ChoiceOutput, Submit, TokenLogprobs
+from quire_worker.request import FAILURES, ChoiceOutput, Submit, TokenLogprobs
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.draft import PlanDraft, StepInFlight
@@ -240,12 +240,12 @@ class Scheduler:
             self._enter(sibling, fork.table, sibling.num_prompt - 1, draft)
         while draft.has_room and (head := self.queue.head) is not None and head.table is None:
             # A prompt whose log-probabilities are wanted must be computed, whatever is in the cache.
-            readable = head.num_known - 1 if head.sampling.prompt_logprobs is None else 0
-            match = self._kv.match_prefix(head.chain, readable)
+            reads_cache = head.sampling.prompt_logprobs is None
+            match = self._kv.match_prefix(head.chain, head.num_known - 1 if reads_cache else 0)
             table = self._kv.admit(match, head.num_known)
             if table is None:
                 return
-            self.counters.prefix_queries += head.num_known
+            self.counters.prefix_queries += head.num_known if reads_cache else 0
             self.counters.prefix_hits += match.num_tokens
             self._enter(self.queue.pop(), table, match.num_tokens, draft)
 
@@ -305,7 +305,7 @@ class Scheduler:
         """What few steps bring: log-probabilities of a prompt, and failures, before others could find the blocks that hold them."""
         code = result.failed.get(row)
         if code is not None:
-            return [self.fail(choice, code, code)]
+            return [self.fail(choice, FAILURES[code], code)]
         if row in result.prompt_logprobs:
             choice.prompt_logprobs.append(result.prompt_logprobs[row])
         return []
