@@ -21,7 +21,14 @@ SCRIPT = Path(__file__).with_name("triton_side.py")
 KINDS = (
     {"temperature": 0.0},
     {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5},
-    {"seed": 4, "prompt_logprobs": 2, "allowed_token_ids": tuple(range(0, 320, 3)), "bad_words": ((3,), (6, 9))},
+    {
+        "seed": 4,
+        "prompt_logprobs": 2,
+        "logprobs": 0,
+        "logprob_token_ids": (5, 300),
+        "allowed_token_ids": tuple(range(0, 320, 3)),
+        "bad_words": ((3,), (6, 9)),
+    },
 )
 
 
