@@ -224,3 +224,32 @@ def test_signed_zeros_are_equal_at_a_boundary(name: OpsName) -> None:
     tokens = load_ops(name).sample(logits, params(4, top_k=1))
 
     assert set(tokens.tolist()) == {0}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of the interpreter, about the very NaN
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab_size", [7, 5000])
+def test_rows_that_are_not_finite_are_marked_and_change_no_other(
+    name: OpsName, dtype: torch.dtype, vocab_size: int
+) -> None:
+    ops, inf = load_ops(name), float("inf")
+    logits = torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(3)).to(dtype)
+    case = params(8, temperature=torch.tensor([0.0, 1.0] * 4), top_k=torch.tensor([0, 0, 0, 5, 0, 0, 0, 5]))
+    plain = ops.sample(logits, case)
+    spoilt = logits.clone()
+    spoilt[1, vocab_size - 1] = float("nan")
+    spoilt[2] = -inf
+    spoilt[3, 2] = inf
+    spoilt[4] = float("nan")
+    spoilt[6, : vocab_size - 1] = -inf
+    broken = torch.zeros(8, dtype=torch.bool)
+    greedy = torch.ones(8, dtype=torch.bool)
+
+    tokens = ops.sample(spoilt, case, broken=broken)
+    best = ops.argmax(spoilt, broken=greedy)
+
+    assert broken.tolist() == greedy.tolist() == [False, True, True, True, True, False, False, False]
+    assert tokens[[0, 5, 7]].tolist() == plain[[0, 5, 7]].tolist()
+    assert best[6] == vocab_size - 1
+    assert tokens.min() >= 0 and tokens.max() < vocab_size

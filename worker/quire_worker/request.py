@@ -9,6 +9,12 @@ FAILED_NOT_FINITE = "not_finite"
 """The model's logits held NaN or infinity."""
 FAILED_NO_TOKEN = "no_token"  # noqa: S105 - a reason
 """What the request forbids left no token that could come."""
+FAILURES = {
+    FAILED_NOT_FINITE: "the model's output is not finite (NaN or infinity): its weights may be damaged, or overflow in float16; "
+    "try --dtype bfloat16 or float32",
+    FAILED_NO_TOKEN: "what the request forbids leaves no token that could come",
+}
+"""In words."""
 MAX_LOGPROB_TOKEN_IDS = 128
 """So many places a row has for them on the device."""
 

@@ -31,8 +31,8 @@ class Limits:
     """top_logprobs of a chat, logprobs of a completion."""
     max_cache_salt_chars: int = 1024
     max_allowed_token_ids: int = 65_536
-    max_bad_words: int = 256
-    max_bad_word_chars: int = 256
+    max_bad_words: int = 128
+    max_bad_word_chars: int = 128
     """Characters of one of bad_words."""
     max_logprob_token_ids: int = 128
     max_prompt_logprob_entries: int = 524_288

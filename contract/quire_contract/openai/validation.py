@@ -53,8 +53,8 @@ def check_completion(request: CompletionRequest, limits: Limits) -> None:
         raise invalid("max_tokens", "0 is allowed only with echo: true, when the prompt alone comes back")
     _check_range("max_tokens", request.max_tokens, 0, None)
     _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
-    if request.best_of is not None and request.best_of != request.num_choices:
-        raise invalid("best_of", f"is not supported unless it equals n, which is {request.num_choices}")
+    if request.best_of is not None and request.best_of not in (1, request.num_choices):
+        raise invalid("best_of", f"is not supported unless it is 1 or equals n, which is {request.num_choices}")
     num_choices = request.num_prompts * request.num_choices
     if num_choices > limits.max_choices:
         raise invalid("n", f"times the number of prompts is {num_choices}; at most {limits.max_choices} is allowed")

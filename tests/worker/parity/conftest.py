@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from quire_kernels.sampling import SamplingTensors, perturbed_logits
 from quire_worker.engine.engine import Engine
@@ -18,7 +21,7 @@ from quire_worker.execution.options import RunnerOptions
 from quire_worker.execution.runner import TorchRunner
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
-from quire_worker.request import SamplingParams, Submit, TokenLogprobs
+from quire_worker.request import PromptLogprobs, SamplingParams, Submit, TokenLogprobs
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.scheduler import Scheduler
 
@@ -121,6 +124,25 @@ class Outcome:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: list[PromptLogprobs] | None = None
+    error_code: str | None = None
+
+    @property
+    def prompt_values(self) -> list[float]:
+        """Log-probabilities of the prompt's tokens but the first."""
+        return [value for part in self.prompt_logprobs or [] for value in array("f", part.logprobs)]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The likeliest tokens in their places, one place after the other."""
+        return [value for part in self.prompt_logprobs or [] for value in array("i", part.top_ids)]
+
+    @property
+    def prompt_bytes(self) -> list[bytes]:
+        """All that is told of the prompt, however it was cut into steps."""
+        parts = self.prompt_logprobs or []
+        columns = ("logprobs", "ranks", "top_ids", "top_logprobs")
+        return [b"".join(getattr(part, name) for part in parts) for name in columns]
 
 
 class Side:
@@ -137,6 +159,7 @@ class Side:
         blocks: int = 600,
         ops: str = "cpu",
         dtype: str = "float32",
+        resident: bool | None = None,
         wrap: Callable[[TorchRunner], Any] = lambda runner: runner,
     ) -> None:
         options = RunnerOptions(
@@ -148,6 +171,7 @@ class Side:
             max_num_seqs=rows,
             max_num_batched_tokens=max(chunk, rows),
             num_gpu_blocks_override=blocks,
+            is_resident=resident,
         )
         self.runner, self.info = build_runner(options)
         limits = SchedulerLimits(
@@ -172,8 +196,12 @@ class Side:
         outcomes: dict[tuple[str, int], Outcome] = {}
         while self.scheduler.has_work:
             for output in self.engine.step():
-                assert output.error is None, output.error
                 outcome = outcomes.setdefault((output.request_id, output.choice), Outcome())
+                assert output.error is None or output.error_code is not None, output.error
+                outcome.error_code = output.error_code
+                if output.prompt_logprobs is not None:
+                    assert outcome.prompt_logprobs is None, "told twice"
+                    outcome.prompt_logprobs = output.prompt_logprobs
                 outcome.token_ids += output.token_ids
                 outcome.logprobs += output.logprobs or []
                 outcome.finish_reason = output.finish_reason or outcome.finish_reason
@@ -239,6 +267,13 @@ def perturb(
     for token_id in set(output):
         count = list(output).count(token_id)
         logits[token_id] -= sampling.frequency_penalty * count + sampling.presence_penalty
+    if sampling.allowed_token_ids:
+        allowed = torch.zeros_like(logits, dtype=torch.bool)
+        allowed[list(sampling.allowed_token_ids)] = True
+        logits[~allowed] = float("-inf")
+    for word in sampling.bad_words:
+        if list(word[:-1]) == list(output)[len(output) - len(word) + 1 :]:
+            logits[word[-1]] = float("-inf")
     if len(output) < sampling.min_tokens:
         logits[list(sampling.ending_token_ids)] = float("-inf")
     seed = sampling.seed - 2**64 if sampling.seed >= 2**63 else sampling.seed
@@ -273,6 +308,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def damaged(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in which the last token's embedding is not finite: whoever's prompt holds it gets NaN, as an overflow would give."""
+    folder = tmp_path_factory.mktemp("damaged") / "llama"
+    shutil.copytree(checkpoint("llama"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][VOCAB_SIZE - 1, 0] = float("inf")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

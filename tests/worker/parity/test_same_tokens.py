@@ -25,6 +25,15 @@ def requests(prompts):
         {"seed": 9, "temperature": 0.7, "top_k": 5, "presence_penalty": -0.5},
         {"temperature": 0.0, "eos_token_ids": tuple(range(0, 320, 5)), "min_tokens": 5},
         {"seed": 10, "eos_token_ids": tuple(range(0, 320, 3)), "ignore_eos": True},
+        {
+            "seed": 12,
+            "allowed_token_ids": tuple(range(0, 320, 16)),
+            "bad_words": tuple((t, t) for t in range(0, 320, 16)),
+        },
+        {
+            "temperature": 0.0,
+            "bad_words": (*((t,) for t in range(40)), *((t, u) for t in range(40, 320, 7) for u in (t, 99))),
+        },
     ]
     bodies = [shared[:150], *prompts[-len(kinds) + 2 :], [*shared[:150], 1, 2, 3]]
     return [

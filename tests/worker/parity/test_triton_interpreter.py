@@ -8,36 +8,72 @@ from pathlib import Path
 
 import pytest
 
-from quire_worker.request import SamplingParams, Submit
+from quire_worker.request import FAILED_NO_TOKEN, FAILED_NOT_FINITE, SamplingParams, Submit
 
 pytest.importorskip("triton")
 
 MAX_TOKENS = 4
+SPOILT = 319
+"""The token whose embedding is not finite in the damaged checkpoint."""
 SCRIPT = Path(__file__).with_name("triton_side.py")
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-mixed-windows", "qwen3-moe"])
-def test_tokens_through_triton_equal_those_through_the_cpu_ops(name, checkpoint, side, mixed_prompts):
-    prompts = [mixed_prompts[i] for i in (2, 8, 11)]
-    kinds = ({"temperature": 0.0}, {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5})
-    submits = [
-        Submit(
-            request_id=str(i),
-            prompt_token_ids=prompt,
-            sampling=SamplingParams(max_tokens=MAX_TOKENS, **kinds[i % 2]),
-        )
-        for i, prompt in enumerate(prompts)
-    ]
+KINDS = (
+    {"temperature": 0.0},
+    {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5},
+    {
+        "seed": 4,
+        "prompt_logprobs": 2,
+        "logprobs": 0,
+        "logprob_token_ids": (5, 300),
+        "allowed_token_ids": tuple(range(0, 320, 3)),
+        "bad_words": ((3,), (6, 9)),
+    },
+)
 
+
+def through_triton(folder, requests):
+    """(tokens, the prompt's log-probabilities, error codes) of each (prompt, sampling parameters)."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(checkpoint(name)), str(MAX_TOKENS)],
-        input=json.dumps(prompts),
+        [sys.executable, str(SCRIPT), str(folder)],
+        input=json.dumps(requests),
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(SCRIPT.parents[2])},
     )
-
     assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-mixed-windows", "qwen3-moe"])
+def test_tokens_through_triton_equal_those_through_the_cpu_ops(name, checkpoint, side, mixed_prompts):
+    prompts = [mixed_prompts[i] for i in (2, 8, 11)]
+    kinds = [{"max_tokens": MAX_TOKENS, **kind} for kind in KINDS]
+    submits = [
+        Submit(request_id=str(i), prompt_token_ids=prompt, sampling=SamplingParams(**kind))
+        for i, (prompt, kind) in enumerate(zip(prompts, kinds, strict=True))
+    ]
+
+    found = through_triton(checkpoint(name), list(zip(prompts, kinds, strict=True)))
+
     expected = side(checkpoint(name)).generate(submits)
-    assert json.loads(done.stdout) == [expected[str(i), 0].token_ids for i in range(len(prompts))]
+    assert [tokens for tokens, _, _ in found] == [expected[str(i), 0].token_ids for i in range(len(prompts))]
+    assert [logprobs for _, logprobs, _ in found[:2]] == [[], []]
+    assert found[2][1] == pytest.approx(expected["2", 0].prompt_values, abs=1e-4)
+    assert len(found[2][1]) == len(prompts[2]) - 1
+
+
+def test_what_fails_through_triton_fails_alone(damaged, side, mixed_prompts):
+    greedy, stuck = {"max_tokens": 3, "temperature": 0.0}, {"max_tokens": 3, "seed": 1, "allowed_token_ids": (4,)}
+    requests = [
+        (mixed_prompts[3], greedy),
+        ([7, SPOILT, 8], {**greedy, "temperature": 1.0}),
+        (mixed_prompts[4], {**stuck, "bad_words": ((4,),)}),
+        ([SPOILT, 9], greedy),
+    ]
+
+    found = through_triton(damaged, requests)
+
+    assert [errors for _, _, errors in found] == [[], [FAILED_NOT_FINITE], [FAILED_NO_TOKEN], [FAILED_NOT_FINITE]]
+    assert [found[i][0] for i in (0, 1, 2, 3)] == [side(damaged).greedy([mixed_prompts[3]], 3)[0], [], [], []]

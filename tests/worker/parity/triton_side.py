@@ -1,6 +1,7 @@
 """Our engine with Triton's ops under the interpreter, on a GPU's road: resident rows, recorded decode steps, nothing that waits.
 
-    python triton_side.py FOLDER MAX_TOKENS     prompts as JSON on standard input, tokens as JSON on standard output
+    python triton_side.py FOLDER     prompts with sampling parameters as JSON on standard input; on standard output, for each of them, its
+                                     tokens, the log-probabilities of its prompt and its error code
 
 A process of its own, because the interpreter must be chosen, and mended as tests/kernels/conftest.py does it, before Triton's kernels are
 imported.
@@ -10,7 +11,9 @@ import itertools
 import json
 import runpy
 import sys
+from array import array
 from pathlib import Path
+from typing import Any
 
 from device_road import CallRecorder, NoWaiting
 
@@ -42,10 +45,15 @@ class Unwaiting:
             self._runner.sample(handle, masks)
 
 
+def as_tuples(value: Any) -> Any:
+    """JSON's lists as the parameters have them."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 def main() -> None:
     runpy.run_path(str(Path(__file__).parents[2] / "kernels" / "conftest.py"))
-    folder, max_tokens = Path(sys.argv[1]), int(sys.argv[2])
-    prompts = json.load(sys.stdin)
+    folder = Path(sys.argv[1])
+    requests = json.load(sys.stdin)
     options = RunnerOptions(
         model_dir=folder,
         device="cpu",
@@ -70,16 +78,18 @@ def main() -> None:
     )
     scheduler = Scheduler(kv, limits, itertools.count().__next__)
     engine = Engine(scheduler, Unwaiting(runner), depth=2)
-    kinds = ({"temperature": 0.0}, {"seed": 3, "top_p": 0.9, "frequency_penalty": 0.5})
-    for i, prompt in enumerate(prompts):
-        sampling = SamplingParams(max_tokens=max_tokens, **kinds[i % 2])
+    for i, (prompt, kind) in enumerate(requests):
+        sampling = SamplingParams(**{name: as_tuples(value) for name, value in kind.items()})
         assert scheduler.add(Submit(request_id=str(i), prompt_token_ids=prompt, sampling=sampling)) is None
-    tokens: list[list[int]] = [[] for _ in prompts]
+    found: list[tuple[list[int], list[float], list[str]]] = [([], [], []) for _ in requests]
     while scheduler.has_work:
         for output in engine.step():
-            assert output.error is None, output.error
-            tokens[int(output.request_id)] += output.token_ids
-    json.dump(tokens, sys.stdout)
+            assert output.error is None or output.error_code, output.error
+            tokens, logprobs, errors = found[int(output.request_id)]
+            tokens += output.token_ids
+            logprobs += [value for part in output.prompt_logprobs or [] for value in array("f", part.logprobs)]
+            errors += [output.error_code] if output.error_code else []
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

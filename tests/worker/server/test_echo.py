@@ -228,6 +228,19 @@ async def test_a_prompt_with_logprobs_is_computed_even_if_it_is_in_the_cache(ask
     assert first["choices"][0]["prompt_logprobs"] == second["choices"][0]["prompt_logprobs"]
 
 
+async def test_many_long_prompts_at_once_give_what_each_gives_alone(ask: Ask, stream: Ask, tokenizer: Any) -> None:
+    prompts = [tokenizer(f"{i} times {i} is {i * i}, " * 12).input_ids[: 150 + 7 * i] for i in range(12)]
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "logprobs": 2, "echo": True}
+
+    answer = await ask(prompt=prompts, **body)
+    chunks = await stream(prompt=prompts, **body)
+    alone = [await ask(prompt=prompt, **body) for prompt in prompts]
+
+    assert answer["usage"]["prompt_tokens"] * 3 > 4096  # made into JSON beside the event loop
+    assert answer["choices"] == [{**one["choices"][0], "index": i} for i, one in enumerate(alone)]
+    assert sorted(put_together(chunks).values(), key=itemgetter("index")) == answer["choices"]
+
+
 async def test_too_many_logprobs_of_prompts_are_refused_by_the_fields_name(ask: Ask) -> None:
     prompts = [[5] * 500] * 250
 

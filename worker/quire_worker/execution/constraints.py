@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,6 +51,19 @@ class _Batch:
     words: _Words | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RowWords:
+    """Bad words of one request: w words, u different last tokens."""
+
+    words: tuple[tuple[int, ...], ...]
+    table: npt.NDArray[np.int32]
+    """[w, longest - 1]: the tokens before the last, right-aligned."""
+    last_ids: Ints
+    """[u]"""
+    pairs: Ints
+    """[w], into last_ids."""
+
+
 class Constraints:
     """Of the rows of one runner."""
 
@@ -57,25 +71,35 @@ class Constraints:
         self._vocab_size = vocab_size
         self._device = device
         self._masks: dict[int, Tensor] = {}
-        self._words: dict[int, tuple[tuple[int, ...], ...]] = {}
+        self._words: dict[int, _RowWords] = {}
+        self._last_mask: tuple[tuple[int, ...], Tensor] | None = None
+        self._last_words: _RowWords | None = None
         self._batch: _Batch | None = None
 
     def set_up(self, new: NewRow) -> None:
-        """A request enters its row; `forget` was called for the last one."""
+        """A request enters its row; `forget` was called for the last one. Choices of one request come one after the other."""
         sampling = new.sampling
         if sampling.allowed_token_ids:
-            bits = np.zeros(-(-self._vocab_size // 32) * 32, np.uint8)
-            bits[np.array(sampling.allowed_token_ids, np.int64)] = 1
-            self._masks[new.row] = upload(np.packbits(bits, bitorder="little").view("<i4"), self._device)
+            self._masks[new.row] = self._mask_of(sampling.allowed_token_ids)
         if sampling.bad_words:
-            self._words[new.row] = sampling.bad_words
-        if new.row in self._masks or new.row in self._words:
+            if self._last_words is None or self._last_words.words is not sampling.bad_words:
+                self._last_words = _row_words(sampling.bad_words)
+            self._words[new.row] = self._last_words
+        if sampling.allowed_token_ids or sampling.bad_words:
             self._batch = None
+
+    def _mask_of(self, allowed: tuple[int, ...]) -> Tensor:
+        if self._last_mask is None or self._last_mask[0] is not allowed:
+            bits = np.zeros(-(-self._vocab_size // 32) * 32, np.uint8)
+            bits[np.array(allowed, np.int64)] = 1
+            mask = upload(np.packbits(bits, bitorder="little").view("<i4"), self._device)
+            self._last_mask = (allowed, mask)
+        return self._last_mask[1]
 
     def forget(self, row: int) -> None:
         """Its request has left."""
-        if self._masks.pop(row, None) is not None or self._words.pop(row, None) is not None:
-            self._words.pop(row, None)
+        mask, words = self._masks.pop(row, None), self._words.pop(row, None)
+        if mask is not None or words is not None:
             self._batch = None
 
     def bind(self, rows: Ints) -> bool:
@@ -109,24 +133,33 @@ class Constraints:
         words = self._make_words(worded, [self._words[rows[i]] for i in worded]) if worded else None
         return _Batch(rows=rows, masks=masks, words=words)
 
-    def _make_words(self, index: list[int], found: Sequence[tuple[tuple[int, ...], ...]]) -> _Words:
-        words = [(place, word) for place, of_row in enumerate(found) for word in of_row]
-        width = max(len(word) for _, word in words) - 1
-        table = np.full((len(words), width), _ANY, np.int32)
-        pairs: dict[tuple[int, int], int] = {}
-        pair_of = []
-        for i, (place, word) in enumerate(words):
-            table[i, width - len(word) + 1 :] = word[:-1]
-            pair_of.append(pairs.setdefault((index[place], word[-1]), len(pairs)))
-        pair_index, pair_ids = np.array(list(pairs), np.int64).T.copy()
+    def _make_words(self, index: list[int], found: Sequence[_RowWords]) -> _Words:
+        width = max(row.table.shape[1] for row in found)
+        padded = [np.pad(row.table, ((0, 0), (width - row.table.shape[1], 0)), constant_values=_ANY) for row in found]
+        num_words, num_pairs = ([len(array) for array in arrays] for arrays in (padded, [r.last_ids for r in found]))
+        starts = np.cumsum([0, *num_pairs[:-1]])
+        places = np.array(index, np.int64)
+
+        def sent(array: npt.NDArray[np.generic]) -> Tensor:
+            return upload(array, self._device)
+
         return _Words(
-            index=upload(np.array(index, np.int64), self._device),
-            table=upload(table, self._device),
-            word_rows=upload(np.array([place for place, _ in words], np.int64), self._device),
-            pairs=upload(np.array(pair_of, np.int64), self._device),
-            pair_index=upload(pair_index, self._device),
-            pair_ids=upload(pair_ids, self._device),
+            index=sent(places),
+            table=sent(np.concatenate(padded)),
+            word_rows=sent(np.repeat(np.arange(len(found)), num_words)),
+            pairs=sent(np.concatenate([row.pairs for row in found]) + np.repeat(starts, num_words)),
+            pair_index=sent(np.repeat(places, num_pairs)),
+            pair_ids=sent(np.concatenate([row.last_ids for row in found])),
         )
+
+
+def _row_words(words: tuple[tuple[int, ...], ...]) -> _RowWords:
+    width = max(map(len, words)) - 1
+    table = np.full((len(words), width), _ANY, np.int32)
+    for i, word in enumerate(words):
+        table[i, width - len(word) + 1 :] = word[:-1]
+    last_ids, pairs = np.unique(np.array([word[-1] for word in words], np.int64), return_inverse=True)
+    return _RowWords(words=words, table=table, last_ids=last_ids, pairs=pairs.astype(np.int64))
 
 
 def _matches(words: _Words, sampled: SampledRows, rows: Rows, num_prompt: Tensor) -> Tensor:

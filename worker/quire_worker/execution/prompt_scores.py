@@ -134,11 +134,19 @@ class Head(Protocol):
 
 
 def score(
-    head: Head, ops: Ops, hidden_NE: Tensor, scored: Tensor, targets: Tensor, spans: list[Span], vocab_size: int
+    head: Head,
+    ops: Ops,
+    hidden_NE: Tensor,
+    scored: Tensor,
+    targets: Tensor,
+    spans: list[Span],
+    vocab_size: int,
+    *,
+    max_logits: int = MAX_LOGITS,
 ) -> PromptScores:
     """scored [P] int64: rows of hidden [N, E]; targets [P] int64: the tokens that came after them. Waits for nothing."""
     num_top = max(span.num_top for span in spans)
-    size = max(1, MAX_LOGITS // vocab_size)
+    size = max(1, max_logits // vocab_size)
     parts = [
         ops.top_logprobs(head.logits(hidden_NE.index_select(0, places)), chosen, num_top)
         for places, chosen in zip(torch.split(scored, size), torch.split(targets, size), strict=True)

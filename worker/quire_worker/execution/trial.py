@@ -5,7 +5,7 @@ from quire_worker.execution.runner import TorchRunner
 from quire_worker.plan import NewRow, StepPlan
 from quire_worker.request import SamplingParams
 
-_DEMANDING = SamplingParams(max_tokens=1, top_p=0.9, repetition_penalty=1.1, logprobs=5)
+_DEMANDING = SamplingParams(max_tokens=1, top_p=0.9, repetition_penalty=1.1, logprobs=5, prompt_logprobs=1)
 
 
 def run_plan_of(runner: TorchRunner, shape: KVShape, *, num_rows: int, num_tokens: int) -> None:

@@ -20,7 +20,7 @@ from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
 from quire_worker.plan import StepPlan, StepResult
-from quire_worker.request import ChoiceOutput, Submit, TokenLogprobs
+from quire_worker.request import FAILURES, ChoiceOutput, Submit, TokenLogprobs
 from quire_worker.scheduling.batch import Batch, held
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
@@ -292,7 +292,7 @@ class Scheduler:
         """What few steps bring: log-probabilities of a prompt, and failures, before others could find the blocks that hold them."""
         code = result.failed.get(row)
         if code is not None:
-            return [self.fail(choice, code, code)]
+            return [self.fail(choice, FAILURES[code], code)]
         if row in result.prompt_logprobs:
             choice.prompt_logprobs.append(result.prompt_logprobs[row])
         return []

@@ -45,11 +45,6 @@ class Extras:
     echoed_logprobs: int | None = None
     """How many of the likeliest an echo shows beside each token."""
 
-    @property
-    def has_prompts(self) -> bool:
-        """Whether the first piece of a choice brings something of its prompt."""
-        return self.token_ids or self.prompt_logprobs is not None or any(prompt.echo for prompt in self.prompts)
-
     def prompt_of(self, index: int) -> ShownPrompt:
         """That of the answer's choice `index`."""
         return self.prompts[index // self.n]
