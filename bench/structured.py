@@ -223,12 +223,12 @@ def overhead(args: argparse.Namespace) -> None:
                 free.step()
             medians = [statistics.median(batch.step_s) * 1e3 for batch in (constrained, free)]
             ratio = statistics.median(c / f for c, f in zip(constrained.step_s, free.step_s, strict=False))
-            used = constrained.processor_s / free.processor_s
+            used = [batch.processor_s / len(batch.step_s) * 1e3 for batch in (constrained, free)]
             if number:
                 ratios.append(ratio)
                 print(
                     f"round {number}: constrained {medians[0]:.2f} ms a step, free {medians[1]:.2f}, ratio {ratio:.3f}, "
-                    f"processor time {used:.3f}",
+                    f"processor time {used[0]:.1f} ms and {used[1]:.1f}, ratio {used[0] / used[1]:.3f}",
                     flush=True,
                 )
     print(f"{processor()}, {args.threads} threads; {ROWS} rows, {TOKENS} tokens each, temperature 1")
