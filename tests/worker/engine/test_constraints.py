@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher
 
-from quire_worker.grammar.limits import parser_limits
 from quire_worker.grammar.matcher import CompiledGrammar
 from quire_worker.grammar.tokenizer import GrammarTokenizer, grammar_tokenizer
 from quire_worker.plan import Handle, Runner, StepPlan, TokenMasks
@@ -50,9 +48,9 @@ class GrammarRig:
         self._tokenizer = tokenizer
 
     def compile(self, text: str) -> CompiledGrammar:
-        prototype = LLMatcher(self._tokenizer.ll, text, limits=parser_limits(), log_level=0)
-        assert not prototype.is_error(), prototype.get_error()
-        return CompiledGrammar(prototype, self._tokenizer, 1)
+        compiled = CompiledGrammar(text, self._tokenizer)
+        assert compiled.error is None
+        return compiled
 
     def submit(self, name: str, grammar: str | None = None, *, n: int = 1, prompt: int = 9, **sampling: Any) -> None:
         tokens = [(sum(name.encode()) + 5 * i) % 60 for i in range(prompt)]

@@ -1,14 +1,15 @@
 """Masks and matchers: what may come, when a choice ends, and that one choice's trouble is its own."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
+from quire_worker.grammar.compiler import digest_of
 from quire_worker.grammar.masks import MaskFiller, MaskWanted
 from quire_worker.grammar.matcher import CompiledGrammar, Matcher
 from quire_worker.grammar.tokenizer import GrammarTokenizer, NoTokenizerError, grammar_tokenizer, load_grammar_tokenizer
@@ -113,7 +114,7 @@ def test_tokens_that_only_padding_has_never_come(matcher: Any, tokenizer: Gramma
 
 def test_tokens_that_only_the_tokenizer_has_never_come() -> None:
     small = grammar_tokenizer((DEMO / "tokenizer.json").read_bytes(), [*ENDS], 500)
-    compiled = CompiledGrammar(LLMatcher(small.ll, "start: /(?s).*/"), small, 1)
+    compiled = CompiledGrammar("start: /(?s).*/", small)
 
     found = allowed(MaskFiller().fill([MaskWanted(0, compiled.new_matcher())])[0])[0]
 
@@ -197,3 +198,21 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 def test_a_model_without_an_end_says_so() -> None:
     with pytest.raises(NoTokenizerError, match="no end token"):
         grammar_tokenizer((DEMO / "tokenizer.json").read_bytes(), [], 1536)
+
+
+def test_choices_outlive_a_lexer_that_they_filled_together_and_new_ones_get_another(bench: Any) -> None:
+    text = "start: /(.*[a-m].{10}[n-z])*/"
+    compiled = bench.compile(text)
+    matchers = [compiled.new_matcher() for _ in range(12)]
+    filler, rng = MaskFiller(), random.Random(0)
+
+    for _ in range(80):
+        masks, verdicts = filler.fill([MaskWanted(row, matcher) for row, matcher in enumerate(matchers)])
+        assert verdicts == [None] * len(matchers)
+        for row, ways in allowed(masks).items():
+            assert matchers[row].take(rng.choice([token for token in ways if token not in ENDS])) is None
+
+    assert compiled.is_worn
+    assert bench.compiler.find(digest_of(text)) is None
+    assert bench.compile(text) is not compiled
+    assert bench.compiler.find(digest_of(text)) is not compiled

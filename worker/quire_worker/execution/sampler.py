@@ -128,7 +128,8 @@ class Sampler:
         kept = [i for i, row in enumerate(masks.rows) if row in place]
         if not kept:
             return
-        words = np.frombuffer(masks.bits, "<i4").reshape(len(masks.rows), -1)[kept, : -(-logits_SV.shape[1] // 32)]
+        words = np.frombuffer(masks.bits, "<i4").reshape(len(masks.rows), -1)
+        words = np.ascontiguousarray(words[kept, : -(-logits_SV.shape[1] // 32)])
         index = np.array([place[masks.rows[i]] for i in kept], np.int64)
         self._ops.apply_bitmask(logits_SV, upload(index, logits_SV.device), upload(words, logits_SV.device))
 

@@ -16,18 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from llguidance import LLMatcher
-
-from quire_worker.grammar.limits import COMPILE_STACK_BYTES, GrammarLimits, parser_limits
-from quire_worker.grammar.matcher import CompiledGrammar, describe
+from quire_worker.grammar.limits import COMPILE_STACK_BYTES, GrammarLimits
+from quire_worker.grammar.matcher import CompiledGrammar
 from quire_worker.grammar.tokenizer import GrammarTokenizer
 from quire_worker.grammar.trial import Trial, TrialBrokenError
 
 log = logging.getLogger(__name__)
 
-_BASE_BYTES = 64 * 2**10
-_BYTES_PER_CHARACTER = 200
-"""What compiled grammars were seen to take, at most."""
 _MAX_TOO_SLOW = 3
 """After so many of its matchers ran out of patience a grammar is refused."""
 
@@ -76,13 +71,16 @@ class GrammarCompiler:
         self.counters = GrammarCounters()
 
     def find(self, digest: bytes) -> Outcome | None:
-        """What is known of a text; None if it must be compiled."""
+        """What is known of a text; None if it must be compiled, for the first time or again."""
         outcome = self._known.get(digest)
         if outcome is None:
             return None
+        if isinstance(outcome, CompiledGrammar):
+            if outcome.num_too_slow >= _MAX_TOO_SLOW:
+                return Refused("takes too long for each token; make it less ambiguous")
+            if outcome.is_worn:
+                return None
         self._known.move_to_end(digest)
-        if isinstance(outcome, CompiledGrammar) and outcome.num_too_slow >= _MAX_TOO_SLOW:
-            return Refused("takes too long for each token; make it less ambiguous")
         return outcome
 
     def start(self, digest: bytes, text: str) -> bool:
@@ -120,9 +118,14 @@ class GrammarCompiler:
             self._texts.put(None)
 
     def _remember(self, digest: bytes, outcome: Outcome) -> None:
+        former = self._known.pop(digest, None)
+        if former is not None:
+            self._known_bytes -= _size_of(former)
         self._known[digest] = outcome
         self._known_bytes += _size_of(outcome)
-        while self._known_bytes > self._limits.cache_bytes and len(self._known) > 1:
+        while len(self._known) > 1 and (
+            self._known_bytes > self._limits.cache_bytes or len(self._known) > self._limits.max_cached
+        ):
             _, dropped = self._known.popitem(last=False)
             self._known_bytes -= _size_of(dropped)
 
@@ -165,10 +168,8 @@ class GrammarCompiler:
             return Refused(str(error), is_for_good=False)
         if refusal is not None:
             return Refused(refusal)
-        prototype = LLMatcher(self._tokenizer.ll, text, limits=parser_limits(), log_level=0)
-        if prototype.is_error():
-            return Refused(describe(prototype.get_error()))
-        return CompiledGrammar(prototype, self._tokenizer, _BASE_BYTES + _BYTES_PER_CHARACTER * len(text))
+        compiled = CompiledGrammar(text, self._tokenizer)
+        return compiled if compiled.error is None else Refused(compiled.error)
 
 
 def digest_of(text: str) -> bytes:

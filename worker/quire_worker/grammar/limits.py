@@ -25,11 +25,13 @@ class GrammarLimits:
     max_waiting: int = 256
     """Texts that wait to be compiled; more are refused with "queue_full"."""
     cache_bytes: int = 256 * 2**20
-    """Compiled grammars kept, by an estimate of their size."""
+    """Compiled grammars kept, by an estimate of their size without what they learn."""
+    max_cached: int = 256
+    """Grammars kept, refused ones included: what a lexer learns (some 500 bytes a state) is bounded by this."""
     num_threads: int = 2
     """Grammars compiled at once, each with a process to try them in."""
 
 
 def parser_limits() -> LLParserLimits:
     """llguidance's bounds. A matcher that leaves them fails its choice; errors must not show the parser's state."""
-    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+    return LLParserLimits(max_lexer_states=25_000, verbose_errors=False)

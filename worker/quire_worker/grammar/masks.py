@@ -42,7 +42,12 @@ class MaskFiller:
         words = np.zeros((len(wanted), num_words), np.int32)
         start = time.perf_counter()
         if self._must_time_each or not self._fill_together(wanted, words):
-            _fill_each(wanted, words)
+            for index in range(len(wanted)):
+                _fill_one(wanted[index].matcher, words, index)
+        for index, item in enumerate(wanted):
+            former = item.matcher.ll
+            if item.matcher.verdict() is None and item.matcher.ll is not former:
+                _fill_one(item.matcher, words, index)
         self._must_time_each = time.perf_counter() - start > _SLOW_FILL_S
         for index, item in enumerate(wanted):
             _forbid(words[index], item)
@@ -70,14 +75,13 @@ class MaskFiller:
         return True
 
 
-def _fill_each(wanted: Sequence[MaskWanted], words: Words) -> None:
-    for index, item in enumerate(wanted):
-        start = time.thread_time()
-        try:
-            fill_next_token_bitmask(item.matcher.ll, words, index)
-        except Exception as error:  # noqa: BLE001 - the library's faults are this choice's alone
-            item.matcher.fail(type(error).__name__)
-        item.matcher.charge(time.thread_time() - start)
+def _fill_one(matcher: Matcher, words: Words, index: int) -> None:
+    start = time.thread_time()
+    try:
+        fill_next_token_bitmask(matcher.ll, words, index)
+    except Exception as error:  # noqa: BLE001 - the library's faults are this choice's alone
+        matcher.fail(type(error).__name__)
+    matcher.charge(time.thread_time() - start)
 
 
 def _forbid(mask: Words, item: MaskWanted) -> None:
