@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer \
+.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer bench-embeddings \
     gpu-check gpu-bench gpu-tune clean
 
 help: ## Show this list
@@ -82,6 +82,9 @@ bench-serving: $(VENV)/.dev ## The served road: two workers behind the router un
 
 bench-serving-peer: $(VENV)/.dev ## Our server against `vllm serve` of PEER_PYTHON=, the same clients on both, interleaved
 	PYTHONSAFEPATH= $(BIN)/python bench/serving_peer.py --peer-python $(or $(PEER_PYTHON),$(error set PEER_PYTHON to the python of an environment with vLLM)) $(BENCH_ARGS)
+
+bench-embeddings: $(VENV)/.dev ## all-MiniLM-L6-v2 against transformers, interleaved; BENCH_ARGS=
+	$(BIN)/python bench/embeddings.py $(BENCH_ARGS)
 
 # From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
 GPU_OUT ?= build/gpu

@@ -25,8 +25,7 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
 class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     """Answer of POST /v1/embeddings."""
 
-    data: list[Embedding | msgspec.Raw]
-    """Raw: encoded already."""
+    data: list[Embedding]
     model: str
     usage: EmbeddingUsage
     object: Literal["list"] = "list"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.cpu.native_attention import fits_native_attention
 from quire_kernels.cpu.native_library import NativeLibrary, native_library
 from quire_kernels.ops import OpsName, load_ops
@@ -141,15 +142,26 @@ def _info(task: Task, embedding: EmbeddingConfig, hidden_size: int) -> Embedding
     )
 
 
-def _target(options: RunnerOptions, dtype_name: str | None, checkpoint: Checkpoint, *, is_stored_fp8: bool) -> _Target:
+def _target(
+    options: RunnerOptions,
+    dtype_name: str | None,
+    checkpoint: Checkpoint,
+    *,
+    is_stored_fp8: bool = False,
+    is_encoder: bool = False,
+) -> _Target:
     device = resolve_device(options.device)
     stored = DTYPES[dtype_name] if dtype_name is not None else checkpoint.dtype()
     dtype = resolve_dtype(options.dtype, stored, device)
     ops_name = resolve_ops(options.ops, device)
+    if is_encoder and ops_name == "cpu" and options.ops == "auto" and options.quantization == "none":
+        # Much of an encoder's time goes into torch's own operations, and torch's threads spin on the cores that C++ computes on:
+        # one of the two must have all threads. On one thread both multiply equally fast.
+        ops_name = "cpu-torch"
     library = native_library() if ops_name == "cpu" else None
     if device.type == "cpu":
         num_threads = resolve_threads(options.compute_threads)
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(1 if library is not None and dtype in NATIVE_DTYPES else num_threads)
         if library is not None:
             library.set_num_threads(num_threads)
     quantization = resolve_quantization(
@@ -162,7 +174,7 @@ def _build_encoder(
     options: RunnerOptions, raw: dict[str, Any], checkpoint: Checkpoint, embedding: EmbeddingConfig
 ) -> _Built:
     config = parse_encoder_config(raw, str(options.model_dir / "config.json"))
-    target = _target(options, config.dtype, checkpoint, is_stored_fp8=False)
+    target = _target(options, config.dtype, checkpoint, is_encoder=True)
     if target.quantization == "fp8":
         raise LoadError("--quantization fp8 is for decoders: leave it out, or use int8 on a CPU")
     slots = WeightSlots()

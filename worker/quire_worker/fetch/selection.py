@@ -20,8 +20,13 @@ OPTIONAL = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "modules.json",
 )
 """Asked for by name where a source cannot be listed."""
+MODULES = "modules.json"
+"""Says that sentence-transformers made the folder."""
+OF_MODULES = ("sentence_bert_config.json", "1_Pooling/config.json")
+"""Asked for beside MODULES: how long inputs are, and how they become a vector."""
 MAX_FILES = 2000
 MAX_INDEX_BYTES = 64 * 1024 * 1024
 _TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -29,6 +34,8 @@ _TEMPLATE_FOLDER = "additional_chat_templates"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 _.+=@,()\[\]-]*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf")
 _WEIGHTS = ".safetensors"
+_OF_MODULE = re.compile(r"[0-9]{1,3}_[A-Za-z]{1,50}/config\.json")
+"""The settings of one step of MODULES."""
 
 
 def check_name(name: str) -> str:
@@ -102,6 +109,8 @@ def _weights(found: set[str], index: bytes | None) -> set[str]:
 
 
 def _is_wanted_text(name: str) -> bool:
+    if _OF_MODULE.fullmatch(name):
+        return True
     folder, base = posixpath.split(name)
     if not _NAME.fullmatch(base):
         return False

@@ -42,6 +42,8 @@ class WebSource:
         if selection.CONFIG not in found:
             message = f"{shown(self._url)} has no {selection.CONFIG}; name a model's folder, or an archive ({', '.join(ARCHIVE_SUFFIXES)})"
             raise FetchError(Reason.NOT_FOUND, message)
+        if selection.MODULES in found:
+            found |= await self._look_for(selection.OF_MODULES)
         index = await self._index(found.get(INDEX_NAME))
         weights = [SINGLE_NAME] if index is None else selection.shards(index)
         found |= await self._look_for(weights)

@@ -7,12 +7,13 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
 from operator import mul
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from quire_contract.openai.embedding_responses import (
     Embedding,
+    EmbeddingList,
     EmbeddingUsage,
     RerankDocument,
     RerankResult,
@@ -23,28 +24,24 @@ _SLICE_BYTES = 64 * 1024
 """Of vectors: about a millisecond's work."""
 
 
-class _EncodedList(msgspec.Struct, frozen=True, kw_only=True):
-    """An EmbeddingList whose vectors are JSON already."""
-
-    data: list[msgspec.Raw]
-    model: str
-    usage: EmbeddingUsage
-    object: Literal["list"] = "list"
-
-
 def usage_of(num_tokens: int) -> EmbeddingUsage:
     """Of inputs with so many tokens together."""
     return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
 
 
-async def embedding_list(vectors: Sequence[bytes], model: str, usage: EmbeddingUsage, *, as_base64: bool) -> bytes:
-    """The JSON of an EmbeddingList; vectors are little-endian float32."""
+async def embedding_list(
+    vectors: Sequence[bytes], model: str, usage: EmbeddingUsage, *, as_base64: bool
+) -> list[bytes]:
+    """The JSON of an EmbeddingList, in pieces: put together it may be megabytes. Vectors are little-endian float32."""
     encode = msgspec.json.Encoder().encode
     form = _base64 if as_base64 else _numbers
-    data = []
+    items = []
     async for index, vector in _sliced(vectors):
-        data.append(msgspec.Raw(encode(Embedding(index=index, embedding=form(vector)))))
-    return encode(_EncodedList(data=data, model=model, usage=usage))
+        items.append(encode(Embedding(index=index, embedding=form(vector))))
+        items.append(b",")
+    # Around the items stands what is encoded without any.
+    before, after = encode(EmbeddingList(data=[], model=model, usage=usage)).split(b"[]", 1)
+    return [before + b"[", *items[:-1], b"]" + after]
 
 
 async def cosines(firsts: Sequence[bytes], seconds: Sequence[bytes]) -> list[float]:

@@ -4,6 +4,7 @@ A cross-encoder reads each pair of texts as one input. With a model that makes e
 is the cosine of its vectors.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,9 @@ from quire_worker.server.serving import Loaded, Serving
 _INLINE_CHARS = 2048
 """Shorter inputs are tokenised on the event loop: handing them to a thread costs more."""
 
+_WHOLE_BYTES = 256 * 1024
+"""Answers up to this size, and pieces of larger ones, are written at once."""
+
 T = TypeVar("T")
 Pairs = Sequence[tuple[str, str]]
 
@@ -51,7 +55,7 @@ class Embeddings:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    async def embeddings(self, request: web.Request) -> web.Response:
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
         arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
             body = await self._body(request, EmbeddingRequest)
@@ -76,7 +80,7 @@ class Embeddings:
             vectors = await self._run(job)
             is_base64 = body.encoding_format == "base64"
             answer = await embedding_list(vectors, model_name, usage_of(job.num_tokens), as_base64=is_base64)
-            return web.Response(body=answer, content_type="application/json")
+            return await _answer(request, answer)
 
     async def rerank(self, request: web.Request) -> web.Response:
         with self._serving.request() as loaded:
@@ -175,6 +179,26 @@ class Embeddings:
 
     async def _run(self, job: EmbeddingJob) -> list[bytes]:
         return await run_job(job, self._serving.engine, self._serving.metrics, self._serving.clock)
+
+
+async def _answer(request: web.Request, pieces: Sequence[bytes]) -> web.StreamResponse:
+    """JSON in pieces; a large one goes out as fast as the client reads, and others are served meanwhile."""
+    size = sum(map(len, pieces))
+    if size <= _WHOLE_BYTES:
+        return web.Response(body=b"".join(pieces), content_type="application/json")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.content_length = size
+    await response.prepare(request)
+    gathered = bytearray()
+    for piece in pieces:
+        gathered += piece
+        if len(gathered) >= _WHOLE_BYTES:
+            await response.write(bytes(gathered))
+            gathered.clear()
+            await asyncio.sleep(0)
+    await response.write(bytes(gathered))
+    await response.write_eof()
+    return response
 
 
 def _bounded(inputs: Iterable[list[int]], param: str) -> list[list[int]]:
