@@ -39,9 +39,9 @@ _MISSING_FIELD = re.compile(r"^Object missing required field `(?P<name>[^`]*)`$"
 
 def decode_request(kind: type[BodyT], body: bytes, limits: Limits = DEFAULT_LIMITS) -> BodyT:
     """The checked request of type `kind` in `body`. ApiError 400 (413 for a body over the limit) otherwise."""
-    fields = _decode_fields(body, limits)
+    fields = decode_fields(body, limits)
     refuse_unsupported(fields, frozenset(kind.__struct_fields__))
-    request = _decode_struct(kind, body)
+    request = decode_struct(kind, body)
     _check(request, limits)
     return request
 
@@ -51,7 +51,7 @@ def decode_routing_fields(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Routi
     if len(body) > limits.max_body_bytes:
         raise body_too_large(limits.max_body_bytes)
     _check_utf8(body)
-    fields = _decode_struct(RoutingFields, body)
+    fields = decode_struct(RoutingFields, body)
     validation.check_routing(fields, limits)
     return fields
 
@@ -75,7 +75,8 @@ def _check_utf8(body: bytes) -> None:
         raise ApiError(400, f"The body is not UTF-8 (byte {error.start}).", code=CODE_INVALID_JSON) from None
 
 
-def _decode_fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
+def decode_fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
+    """The body's fields, undecoded. ApiError 400 if it is no JSON object, 413 if it is over the limit."""
     if len(body) > limits.max_body_bytes:
         raise body_too_large(limits.max_body_bytes)
     _check_utf8(body)
@@ -87,7 +88,8 @@ def _decode_fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
         raise _syntax_error(body, error) from None
 
 
-def _decode_struct(kind: type[StructT], body: bytes) -> StructT:
+def decode_struct(kind: type[StructT], body: bytes) -> StructT:
+    """The body as a `kind`, types checked, ranges not. ApiError 400 that names the place."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

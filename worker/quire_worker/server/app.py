@@ -26,6 +26,9 @@ def make_app(
         [
             web.post(names.PATH_CHAT, generate.chat),
             web.post(names.PATH_COMPLETIONS, generate.completion),
+            web.post(names.PATH_RESPONSES, generate.response),
+            web.post(names.PATH_MESSAGES, generate.message),
+            web.post(names.PATH_COUNT_TOKENS, model_routes.count_tokens),
             web.get(names.PATH_MODELS, model_routes.models),
             web.get(names.PATH_MODELS + "/{name:.+}", model_routes.model),
             web.post(names.PATH_TOKENIZE, model_routes.tokenize),

@@ -1,0 +1,293 @@
+"""From the bodies of /v1/messages and /v1/messages/count_tokens to the chat request that they mean, or to a 400 that names the place.
+
+system                     -> a system message
+user: text, tool_result    -> user messages and tool messages, in this order
+assistant: thinking, text, tool_use  -> one message with reasoning, text and tool calls
+assistant at the end       -> the answer goes on in it
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from quire_contract.anthropic.requests import (
+    Block,
+    CountTokensRequest,
+    InputMessage,
+    MessagesRequest,
+    MessagesTool,
+    ResultPart,
+)
+from quire_contract.openai import validation
+from quire_contract.openai.chat_shaped import OwnNames, make_chat, shared_fields, under_own_names
+from quire_contract.openai.decode import DEFAULT_LIMITS, decode_fields, decode_struct
+from quire_contract.openai.errors import CODE_INVALID_TYPE, CODE_MISSING, CODE_UNSUPPORTED, ApiError, invalid
+from quire_contract.openai.limits import Limits
+from quire_contract.openai.messages import ChatMessage, ContentPart, FunctionCall, ToolCall
+from quire_contract.openai.requests import ChatCompletionRequest
+from quire_contract.openai.unsupported import Unsupported, refuse_named, refuse_unsupported
+
+NAMES = OwnNames(
+    {
+        "max_completion_tokens": "max_tokens",
+        "stop": "stop_sequences",
+        "response_format.json_schema": "output_config.format",
+        "response_format": "output_config.format",
+        "reasoning_effort": "output_config.effort",
+        "user": "metadata.user_id",
+    },
+    tool_parameters="input_schema",
+)
+_OWN = (*MessagesRequest.__struct_fields__, "stop")
+_THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_EFFORTS = {"xhigh": "high", "max": "high"}
+"""Efforts that a chat does not know, as the nearest that it does."""
+
+REFUSED: Mapping[str, Unsupported] = {
+    "stop": Unsupported("is a field of chats; send stop_sequences"),
+    "n": Unsupported("a message is one answer; send several requests, or use /v1/chat/completions", lambda x: x == 1),
+    "max_completion_tokens": Unsupported("is a field of chats; send max_tokens"),
+    "response_format": Unsupported("is a field of chats; send output_config.format"),
+    "logprobs": Unsupported("messages have none; use /v1/chat/completions", lambda x: x is False),
+    "top_logprobs": Unsupported("messages have none; use /v1/chat/completions", lambda x: x == 0),
+    "container": Unsupported("code execution runs on Anthropic's servers only"),
+    "mcp_servers": Unsupported("is not supported; run the tools yourself", lambda x: not x),
+    "context_management": Unsupported("is not supported; shorten messages", lambda x: not x),
+}
+"""Fields that would change the answer and that a message cannot have, with what to do instead."""
+
+
+def decode_messages(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[MessagesRequest, ChatCompletionRequest]:
+    """The checked body, and the chat that it means. ApiError 400 (413 for a body over the limit) in the body's own names."""
+    fields = _fields(body, limits)
+    request = decode_struct(MessagesRequest, body)
+    budget = None if request.thinking is None else request.thinking.budget_tokens
+    if budget is not None and budget < 1:
+        raise invalid("thinking.budget_tokens", "must be at least 1")
+    values = {
+        "stream": request.stream,
+        "max_completion_tokens": request.max_tokens,
+        "stop": request.stop_sequences,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "user": None if request.metadata is None else request.metadata.user_id,
+    }
+    return request, _chat(fields, request, values, limits)
+
+
+def decode_count_tokens(body: bytes, limits: Limits = DEFAULT_LIMITS) -> ChatCompletionRequest:
+    """The chat whose prompt is to be counted. Fields of /v1/messages that do not change the prompt are ignored. ApiError as above."""
+    fields = _fields(body, limits)
+    return _chat(fields, decode_struct(CountTokensRequest, body), {}, limits)
+
+
+def _fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
+    fields = decode_fields(body, limits)
+    refuse_named(fields, REFUSED)
+    refuse_unsupported(fields, shared_fields(_OWN).union(_OWN))
+    return fields
+
+
+def _chat(
+    fields: Mapping[str, msgspec.Raw], request: CountTokensRequest, values: Mapping[str, Any], limits: Limits
+) -> ChatCompletionRequest:
+    try:
+        messages, continues = _messages(request, limits)
+        chat = make_chat(fields, _OWN, {**_prompt_values(request), **values}, messages, NAMES)
+        if continues:
+            chat = msgspec.structs.replace(chat, continue_final_message=True, add_generation_prompt=False)
+        if request.thinking is not None:
+            chat = msgspec.structs.replace(chat, chat_template_kwargs=_template_kwargs(request.thinking.type, chat))
+        validation.check_chat(chat, limits)
+    except ApiError as error:
+        raise under_own_names(error, NAMES) from None
+    return chat
+
+
+def _template_kwargs(thinking: str, chat: ChatCompletionRequest) -> dict[str, Any]:
+    """Whether to think is a question to the template; `enable_thinking` is what templates of reasoning models ask for."""
+    if thinking not in _THINKING:
+        raise invalid("thinking.type", f"{thinking[:100]!r} is not one of {', '.join(_THINKING)}")
+    return {"enable_thinking": _THINKING[thinking], **(chat.chat_template_kwargs or {})}
+
+
+def _prompt_values(request: CountTokensRequest) -> dict[str, Any]:
+    """The fields that both bodies have, as a chat has them."""
+    choice = request.tool_choice
+    config = request.output_config
+    effort = None if config is None else config.effort
+    return {
+        "model": request.model,
+        "tools": [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())] or None,
+        "tool_choice": _tool_choice(request),
+        "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
+        "response_format": _response_format(request),
+        "reasoning_effort": effort if effort is None else _EFFORTS.get(effort, effort),
+    }
+
+
+def _tool(tool: MessagesTool, path: str) -> dict[str, Any]:
+    if tool.type not in (None, "custom"):
+        message = (
+            f"{tool.type[:100]!r} runs on Anthropic's servers and is not supported; define a tool and run it yourself"
+        )
+        raise invalid(f"{path}.type", message, CODE_UNSUPPORTED)
+    if tool.input_schema is None:
+        raise invalid(f"{path}.input_schema", "is required", CODE_MISSING)
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(request: CountTokensRequest) -> Any:
+    choice = request.tool_choice
+    if choice is None:
+        return None
+    if choice.type == "tool":
+        if choice.name is None:
+            raise invalid("tool_choice.name", "is required for a tool", CODE_MISSING)
+        return {"type": "function", "function": {"name": choice.name}}
+    if choice.type not in _CHOICES:
+        raise invalid("tool_choice.type", f"{choice.type[:100]!r} is not one of auto, any, tool, none")
+    return _CHOICES[choice.type]
+
+
+def _response_format(request: CountTokensRequest) -> dict[str, Any] | None:
+    wanted = None if request.output_config is None else request.output_config.format
+    if wanted is None:
+        return None
+    if wanted.type != "json_schema":
+        raise invalid("output_config.format.type", f"{wanted.type[:100]!r} is not json_schema")
+    if wanted.schema is None:
+        raise invalid("output_config.format.schema", "is required for a json_schema", CODE_MISSING)
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": wanted.schema, "strict": True}}
+
+
+def _messages(request: CountTokensRequest, limits: Limits) -> tuple[list[ChatMessage], bool]:
+    """The conversation, and whether the answer goes on in its last message."""
+    if not request.messages:
+        raise invalid("messages", "must hold at least one message")
+    if len(request.messages) > limits.max_messages:
+        raise invalid("messages", f"has {len(request.messages)} entries; at most {limits.max_messages} are allowed")
+    made: list[ChatMessage] = []
+    if request.system is not None:
+        made.append(ChatMessage(role="system", content=_system_text(request.system)))
+    for index, message in enumerate(request.messages):
+        for part in _of_message(message, f"messages[{index}]"):
+            _join(made, part)
+    last = made[-1]
+    if last.role != "assistant":
+        return made, False
+    if not last.content:
+        place = f"messages[{len(request.messages) - 1}].content"
+        raise invalid(place, "the answer can only go on in text; end with a user's message or a tool's result")
+    if isinstance(last.content, list):  # what is continued is one text
+        text = "\n".join(part.text or "" for part in last.content)
+        made[-1] = msgspec.structs.replace(last, content=text)
+    return made, True
+
+
+def _system_text(system: Any) -> str | list[ContentPart]:
+    if isinstance(system, str):
+        return system
+    for index, block in enumerate(system):
+        if block.type != "text":
+            raise invalid(f"system[{index}].type", f"{block.type[:100]!r} is not supported", CODE_UNSUPPORTED)
+    return [ContentPart(type="text", text=block.text) for block in system]
+
+
+def _join(made: list[ChatMessage], message: ChatMessage) -> None:
+    """Messages of one role in a row are one message: many templates refuse two."""
+    last = made[-1] if made else None
+    if last is None or last.role != message.role or message.role not in ("user", "assistant"):
+        made.append(message)
+        return
+    reasoning = [text for text in (last.reasoning_content, message.reasoning_content) if text is not None]
+    made[-1] = msgspec.structs.replace(
+        last,
+        content=[*_as_parts(last.content), *_as_parts(message.content)],
+        tool_calls=[*(last.tool_calls or ()), *(message.tool_calls or ())] or None,
+        reasoning_content="\n".join(reasoning) if reasoning else None,
+    )
+
+
+def _as_parts(content: str | list[ContentPart] | None) -> list[ContentPart]:
+    if isinstance(content, str):
+        return [ContentPart(type="text", text=content)]
+    return content or []
+
+
+def _of_message(message: InputMessage, path: str) -> list[ChatMessage]:
+    if message.role not in ("user", "assistant", "system"):
+        raise invalid(f"{path}.role", f"{message.role[:100]!r} is not one of user, assistant, system")
+    if isinstance(message.content, str):
+        return [ChatMessage(role=message.role, content=message.content)]
+    if message.role == "assistant":
+        return [_assistant(message.content, f"{path}.content")]
+    made: list[ChatMessage] = []
+    for index, block in enumerate(message.content):
+        part = _user(message.role, block, f"{path}.content[{index}]")
+        if made and part.role == made[-1].role != "tool":
+            part = msgspec.structs.replace(part, content=[*_as_parts(made.pop().content), *_as_parts(part.content)])
+        made.append(part)
+    return made or [ChatMessage(role=message.role, content="")]
+
+
+def _user(role: str, block: Block, path: str) -> ChatMessage:
+    if block.type == "text":
+        return ChatMessage(role=role, content=[ContentPart(type="text", text=_required(block.text, f"{path}.text"))])
+    if block.type == "tool_result" and role == "user":
+        call_id = _required(block.tool_use_id, f"{path}.tool_use_id")
+        return ChatMessage(role="tool", tool_call_id=call_id, content=_result(block.content, f"{path}.content"))
+    raise _unknown_block(block, path)
+
+
+def _result(content: str | list[ResultPart] | None, path: str) -> str | list[ContentPart]:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts: list[ContentPart] = []
+    for index, part in enumerate(content):
+        if part.type != "text":
+            message = f"{part.type[:100]!r} is not supported; this model reads text"
+            raise invalid(f"{path}[{index}].type", message, CODE_UNSUPPORTED)
+        parts.append(ContentPart(type="text", text=_required(part.text, f"{path}[{index}].text")))
+    return parts
+
+
+def _assistant(blocks: list[Block], path: str) -> ChatMessage:
+    texts: list[ContentPart] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    for index, block in enumerate(blocks):
+        at = f"{path}[{index}]"
+        match block.type:
+            case "text":
+                texts.append(ContentPart(type="text", text=_required(block.text, f"{at}.text")))
+            case "thinking":
+                thoughts.append(_required(block.thinking, f"{at}.thinking"))
+            case "redacted_thinking":
+                pass  # encrypted for Anthropic's own models: nobody else can read it
+            case "tool_use":
+                function = FunctionCall(name=_required(block.name, f"{at}.name"), arguments=block.input or {})
+                calls.append(ToolCall(id=_required(block.id, f"{at}.id"), function=function))
+            case _:
+                raise _unknown_block(block, at)
+    reasoning = "\n".join(thoughts) if thoughts else None
+    return ChatMessage(role="assistant", content=texts or None, tool_calls=calls or None, reasoning_content=reasoning)
+
+
+def _required(value: str | None, path: str) -> str:
+    if value is None:
+        raise invalid(path, "is required", CODE_INVALID_TYPE)
+    return value
+
+
+def _unknown_block(block: Block, path: str) -> ApiError:
+    message = f"{block.type[:100]!r} is not supported here; this model reads text"
+    return invalid(f"{path}.type", message, CODE_UNSUPPORTED)

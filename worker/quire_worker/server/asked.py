@@ -1,0 +1,60 @@
+"""What each API's body asks for, in the one form that `Generate` takes: the request, and how its answer looks.
+
+Knows every API's bodies and answers, and nothing of engine or HTTP.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from quire_contract.anthropic import chat as anthropic_chat
+from quire_contract.openai import responses_chat
+from quire_contract.openai.chat_shaped import OwnNames
+from quire_contract.openai.decode import decode_request
+from quire_contract.openai.limits import Limits
+from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest, stop_strings
+from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Head
+from quire_worker.server.logprobs import Vocabulary
+from quire_worker.server.messages_answer import MessagesAnswer
+from quire_worker.server.parts import PlainText
+from quire_worker.server.responses_answer import ResponsesAnswer
+
+
+class Asked(NamedTuple):
+    """One decoded body."""
+
+    body: GenerationRequest
+    id_prefix: str
+    make_answer: Callable[[Head, Vocabulary], Answer]
+    names: OwnNames | None = None
+    """What the client calls the fields of `body`, if that is not the body it sent."""
+
+
+def asked_chat(data: bytes, limits: Limits) -> Asked:
+    """POST /v1/chat/completions."""
+    body = decode_request(ChatCompletionRequest, data, limits)
+    return Asked(body, "chatcmpl-", functools.partial(ChatAnswer, logprobs=body.num_logprobs is not None))
+
+
+def asked_completion(data: bytes, limits: Limits) -> Asked:
+    """POST /v1/completions."""
+    body = decode_request(CompletionRequest, data, limits)
+    return Asked(body, "cmpl-", functools.partial(CompletionAnswer, logprobs=body.num_logprobs is not None))
+
+
+def asked_response(data: bytes, limits: Limits) -> Asked:
+    """POST /v1/responses."""
+    request, body = responses_chat.decode_responses(data, limits)
+    make_answer = functools.partial(ResponsesAnswer, request=request, new_parser=PlainText)
+    return Asked(body, "resp_", make_answer, responses_chat.NAMES)
+
+
+def asked_message(data: bytes, limits: Limits) -> Asked:
+    """POST /v1/messages."""
+    _, body = anthropic_chat.decode_messages(data, limits)
+
+    def make_answer(head: Head, vocabulary: Vocabulary) -> Answer:
+        del vocabulary
+        return MessagesAnswer(head, stops=stop_strings(body), new_parser=PlainText)
+
+    return Asked(body, "msg_", make_answer, anthropic_chat.NAMES)
