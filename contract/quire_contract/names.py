@@ -85,6 +85,9 @@ PATH_FETCH_PROGRESS = "/progress"
 PATH_REVISION_STATS = "/internal/revision-stats"
 PATH_KV_EVENT_SOURCES = "/kv_event_sources"
 PATH_DEBUG_ROUTE = "/debug/route"
+PATH_RERANK_PLAIN = "/rerank"
+PATH_RERANK_COHERE = "/v2/rerank"
+PATH_SCORE_PLAIN = "/score"
 
 # Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
 VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"

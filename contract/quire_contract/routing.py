@@ -22,7 +22,10 @@ PATHS_BY_MODEL = frozenset(
         names.PATH_COUNT_TOKENS,
         names.PATH_EMBEDDINGS,
         names.PATH_RERANK,
+        names.PATH_RERANK_PLAIN,
+        names.PATH_RERANK_COHERE,
         names.PATH_SCORE,
+        names.PATH_SCORE_PLAIN,
     }
 )
 """Calls for which any worker of the model is as good: nothing that they compute is kept."""

@@ -15,6 +15,7 @@ from quire_contract.openai.responses_objects import (
     IncompleteDetails,
     InputTokensDetails,
     ItemStatus,
+    OutputTokensDetails,
     ResponseCompleted,
     ResponseCreated,
     ResponseFailed,
@@ -146,7 +147,14 @@ def _usage(usage: Usage) -> ResponsesUsage:
         output_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=_reasoning_tokens(usage)),
     )
+
+
+def _reasoning_tokens(usage: Usage) -> int:
+    """Told of models that reason only."""
+    details = getattr(usage, "completion_tokens_details", None)
+    return getattr(details, "reasoning_tokens", 0)
 
 
 def _encoded(events: Sequence[Event]) -> bytes:
