@@ -113,6 +113,7 @@ def test_whether_to_think_is_told_to_the_template(kind: str, thinks: bool) -> No
             "messages[0].content",
             "end with a user's message",
         ),
+        ({"messages": [blocks("user", *[{"type": "text", "text": ""}] * 16385)]}, "messages", "at most 16384"),
         ({"system": [{"type": "image", "text": ""}]}, "system[0].type", "is not supported"),
         ({"max_tokens": 0}, "max_tokens", "0 is out of range"),
         ({"max_tokens": None}, "max_tokens", "expected `int`"),

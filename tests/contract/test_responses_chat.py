@@ -125,6 +125,7 @@ def test_log_probabilities_are_asked_for_by_include_or_by_a_number(fields: dict[
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "is required"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id", "is required"),
         ({"input": [{"type": "function_call_output", "call_id": "a"}]}, "input[0].output", "is required"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}] * 16385}]}, "input", "at most 16384"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "send the whole conversation"),
         ({"conversation": {"id": "c"}}, "conversation", "nothing is stored"),
         ({"background": True}, "background", "no answer can be fetched later"),

@@ -7,6 +7,7 @@ assistant at the end       -> the answer goes on in it
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,9 +19,10 @@ from quire_contract.anthropic.requests import (
     MessagesRequest,
     MessagesTool,
     ResultPart,
+    SystemBlock,
 )
 from quire_contract.openai import validation
-from quire_contract.openai.chat_shaped import OwnNames, make_chat, shared_fields, under_own_names
+from quire_contract.openai.chat_shaped import OwnNames, check_num_parts, make_chat, shared_fields, under_own_names
 from quire_contract.openai.decode import DEFAULT_LIMITS, decode_fields, decode_struct
 from quire_contract.openai.errors import CODE_INVALID_TYPE, CODE_MISSING, CODE_UNSUPPORTED, ApiError, invalid
 from quire_contract.openai.limits import Limits
@@ -175,111 +177,119 @@ def _messages(request: CountTokensRequest, limits: Limits) -> tuple[list[ChatMes
         raise invalid("messages", "must hold at least one message")
     if len(request.messages) > limits.max_messages:
         raise invalid("messages", f"has {len(request.messages)} entries; at most {limits.max_messages} are allowed")
-    made: list[ChatMessage] = []
+    check_num_parts("messages", (message.content for message in request.messages), limits)
+    talk: list[_Turn] = []
     if request.system is not None:
-        made.append(ChatMessage(role="system", content=_system_text(request.system)))
+        talk.append(_Turn("system", _system_parts(request.system)))
     for index, message in enumerate(request.messages):
-        for part in _of_message(message, f"messages[{index}]"):
-            _join(made, part)
+        _take(message, f"messages[{index}]", talk)
+    made = [turn.message() for turn in talk]
     last = made[-1]
     if last.role != "assistant":
         return made, False
     if not last.content:
         place = f"messages[{len(request.messages) - 1}].content"
         raise invalid(place, "the answer can only go on in text; end with a user's message or a tool's result")
-    if isinstance(last.content, list):  # what is continued is one text
-        text = "\n".join(part.text or "" for part in last.content)
-        made[-1] = msgspec.structs.replace(last, content=text)
     return made, True
 
 
-def _system_text(system: Any) -> str | list[ContentPart]:
+@dataclass(slots=True)
+class _Turn:
+    """A message that is being gathered."""
+
+    role: str
+    parts: list[ContentPart] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    call_id: str | None = None
+
+    def message(self) -> ChatMessage:
+        """What was gathered. An assistant's texts are one string, as the answer may have to go on in it."""
+        content: str | list[ContentPart] | None = self.parts
+        if self.role == "assistant":
+            content = "\n".join(part.text or "" for part in self.parts) if self.parts else None
+        return ChatMessage(
+            role=self.role,
+            content=content,
+            tool_calls=self.calls or None,
+            tool_call_id=self.call_id,
+            reasoning_content="\n".join(self.thoughts) if self.thoughts else None,
+        )
+
+
+def _system_parts(system: str | list[SystemBlock]) -> list[ContentPart]:
     if isinstance(system, str):
-        return system
+        return [_text_part(system)]
     for index, block in enumerate(system):
         if block.type != "text":
             raise invalid(f"system[{index}].type", f"{block.type[:100]!r} is not supported", CODE_UNSUPPORTED)
-    return [ContentPart(type="text", text=block.text) for block in system]
+    return [_text_part(block.text) for block in system]
 
 
-def _join(made: list[ChatMessage], message: ChatMessage) -> None:
-    """Messages of one role in a row are one message: many templates refuse two."""
-    last = made[-1] if made else None
-    if last is None or last.role != message.role or message.role not in ("user", "assistant"):
-        made.append(message)
-        return
-    reasoning = [text for text in (last.reasoning_content, message.reasoning_content) if text is not None]
-    made[-1] = msgspec.structs.replace(
-        last,
-        content=[*_as_parts(last.content), *_as_parts(message.content)],
-        tool_calls=[*(last.tool_calls or ()), *(message.tool_calls or ())] or None,
-        reasoning_content="\n".join(reasoning) if reasoning else None,
-    )
-
-
-def _as_parts(content: str | list[ContentPart] | None) -> list[ContentPart]:
-    if isinstance(content, str):
-        return [ContentPart(type="text", text=content)]
-    return content or []
-
-
-def _of_message(message: InputMessage, path: str) -> list[ChatMessage]:
-    if message.role not in ("user", "assistant", "system"):
-        raise invalid(f"{path}.role", f"{message.role[:100]!r} is not one of user, assistant, system")
+def _take(message: InputMessage, path: str, talk: list[_Turn]) -> None:
+    """Add a message to the conversation."""
+    role = message.role
+    if role not in ("user", "assistant", "system"):
+        raise invalid(f"{path}.role", f"{role[:100]!r} is not one of user, assistant, system")
     if isinstance(message.content, str):
-        return [ChatMessage(role=message.role, content=message.content)]
-    if message.role == "assistant":
-        return [_assistant(message.content, f"{path}.content")]
-    made: list[ChatMessage] = []
-    for index, block in enumerate(message.content):
-        part = _user(message.role, block, f"{path}.content[{index}]")
-        if made and part.role == made[-1].role != "tool":
-            part = msgspec.structs.replace(part, content=[*_as_parts(made.pop().content), *_as_parts(part.content)])
-        made.append(part)
-    return made or [ChatMessage(role=message.role, content="")]
+        _turn_of(role, talk).parts.append(_text_part(message.content))
+    elif role == "assistant":
+        turn = _turn_of(role, talk)
+        for index, block in enumerate(message.content):
+            _take_answer(block, f"{path}.content[{index}]", turn)
+    elif not message.content:
+        _turn_of(role, talk)
+    else:
+        for index, block in enumerate(message.content):
+            _take_question(role, block, f"{path}.content[{index}]", talk)
 
 
-def _user(role: str, block: Block, path: str) -> ChatMessage:
+def _turn_of(role: str, talk: list[_Turn]) -> _Turn:
+    """The turn that a message of this role belongs to: those of one role in a row are one message, as many templates refuse two."""
+    if not talk or talk[-1].role != role or (role == "system" and len(talk) == 1):
+        talk.append(_Turn(role))
+    return talk[-1]
+
+
+def _take_question(role: str, block: Block, path: str, talk: list[_Turn]) -> None:
     if block.type == "text":
-        return ChatMessage(role=role, content=[ContentPart(type="text", text=_required(block.text, f"{path}.text"))])
-    if block.type == "tool_result" and role == "user":
+        _turn_of(role, talk).parts.append(_text_part(_required(block.text, f"{path}.text")))
+    elif block.type == "tool_result" and role == "user":
         call_id = _required(block.tool_use_id, f"{path}.tool_use_id")
-        return ChatMessage(role="tool", tool_call_id=call_id, content=_result(block.content, f"{path}.content"))
-    raise _unknown_block(block, path)
+        talk.append(_Turn("tool", _result(block.content, f"{path}.content"), call_id=call_id))
+    else:
+        raise _unknown_block(block, path)
 
 
-def _result(content: str | list[ResultPart] | None, path: str) -> str | list[ContentPart]:
+def _take_answer(block: Block, path: str, turn: _Turn) -> None:
+    match block.type:
+        case "text":
+            turn.parts.append(_text_part(_required(block.text, f"{path}.text")))
+        case "thinking":
+            turn.thoughts.append(_required(block.thinking, f"{path}.thinking"))
+        case "redacted_thinking":
+            pass  # encrypted for Anthropic's own models: nobody else can read it
+        case "tool_use":
+            function = FunctionCall(name=_required(block.name, f"{path}.name"), arguments=block.input or {})
+            turn.calls.append(ToolCall(id=_required(block.id, f"{path}.id"), function=function))
+        case _:
+            raise _unknown_block(block, path)
+
+
+def _result(content: str | list[ResultPart] | None, path: str) -> list[ContentPart]:
     if content is None or isinstance(content, str):
-        return content or ""
+        return [_text_part(content or "")]
     parts: list[ContentPart] = []
     for index, part in enumerate(content):
         if part.type != "text":
             message = f"{part.type[:100]!r} is not supported; this model reads text"
             raise invalid(f"{path}[{index}].type", message, CODE_UNSUPPORTED)
-        parts.append(ContentPart(type="text", text=_required(part.text, f"{path}[{index}].text")))
+        parts.append(_text_part(_required(part.text, f"{path}[{index}].text")))
     return parts
 
 
-def _assistant(blocks: list[Block], path: str) -> ChatMessage:
-    texts: list[ContentPart] = []
-    thoughts: list[str] = []
-    calls: list[ToolCall] = []
-    for index, block in enumerate(blocks):
-        at = f"{path}[{index}]"
-        match block.type:
-            case "text":
-                texts.append(ContentPart(type="text", text=_required(block.text, f"{at}.text")))
-            case "thinking":
-                thoughts.append(_required(block.thinking, f"{at}.thinking"))
-            case "redacted_thinking":
-                pass  # encrypted for Anthropic's own models: nobody else can read it
-            case "tool_use":
-                function = FunctionCall(name=_required(block.name, f"{at}.name"), arguments=block.input or {})
-                calls.append(ToolCall(id=_required(block.id, f"{at}.id"), function=function))
-            case _:
-                raise _unknown_block(block, at)
-    reasoning = "\n".join(thoughts) if thoughts else None
-    return ChatMessage(role="assistant", content=texts or None, tool_calls=calls or None, reasoning_content=reasoning)
+def _text_part(text: str) -> ContentPart:
+    return ContentPart(type="text", text=text)
 
 
 def _required(value: str | None, path: str) -> str:

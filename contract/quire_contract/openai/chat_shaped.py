@@ -6,13 +6,14 @@ Errors then speak of chat fields; `under_own_names` gives them back the names th
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from quire_contract.openai.decode import decode_struct
 from quire_contract.openai.errors import CODE_UNSUPPORTED, ApiError, invalid
+from quire_contract.openai.limits import Limits
 from quire_contract.openai.messages import ChatMessage
 from quire_contract.openai.requests import ChatCompletionRequest
 from quire_contract.openai.unsupported import UNSUPPORTED
@@ -40,6 +41,8 @@ SHARED_FIELDS = (
     "priority",
 )
 """Fields that other APIs take under the same name as chats, as far as chats take them: they act on tokens, whatever the answer's form."""
+
+_PARTS_PER_MESSAGE = 4
 
 
 def shared_fields(own: Sequence[str]) -> frozenset[str]:
@@ -93,6 +96,14 @@ def make_chat(
     given |= {name: fields[name] for name in shared_fields(own) & fields.keys()}
     chat = decode_struct(ChatCompletionRequest, msgspec.json.encode({**given, "messages": []}))
     return msgspec.structs.replace(chat, messages=messages)
+
+
+def check_num_parts(path: str, contents: Iterable[object], limits: Limits) -> None:
+    """400 for conversations cut into so many pieces that going through them would hold up everybody else."""
+    most = _PARTS_PER_MESSAGE * limits.max_messages
+    count = sum(len(content) for content in contents if isinstance(content, list))
+    if count > most:
+        raise invalid(path, f"has {count} parts in all its messages; at most {most} are allowed")
 
 
 def _refuse_or_drop(name: str, value: Any, names: OwnNames) -> None:

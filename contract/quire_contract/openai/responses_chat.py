@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from quire_contract.openai import validation
-from quire_contract.openai.chat_shaped import OwnNames, make_chat, shared_fields, under_own_names
+from quire_contract.openai.chat_shaped import OwnNames, check_num_parts, make_chat, shared_fields, under_own_names
 from quire_contract.openai.decode import DEFAULT_LIMITS, decode_fields, decode_struct
 from quire_contract.openai.errors import CODE_INVALID_TYPE, CODE_MISSING, CODE_UNSUPPORTED, ApiError, invalid
 from quire_contract.openai.limits import Limits
@@ -199,6 +199,8 @@ def _messages(request: ResponsesRequest, limits: Limits) -> list[ChatMessage]:
         raise invalid("input", "must hold at least one item")
     if len(items) > limits.max_messages:
         raise invalid("input", f"has {len(items)} entries; at most {limits.max_messages} are allowed")
+    check_num_parts("input", (item.content for item in items), limits)
+    check_num_parts("input", (item.output for item in items), limits)
     talk = _Conversation()
     for index, item in enumerate(items):
         talk.add(item, f"input[{index}]")

@@ -1,19 +1,42 @@
 """/v1/responses and /v1/messages on the demo model, with the official clients: what they send is what chats are."""
 
 import io
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import anthropic
 import openai
+import pydantic
 import pytest
+
+from quire_contract.openai.requests import ChatCompletionRequest
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 QUESTION = "Convert 5 km to m."
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 GREEDY: Any = {"temperature": 0}
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"metres": {"type": "integer", "minimum": 0, "maximum": 9999}},
+    "required": ["metres"],
+    "additionalProperties": False,
+}
+needs_tools = pytest.mark.skipif(
+    "tools" not in ChatCompletionRequest.__struct_fields__, reason="chats take no tools, so nothing does"
+)
+needs_formats = pytest.mark.skipif(
+    "response_format" not in ChatCompletionRequest.__struct_fields__, reason="chats take no formats, so nothing does"
+)
+
+
+class Length(pydantic.BaseModel):
+    """What the model is to fill in."""
+
+    metres: int = pydantic.Field(ge=0, le=9999)
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +206,96 @@ async def test_a_body_over_the_limit_is_refused_in_anthropics_form(demo: Any, ht
         body = await answer.json()
 
     assert (answer.status, body["error"]["type"]) == (413, "request_too_large")
+
+
+@needs_formats
+async def test_a_response_is_parsed_into_the_clients_own_model(sdk: openai.AsyncOpenAI) -> None:
+    answer = await sdk.responses.parse(model="demo", input=QUESTION, text_format=Length, max_output_tokens=60)
+
+    assert isinstance(answer.output_parsed, Length)
+
+
+@needs_formats
+async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.AsyncAnthropic) -> None:
+    answer: Any = await claude.messages.create(
+        model="demo",
+        max_tokens=60,
+        messages=MESSAGES,
+        output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
+    )
+
+    assert Length.model_validate_json(answer.content[0].text).metres >= 0
+
+
+@needs_tools
+async def test_a_response_calls_a_function_and_reads_its_output(sdk: openai.AsyncOpenAI) -> None:
+    tool: Any = {"type": "function", "name": "tell", "parameters": SCHEMA, "strict": True}
+    asked: Any = {"model": "demo", "input": QUESTION, "tools": [tool], "tool_choice": "required"}
+
+    first = await sdk.responses.create(**asked, max_output_tokens=80)
+    async with sdk.responses.stream(**asked, max_output_tokens=80, temperature=0) as stream:
+        streamed = await stream.get_final_response()
+    call: Any = first.output[0]
+    items: Any = [
+        {"role": "user", "content": QUESTION},
+        *first.output,
+        {"type": "function_call_output", "call_id": call.call_id, "output": "told"},
+    ]
+    second = await sdk.responses.create(model="demo", input=items, tools=[tool], max_output_tokens=8)
+
+    assert (call.type, call.name) == ("function_call", "tell")
+    assert Length.model_validate_json(call.arguments).metres >= 0
+    assert [item.type for item in streamed.output] == ["function_call"]
+    assert second.usage is not None and first.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens
+
+
+@needs_tools
+async def test_a_message_uses_a_tool_and_reads_its_result(claude: anthropic.AsyncAnthropic) -> None:
+    tool: Any = {"name": "tell", "input_schema": SCHEMA, "strict": True}
+    asked: Any = {"model": "demo", "max_tokens": 80, "messages": MESSAGES, "tools": [tool]}
+
+    first: Any = await claude.messages.create(**asked, tool_choice={"type": "tool", "name": "tell"})
+    async with claude.messages.stream(**asked, tool_choice={"type": "any"}) as stream:
+        streamed: Any = await stream.get_final_message()
+    use = first.content[0]
+    result: Any = {"type": "tool_result", "tool_use_id": use.id, "content": "told"}
+    talk: Any = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    counted = await claude.messages.count_tokens(model="demo", messages=talk, tools=[tool])
+
+    assert (use.type, use.name, first.stop_reason) == ("tool_use", "tell", "tool_use")
+    assert Length.model_validate(use.input).metres >= 0
+    assert (streamed.content[0].type, streamed.stop_reason) == ("tool_use", "tool_use")
+    assert counted.input_tokens > first.usage.input_tokens + first.usage.cache_read_input_tokens
+
+
+async def test_a_lost_engine_ends_streams_in_the_form_of_their_api(launch: Callable[..., Any]) -> None:
+    worker = launch("--served-model-name", "tiny", "--fake-decode-s-per-step", "0.02").wait_until_ready()
+    slow: Any = {"extra_body": {"ignore_eos": True, "temperature": 0}}
+    async with (
+        openai.AsyncOpenAI(base_url=f"{worker.base}/v1", api_key="x", max_retries=0) as sdk,
+        anthropic.AsyncAnthropic(base_url=worker.base, api_key="x", max_retries=0) as claude,
+    ):
+        responses = await sdk.responses.create(
+            model="tiny",
+            input="hi",
+            stream=True,
+            max_output_tokens=1900,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+        messages = await claude.messages.create(model="tiny", max_tokens=1900, messages=MESSAGES, stream=True, **slow)
+        first = [(await anext(aiter(stream))).type for stream in (responses, messages)]
+
+        os.kill(worker.engine_pid(), signal.SIGKILL)
+        last: Any = None
+        async for event in responses:
+            last = event
+        with pytest.raises(anthropic.APIStatusError, match="The engine is gone") as broken:
+            async for _ in messages:
+                pass
+
+    assert first == ["response.created", "message_start"]
+    assert (last.type, last.response.status, last.response.error.code) == ("response.failed", "failed", "server_error")
+    body: Any = broken.value.body
+    assert body["error"]["type"] == "overloaded_error"
