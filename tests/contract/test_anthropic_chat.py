@@ -124,7 +124,7 @@ def test_whether_to_think_is_told_to_the_template(kind: str, thinks: bool) -> No
         ({"n": 2}, "n", "one answer"),
         ({"thinking": {"type": "often"}}, "thinking.type", "is not one of"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens", "at least 1"),
-        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].type", "run it yourself"),
+        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].type", "define a tool"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "is required"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name", "is required"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type", "is not one of"),

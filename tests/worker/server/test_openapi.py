@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from jsonschema import Draft202012Validator
 
+from quire_contract.anthropic.requests import MessagesRequest
 from quire_contract.openai.limits import Limits
+from quire_contract.openai.responses_requests import ResponsesRequest
 from quire_worker.server.openapi import document
 from quire_worker.server.routes import ROUTES
 
@@ -103,6 +106,15 @@ async def test_what_a_get_answers_fits_its_description(route: Any, worker: Any, 
 
     rooted = {"components": DOCUMENT["components"], "allOf": [content["schema"]]}
     assert [error.message for error in Draft202012Validator(rooted).iter_errors(body)] == []
+
+
+def test_the_page_about_the_api_names_every_route_and_every_field() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    routes = {re.sub(r":[^}]*", "", route.path) for route in ROUTES}
+    fields = {*ResponsesRequest.__struct_fields__, *MessagesRequest.__struct_fields__}
+
+    assert {path for path in routes if path not in page} == set()
+    assert {name for name in fields if not re.search(rf"`{name}[`.:]", page)} == set()
 
 
 async def test_the_document_is_served(worker: Any, http: aiohttp.ClientSession) -> None:
