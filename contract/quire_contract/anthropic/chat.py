@@ -41,7 +41,10 @@ NAMES = OwnNames(
     },
     tool_parameters="input_schema",
 )
-_OWN = (*MessagesRequest.__struct_fields__, "stop")
+SHARED = shared_fields((*MessagesRequest.__struct_fields__, "stop"))
+"""A chat's fields that a message takes under the same names."""
+SHARED_BY_COUNTING = SHARED & {"chat_template_kwargs"}
+"""Those of them that change the prompt."""
 _THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"xhigh": "high", "max": "high"}
@@ -77,20 +80,24 @@ def decode_messages(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Messa
         "top_k": request.top_k,
         "user": None if request.metadata is None else request.metadata.user_id,
     }
-    return request, _chat(fields, request, values, limits)
+    return request, _chat(_taken(fields, SHARED), request, values, limits)
 
 
 def decode_count_tokens(body: bytes, limits: Limits = DEFAULT_LIMITS) -> ChatCompletionRequest:
     """The chat whose prompt is to be counted. Fields of /v1/messages that do not change the prompt are ignored. ApiError as above."""
     fields = _fields(body, limits)
-    return _chat(fields, decode_struct(CountTokensRequest, body), {}, limits)
+    return _chat(_taken(fields, SHARED_BY_COUNTING), decode_struct(CountTokensRequest, body), {}, limits)
 
 
 def _fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
     fields = decode_fields(body, limits)
     refuse_named(fields, REFUSED)
-    refuse_unsupported(fields, shared_fields(_OWN).union(_OWN))
+    refuse_unsupported(fields, SHARED.union(MessagesRequest.__struct_fields__))
     return fields
+
+
+def _taken(fields: Mapping[str, msgspec.Raw], names: frozenset[str]) -> Mapping[str, msgspec.Raw]:
+    return {name: fields[name] for name in names & fields.keys()}
 
 
 def _chat(
@@ -98,7 +105,7 @@ def _chat(
 ) -> ChatCompletionRequest:
     try:
         messages, continues = _messages(request, limits)
-        chat = make_chat(fields, _OWN, {**_prompt_values(request), **values}, messages, NAMES)
+        chat = make_chat(fields, SHARED, {**_prompt_values(request), **values}, messages, NAMES)
         if continues:
             chat = msgspec.structs.replace(chat, continue_final_message=True, add_generation_prompt=False)
         if request.thinking is not None:

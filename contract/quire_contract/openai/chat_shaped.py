@@ -80,20 +80,20 @@ def under_own_names(error: ApiError, names: OwnNames) -> ApiError:
 
 def make_chat(
     fields: Mapping[str, msgspec.Raw],
-    own: Sequence[str],
+    shared: frozenset[str],
     values: Mapping[str, Any],
     messages: list[ChatMessage],
     names: OwnNames,
 ) -> ChatCompletionRequest:
     """The chat request that a body means; ranges are not checked yet.
 
-    `fields`: the body, undecoded; `own`: fields that its API defines itself; `values`: what they mean, chat-shaped, None for absent.
+    `fields`: the body, undecoded; `shared`: those that its API takes as they are; `values`: what its own mean in a chat, None for absent.
     """
     given = {name: value for name, value in values.items() if value is not None}
     taken = frozenset(ChatCompletionRequest.__struct_fields__)
     for name in [name for name in given if name not in taken]:
         _refuse_or_drop(name, given.pop(name), names)
-    given |= {name: fields[name] for name in shared_fields(own) & fields.keys()}
+    given |= {name: fields[name] for name in shared & fields.keys()}
     chat = decode_struct(ChatCompletionRequest, msgspec.json.encode({**given, "messages": []}))
     return msgspec.structs.replace(chat, messages=messages)
 

@@ -40,6 +40,8 @@ NAMES = OwnNames(
     },
     tool_parameters="parameters",
 )
+SHARED = shared_fields(ResponsesRequest.__struct_fields__)
+"""A chat's fields that a response takes under the same names."""
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = frozenset(
     {
@@ -81,12 +83,11 @@ def decode_responses(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Resp
     """The checked body, and the chat that it means. ApiError 400 (413 for a body over the limit) in the body's own names."""
     fields = decode_fields(body, limits)
     refuse_named(fields, REFUSED)
-    own = ResponsesRequest.__struct_fields__
-    refuse_unsupported(fields, shared_fields(own).union(own))
+    refuse_unsupported(fields, SHARED.union(ResponsesRequest.__struct_fields__))
     request = decode_struct(ResponsesRequest, body)
     _check_own(request)
     try:
-        chat = make_chat(fields, own, _values(request), _messages(request, limits), NAMES)
+        chat = make_chat(fields, SHARED, _values(request), _messages(request, limits), NAMES)
         validation.check_chat(chat, limits)
     except ApiError as error:
         raise under_own_names(error, NAMES) from None

@@ -19,7 +19,7 @@ from quire_contract.anthropic.requests import CountTokensRequest, MessagesReques
 from quire_contract.error_form import is_anthropic
 from quire_contract.openai import responses_chat
 from quire_contract.openai.bounds import number_bounds, size_schemas
-from quire_contract.openai.chat_shaped import OwnNames, shared_fields
+from quire_contract.openai.chat_shaped import OwnNames
 from quire_contract.openai.errors import ErrorBody
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import ChatCompletionRequest
@@ -39,12 +39,12 @@ _REASONS = {
     500: "The model failed on this request.",
     503: "Not ready, draining or dead; another worker or a later try may answer.",
 }
-_OTHER_NAMES: Mapping[type, OwnNames] = {
-    ResponsesRequest: responses_chat.NAMES,
-    MessagesRequest: anthropic_chat.NAMES,
-    CountTokensRequest: anthropic_chat.NAMES,
+_OTHERS: Mapping[type, tuple[OwnNames, frozenset[str]]] = {
+    ResponsesRequest: (responses_chat.NAMES, responses_chat.SHARED),
+    MessagesRequest: (anthropic_chat.NAMES, anthropic_chat.SHARED),
+    CountTokensRequest: (anthropic_chat.NAMES, anthropic_chat.SHARED_BY_COUNTING),
 }
-"""Bodies of other APIs than chats: they take a chat's shared fields, too, and call some fields by names of their own."""
+"""Bodies of other APIs than chats: what they call a chat's fields, and which they take beside their own."""
 
 
 _KEYWORDS: Mapping[str, frozenset[str]] = {
@@ -76,7 +76,7 @@ def document(routes: Sequence[Route], limits: Limits, version: str) -> Schema:
     schemas = dict(zip(types, made, strict=True))
     _add_shared_fields(components)
     for kind in {route.body for route in routes if route.body is not None}:
-        _add_bounds(components[kind.__name__], _OTHER_NAMES.get(kind), limits)
+        _add_bounds(components[kind.__name__], kind, limits)
     paths: dict[str, Schema] = {}
     for route in routes:
         paths.setdefault(_path(route), {})[route.method.lower()] = _operation(route, schemas)
@@ -136,19 +136,16 @@ def _responses(route: Route, schemas: Mapping[int, Schema]) -> Schema:
 def _add_shared_fields(components: Mapping[str, Schema]) -> None:
     """Other APIs take a chat's fields about tokens under the same names."""
     chat = components.get(ChatCompletionRequest.__name__)
-    for kind in _OTHER_NAMES:
+    for kind, (_, shared) in _OTHERS.items():
         if chat is not None and kind.__name__ in components:
-            own = components[kind.__name__]["properties"]
-            hidden = {"stop"} if "stop_sequences" in own or kind is CountTokensRequest else set()
-            for name in sorted(shared_fields((*own, *hidden))):
-                own[name] = chat["properties"][name]
+            components[kind.__name__]["properties"] |= {name: chat["properties"][name] for name in sorted(shared)}
 
 
-def _add_bounds(schema: Schema, other_names: OwnNames | None, limits: Limits) -> None:
+def _add_bounds(schema: Schema, kind: type, limits: Limits) -> None:
     """Ranges of numbers and sizes of everything else."""
     bounds, sizes = number_bounds(limits), size_schemas(limits)
     for field in {*bounds, *sizes}:
-        name = field if other_names is None else other_names.of(field)
+        name = _OTHERS[kind][0].of(field) if kind in _OTHERS else field
         if name in schema["properties"]:
             extra = bounds[field].schema if field in bounds else sizes[field]
             schema["properties"][name] = _with(schema["properties"][name], extra)
