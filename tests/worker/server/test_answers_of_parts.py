@@ -1,5 +1,5 @@
 """What the official clients make of reasoning and tool calls in the answers of /v1/responses and /v1/messages: real clients, a real
-socket, a parser that yields the parts it is told."""
+socket, a reader that yields the parts it is told."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.openai.responses import usage_of
 from quire_contract.openai.responses_requests import ResponsesRequest
 from quire_worker.server.answers import Answer, Gathered, Head
-from quire_worker.server.choice import Piece
+from quire_worker.server.choice import Piece, TokenEntry
 from quire_worker.server.messages_answer import BROKEN_INPUT, MessagesAnswer
 from quire_worker.server.parts import ContentText, Part, ReasoningText, ToolArguments, ToolCallBegin
 from quire_worker.server.responses_answer import ResponsesAnswer
@@ -35,16 +35,18 @@ HEAD = Head(id="x_1234", created=1_700_000_000, model="m")
 
 
 class Told:
-    """A parser for texts that are numbers of parts."""
+    """A reader of texts that are numbers of parts."""
+
+    num_reasoning_tokens: int | None = 5
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
 
-    def push(self, text: str) -> Sequence[Part]:
-        return [self._parts[int(index)] for index in text.split()]
+    def take(self, piece: Piece) -> Sequence[Part]:
+        return [self._parts[int(index)] for index in piece.text.split()]
 
-    def finish(self) -> Sequence[Part]:
-        return ()
+    def take_entries(self) -> list[TokenEntry]:
+        return []
 
 
 class Words:
@@ -59,11 +61,11 @@ class Words:
 
 def response(parts: Sequence[Part] = PARTS) -> Answer:
     request = ResponsesRequest(model="m", input="hi")
-    return ResponsesAnswer(HEAD, Words(), request=request, new_parser=lambda: Told(parts))
+    return ResponsesAnswer(HEAD, Words(), request=request, reader=Told(parts))
 
 
 def message(parts: Sequence[Part] = PARTS, stops: Sequence[str] = ()) -> Answer:
-    return MessagesAnswer(HEAD, stops=stops, new_parser=lambda: Told(parts))
+    return MessagesAnswer(HEAD, stops=stops, reader=Told(parts))
 
 
 def piece(text: str, finish: str | None = None, stop: str | None = None) -> Piece:
@@ -145,6 +147,7 @@ async def test_openais_client_puts_a_response_together_that_is_the_one_in_one_go
     ]
     assert json.loads(data.splitlines()[-2].removeprefix(b"data: "))["response"] == expected
     assert (seen.usage.input_tokens_details.cached_tokens, seen.status) == (16, "completed")
+    assert seen.usage.output_tokens_details.reasoning_tokens == 5
 
 
 async def test_every_item_of_a_response_is_announced_and_closed_in_order(serve: Any) -> None:

@@ -76,12 +76,14 @@ class Gathered:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self.token_ids: list[int] = []
         self.entries: list[TokenEntry] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
+        self.token_ids.extend(piece.token_ids)
         self.entries.extend(piece.entries)
         self.finish_reason = piece.finish_reason
         self.stop_reason = piece.stop_reason

@@ -16,7 +16,7 @@ from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequ
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Head
 from quire_worker.server.logprobs import Vocabulary
 from quire_worker.server.messages_answer import MessagesAnswer
-from quire_worker.server.parts import PlainText
+from quire_worker.server.reader import Reader
 from quire_worker.server.responses_answer import ResponsesAnswer
 
 
@@ -25,7 +25,8 @@ class Asked(NamedTuple):
 
     body: GenerationRequest
     id_prefix: str
-    make_answer: Callable[[Head, Vocabulary], Answer]
+    make_answer: Callable[[Head, Vocabulary, Reader], Answer]
+    """The reader is that of the first choice, for APIs whose answers have one."""
     names: OwnNames | None = None
     """What the client calls the fields of `body`, if that is not the body it sent."""
 
@@ -33,19 +34,22 @@ class Asked(NamedTuple):
 def asked_chat(data: bytes, limits: Limits) -> Asked:
     """POST /v1/chat/completions."""
     body = decode_request(ChatCompletionRequest, data, limits)
-    return Asked(body, "chatcmpl-", functools.partial(ChatAnswer, logprobs=body.num_logprobs is not None))
+    return Asked(body, "chatcmpl-", _of_many(functools.partial(ChatAnswer, logprobs=body.num_logprobs is not None)))
 
 
 def asked_completion(data: bytes, limits: Limits) -> Asked:
     """POST /v1/completions."""
     body = decode_request(CompletionRequest, data, limits)
-    return Asked(body, "cmpl-", functools.partial(CompletionAnswer, logprobs=body.num_logprobs is not None))
+    return Asked(body, "cmpl-", _of_many(functools.partial(CompletionAnswer, logprobs=body.num_logprobs is not None)))
 
 
 def asked_response(data: bytes, limits: Limits) -> Asked:
     """POST /v1/responses."""
     request, body = responses_chat.decode_responses(data, limits)
-    make_answer = functools.partial(ResponsesAnswer, request=request, new_parser=PlainText)
+
+    def make_answer(head: Head, vocabulary: Vocabulary, reader: Reader) -> Answer:
+        return ResponsesAnswer(head, vocabulary, request=request, reader=reader)
+
     return Asked(body, "resp_", make_answer, responses_chat.NAMES)
 
 
@@ -53,8 +57,13 @@ def asked_message(data: bytes, limits: Limits) -> Asked:
     """POST /v1/messages."""
     _, body = anthropic_chat.decode_messages(data, limits)
 
-    def make_answer(head: Head, vocabulary: Vocabulary) -> Answer:
+    def make_answer(head: Head, vocabulary: Vocabulary, reader: Reader) -> Answer:
         del vocabulary
-        return MessagesAnswer(head, stops=stop_strings(body), new_parser=PlainText)
+        return MessagesAnswer(head, stops=stop_strings(body), reader=reader)
 
     return Asked(body, "msg_", make_answer, anthropic_chat.NAMES)
+
+
+def _of_many(make: Callable[[Head, Vocabulary], Answer]) -> Callable[[Head, Vocabulary, Reader], Answer]:
+    """For answers with several choices, which are all content."""
+    return lambda head, vocabulary, reader: make(head, vocabulary)

@@ -30,6 +30,7 @@ from quire_worker.server.body import read_body
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Generation, Job
 from quire_worker.server.middleware import CALLER
+from quire_worker.server.reader import PlainReader
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
@@ -75,7 +76,7 @@ class Generate:
         check_vocabulary(body, loaded.model.vocab_size)
         job = await self._job(http, body, loaded, arrived_s)
         head = Head(id=f"{asked.id_prefix}{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
-        answer = asked.make_answer(head, loaded.model.text)
+        answer = asked.make_answer(head, loaded.model.text, PlainReader())
         with self._generation(job, body, loaded.model) as generation:
             if body.stream:
                 return await _stream(http, generation, answer, body.stream_options or StreamOptions())

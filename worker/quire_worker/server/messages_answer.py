@@ -3,7 +3,7 @@
 Pure: pieces in, bytes out. A stream's events, put together, say what the whole answer says.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -36,7 +36,8 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.openai.responses import Usage
 from quire_worker.server.answers import Gathered, Head, ShownUsage
 from quire_worker.server.choice import Piece
-from quire_worker.server.parts import ContentText, MessageParser, Part, ReasoningText, ToolArguments, ToolCallBegin
+from quire_worker.server.parts import ContentText, Part, ReasoningText, ToolArguments, ToolCallBegin
+from quire_worker.server.reader import Reader, whole_piece
 
 BROKEN_INPUT = "INVALID_JSON"
 """A tool's input must be an object; what a model wrote instead is under this name, as Anthropic recommends for sending it back."""
@@ -119,11 +120,11 @@ def _input(text: str) -> dict[str, Any]:
 class MessagesAnswer:
     """One message. It has one choice."""
 
-    def __init__(self, head: Head, *, stops: Sequence[str], new_parser: Callable[[], MessageParser]) -> None:
-        """`stops` are the request's stop sequences."""
+    def __init__(self, head: Head, *, stops: Sequence[str], reader: Reader) -> None:
+        """`stops` are the request's stop sequences; `reader` is that of the one choice."""
         self._head = head
         self._stops = frozenset(stops)
-        self._parser = new_parser()
+        self._reader = reader
         self._blocks = _Blocks(head.id)
         self._finish_reason: str | None = None
         self._stop: int | str | None = None
@@ -138,10 +139,8 @@ class MessagesAnswer:
         del usage
         events: list[msgspec.Struct] = []
         for _, piece in arrived:
-            events += self._blocks.take(self._parser.push(piece.text))
-            if piece.finish_reason is not None:
-                self._finish_reason, self._stop = piece.finish_reason, piece.stop_reason
-                events += self._blocks.take(self._parser.finish())
+            events += self._blocks.take(self._reader.take(piece))
+            self._finish_reason, self._stop = piece.finish_reason, piece.stop_reason
         return b"".join(map(named_event, events))
 
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
@@ -158,7 +157,7 @@ class MessagesAnswer:
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
         (choice,) = choices
         self._finish_reason, self._stop = choice.reason, choice.stop_reason
-        self._blocks.take([*self._parser.push(choice.text), *self._parser.finish()])
+        self._blocks.take(self._reader.take(whole_piece(choice)))
         self._blocks.end()
         return msgspec.json.encode(self._message(usage, *self._ending()))
 

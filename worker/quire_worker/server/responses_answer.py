@@ -3,7 +3,7 @@
 Pure: pieces in, bytes out. A stream's events, put together, say what the whole answer says: both come out of one `OutputItems`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -31,7 +31,7 @@ from quire_worker.server.answers import Gathered, Head, ShownUsage
 from quire_worker.server.choice import Piece, TokenEntry
 from quire_worker.server.logprobs import Vocabulary, chat_logprobs
 from quire_worker.server.output_items import Event, Numbers, OutputItems
-from quire_worker.server.parts import MessageParser
+from quire_worker.server.reader import Reader, whole_piece
 
 _CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
@@ -45,13 +45,14 @@ class ResponsesAnswer:
         vocabulary: Vocabulary,
         *,
         request: ResponsesRequest,
-        new_parser: Callable[[], MessageParser],
+        reader: Reader,
     ) -> None:
+        """`reader` is that of the one choice."""
         self._head = head
         self._vocabulary = vocabulary
         self._request = request
         self._logprobs = wants_logprobs(request)
-        self._parser = new_parser()
+        self._reader = reader
         self._numbers = Numbers()
         self._items = OutputItems(head.id, self._numbers)
         self._finish_reason: str | None = None
@@ -70,11 +71,10 @@ class ResponsesAnswer:
         del usage
         events: list[Event] = []
         for _, piece in arrived:
-            parts = list(self._parser.push(piece.text))
-            if piece.finish_reason is not None:
-                self._finish_reason = piece.finish_reason
-                parts += self._parser.finish()
-            events += self._items.take(parts, self._shown(piece.entries))
+            self._finish_reason = piece.finish_reason
+            parts = self._reader.take(piece)
+            if parts or piece.entries or piece.finish_reason is not None:
+                events += self._items.take(parts, self._shown(self._reader.take_entries()))
         return _encoded(events)
 
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
@@ -94,8 +94,9 @@ class ResponsesAnswer:
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
         (choice,) = choices
         self._finish_reason = choice.reason
-        parts = [*self._parser.push(choice.text), *self._parser.finish()]
-        self._items.take(parts, self._shown(choice.entries))
+        parts = self._reader.take(whole_piece(choice))
+        said = self._reader.take_entries()[self._reader.num_reasoning_tokens or 0 :]
+        self._items.take(parts, self._shown(said))
         self._items.end(self._item_status)
         return msgspec.json.encode(self._response(self._item_status, usage))
 
@@ -126,7 +127,7 @@ class ResponsesAnswer:
             reasoning=request.reasoning or ReasoningConfig(),
             text=_text_config(request),
             top_logprobs=request.top_logprobs or 0,
-            usage=None if usage is None else _usage(usage),
+            usage=None if usage is None else _usage(usage, self._reader.num_reasoning_tokens or 0),
             user=request.user,
             safety_identifier=request.safety_identifier,
             prompt_cache_key=request.prompt_cache_key,
@@ -141,20 +142,14 @@ def _text_config(request: ResponsesRequest) -> TextConfig:
     return request.text if request.text.format is not None else msgspec.structs.replace(request.text, format=plain)
 
 
-def _usage(usage: Usage) -> ResponsesUsage:
+def _usage(usage: Usage, num_reasoning: int) -> ResponsesUsage:
     return ResponsesUsage(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=_reasoning_tokens(usage)),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=num_reasoning),
     )
-
-
-def _reasoning_tokens(usage: Usage) -> int:
-    """Told of models that reason only."""
-    details = getattr(usage, "completion_tokens_details", None)
-    return getattr(details, "reasoning_tokens", 0)
 
 
 def _encoded(events: Sequence[Event]) -> bytes:
