@@ -156,7 +156,7 @@ def _tool(tool: MessagesTool, path: str) -> dict[str, Any]:
 
 def _tool_choice(request: CountTokensRequest) -> Any:
     choice = request.tool_choice
-    if choice is None:
+    if choice is None or (choice.type in ("auto", "none") and not request.tools):
         return None
     if choice.type == "tool":
         if choice.name is None:

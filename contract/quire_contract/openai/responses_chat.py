@@ -162,7 +162,8 @@ def _tool_choice(request: ResponsesRequest) -> tuple[Any, list[dict[str, Any]]]:
     tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
     choice = request.tool_choice
     if not isinstance(choice, ResponsesToolChoice):
-        return choice, tools
+        says_nothing = not tools and choice in ("auto", "none")  # clients send it with every request
+        return None if says_nothing else choice, tools
     if choice.type == "function":
         if choice.name is None:
             raise invalid("tool_choice.name", "is required for a function", CODE_MISSING)

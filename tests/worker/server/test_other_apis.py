@@ -26,7 +26,8 @@ SCHEMA: Any = {
     "additionalProperties": False,
 }
 needs_tools = pytest.mark.skipif(
-    "tools" not in ChatCompletionRequest.__struct_fields__, reason="chats take no tools, so nothing does"
+    not {"tools", "response_format"} <= set(ChatCompletionRequest.__struct_fields__),
+    reason="chats take no tools, or nothing makes the model call them, so nothing does",
 )
 needs_formats = pytest.mark.skipif(
     "response_format" not in ChatCompletionRequest.__struct_fields__, reason="chats take no formats, so nothing does"
@@ -43,6 +44,13 @@ class Length(pydantic.BaseModel):
 def demo(start_real: Any) -> Any:
     flags = ("--device", "cpu", "--compute-threads", "1", "--num-gpu-blocks-override", "256", "--max-model-len", "512")
     return start_real(DEMO, "--served-model-name", "demo", *flags, "--api-key", "sesame").wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def caller(start_real: Any) -> Any:
+    """A worker whose model is read for tool calls; it was never trained to make any, so a grammar must."""
+    flags = ("--device", "cpu", "--compute-threads", "1", "--num-gpu-blocks-override", "256", "--max-model-len", "1024")
+    return start_real(DEMO, "--served-model-name", "demo", *flags, "--tool-call-parser", "hermes").wait_until_ready()
 
 
 @pytest.fixture
@@ -228,7 +236,8 @@ async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.
 
 
 @needs_tools
-async def test_a_response_calls_a_function_and_reads_its_output(sdk: openai.AsyncOpenAI) -> None:
+async def test_a_response_calls_a_function_and_reads_its_output(caller: Any) -> None:
+    sdk = caller.client()
     tool: Any = {"type": "function", "name": "tell", "parameters": SCHEMA, "strict": True}
     asked: Any = {"model": "demo", "input": QUESTION, "tools": [tool], "tool_choice": "required"}
 
@@ -251,7 +260,8 @@ async def test_a_response_calls_a_function_and_reads_its_output(sdk: openai.Asyn
 
 
 @needs_tools
-async def test_a_message_uses_a_tool_and_reads_its_result(claude: anthropic.AsyncAnthropic) -> None:
+async def test_a_message_uses_a_tool_and_reads_its_result(caller: Any) -> None:
+    claude = anthropic.AsyncAnthropic(base_url=caller.base, api_key="x", max_retries=0, timeout=60)
     tool: Any = {"name": "tell", "input_schema": SCHEMA, "strict": True}
     asked: Any = {"model": "demo", "max_tokens": 80, "messages": MESSAGES, "tools": [tool]}
 
