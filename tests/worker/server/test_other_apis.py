@@ -54,6 +54,18 @@ def caller(start_real: Any) -> Any:
 
 
 @pytest.fixture
+async def calling_sdk(caller: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with caller.client() as made:
+        yield made
+
+
+@pytest.fixture
+async def calling_claude(caller: Any) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=caller.base, api_key="x", max_retries=0, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture
 async def sdk(demo: Any) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{demo.base}/v1", api_key="sesame", max_retries=0, timeout=60) as made:
         yield made
@@ -236,8 +248,8 @@ async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.
 
 
 @needs_tools
-async def test_a_response_calls_a_function_and_reads_its_output(caller: Any) -> None:
-    sdk = caller.client()
+async def test_a_response_calls_a_function_and_reads_its_output(calling_sdk: openai.AsyncOpenAI) -> None:
+    sdk = calling_sdk
     tool: Any = {"type": "function", "name": "tell", "parameters": SCHEMA, "strict": True}
     asked: Any = {"model": "demo", "input": QUESTION, "tools": [tool], "tool_choice": "required"}
 
@@ -260,8 +272,8 @@ async def test_a_response_calls_a_function_and_reads_its_output(caller: Any) -> 
 
 
 @needs_tools
-async def test_a_message_uses_a_tool_and_reads_its_result(caller: Any) -> None:
-    claude = anthropic.AsyncAnthropic(base_url=caller.base, api_key="x", max_retries=0, timeout=60)
+async def test_a_message_uses_a_tool_and_reads_its_result(calling_claude: anthropic.AsyncAnthropic) -> None:
+    claude = calling_claude
     tool: Any = {"name": "tell", "input_schema": SCHEMA, "strict": True}
     asked: Any = {"model": "demo", "max_tokens": 80, "messages": MESSAGES, "tools": [tool]}
 
