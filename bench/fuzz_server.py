@@ -38,6 +38,14 @@ FLAGS = (
 HANG_S = 30.0
 AT_ONCE = 16
 SHOWN = 20
+OBJECT: Any = {
+    "type": "object",
+    "properties": {"metres": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["metres"],
+    "additionalProperties": False,
+}
+FUNCTION: Any = {"name": "f", "parameters": OBJECT}
+FORMAT: Any = {"type": "json_schema", "name": "x", "schema": OBJECT, "json_schema": {"name": "x", "schema": OBJECT}}
 HINTS: Mapping[str, list[Any]] = {
     "model": [MODEL],
     "role": ["user", "user", "assistant", "system"],
@@ -51,15 +59,24 @@ HINTS: Mapping[str, list[Any]] = {
     "input": ["5 km"],
     "n": [1, 2],
     "stream_options": [None],
-    "tools": [None],
-    "text": [None],
+    "tools": [
+        None,
+        None,
+        [{"type": "function", **FUNCTION, "function": FUNCTION}],
+        [{"name": "f", "input_schema": OBJECT}],
+    ],
+    "response_format": [None, {"type": "json_object"}, FORMAT],
+    "text": [None, {"format": {"type": "json_object"}}, {"format": FORMAT}],
+    "output_config": [None, {"format": FORMAT}, {"effort": "low"}],
+    "tool_calls": [None],
+    "structured_outputs": [None, {"choice": ["a", "b"]}, {"regex": "[ab]{1,3}"}],
     "truncation": [None, "auto"],
     "include": [None, ["message.output_text.logprobs"]],
     "min_tokens": [None, 0, 1],
     "top_logprobs": [None, 0, 2],
     "logprobs": [None, True, 1],
     "best_of": [None],
-    "tool_choice": [None],
+    "tool_choice": [None, None, "auto", "required", {"type": "auto"}, {"type": "any"}],
     "thinking": [None, {"type": "disabled"}],
     "continue_final_message": [None, False],
     "chat_template_kwargs": [None, {}, {"enable_thinking": True}],

@@ -89,7 +89,8 @@ class Maker:
         made = {
             name: self._property(name, each, rng, depth + 1)
             for name, each in properties.items()
-            if name in wanted or (depth < MAX_DEPTH and rng.random() < chance)
+            if name in wanted
+            or (depth < MAX_DEPTH and rng.random() < (0.9 if depth and name in self.hints else chance))
         }
         if not properties and depth < MAX_DEPTH:
             others = schema.get("additionalProperties", {})
