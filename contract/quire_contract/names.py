@@ -46,6 +46,10 @@ ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
 
 # Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
 HEADER_REQUEST_ID = "x-request-id"
+HEADER_ANTHROPIC_REQUEST_ID = "request-id"
+"""The same id under the name that Anthropic's clients read."""
+HEADER_API_KEY = "x-api-key"
+"""Where Anthropic's clients put the key."""
 INTERNAL_HEADER_PREFIX = "x-quire-"
 HEADER_TENANT = "x-quire-tenant"
 HEADER_PRIORITY = "x-quire-priority"

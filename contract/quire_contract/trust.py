@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from quire_contract.names import HEADER_TOKEN
+from quire_contract.names import HEADER_API_KEY, HEADER_TOKEN
 
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
 PUBLIC_FILE = "curve.pub"
@@ -100,6 +100,11 @@ def bearer_token(headers: Mapping[str, str]) -> str | None:
     """The key in `Authorization: Bearer <key>`, if there is one. `headers` is case-insensitive."""
     scheme, _, value = headers.get("Authorization", "").partition(" ")
     return value.strip() or None if scheme.lower() == "bearer" else None
+
+
+def presented_key(headers: Mapping[str, str]) -> str | None:
+    """The API key that a request presents: as a bearer token (OpenAI's clients) or in x-api-key (Anthropic's)."""
+    return bearer_token(headers) or headers.get(HEADER_API_KEY, "").strip() or None
 
 
 def presented_token(headers: Mapping[str, str]) -> str | None:

@@ -26,6 +26,7 @@ from quire_contract.kube.access import KubeAccess, KubeAccessError
 from quire_contract.kube.client import KubeClient
 from quire_contract.openai.limits import Limits
 from quire_contract.router_config import RouterConfigError
+from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
@@ -204,9 +205,8 @@ async def source_of(
 
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
     """Paths that the app does not answer itself."""
-    for_workers = (names.PATH_CHAT, names.PATH_COMPLETIONS, names.PATH_TOKENIZE, names.PATH_DETOKENIZE)
     return {
-        **dict.fromkeys(for_workers, ("POST", calls.handle)),
+        **dict.fromkeys(PATHS_WITH_PROMPT | PATHS_BY_MODEL, ("POST", calls.handle)),
         names.PATH_REVISION_STATS: ("GET", internal.revision_stats),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from quire_contract import names
 from quire_contract.openai.errors import unauthorized
+from quire_contract.trust import presented_key
 
 OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS})
 """The last one is not open to anybody: its own handler asks for the release's token instead."""
@@ -21,8 +22,7 @@ class Access:
         """ApiError 401 unless the caller may ask for `path`."""
         if not self._digests or path in OPEN_PATHS:
             return
-        scheme, _, key = headers.get("Authorization", "").partition(" ")
-        presented = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        presented = _digest(presented_key(headers) or "")
         matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
         if not any(matches):
             raise unauthorized()

@@ -65,7 +65,7 @@ class RouterApp:
             self._access.check(request.path, request.headers)
             response = await handler(request, request_id)
         except ApiError as error:
-            response = error_response(error, request_id)
+            response = error_response(error, request_id, request.path)
         if self.draining:
             response.force_close()  # so that clients open their next connection elsewhere
         return response

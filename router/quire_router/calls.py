@@ -11,8 +11,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from quire_contract import names
-from quire_contract.openai.decode import decode_routing_fields
 from quire_contract.openai.errors import (
     CODE_INVALID_JSON,
     ApiError,
@@ -22,6 +20,7 @@ from quire_contract.openai.errors import (
     unavailable,
 )
 from quire_contract.openai.limits import Limits
+from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import log_event
 from quire_router.endpoints import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
@@ -34,7 +33,6 @@ log = logging.getLogger("quire_router.request")
 
 BODY_TIMEOUT_S = 60.0
 """For a client to send its body."""
-WITH_PROMPT = frozenset({names.PATH_CHAT, names.PATH_COMPLETIONS})
 
 
 class ModelField(msgspec.Struct, frozen=True):
@@ -77,7 +75,7 @@ class CallHandler:
         except ApiError as error:
             outcome.status = error.status
             outcome.problem = outcome.problem or error.message
-            return error_response(error, request_id)
+            return error_response(error, request_id, request.path)
         except asyncio.CancelledError:
             outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left"
             raise
@@ -86,11 +84,11 @@ class CallHandler:
 
     async def _read(self, request: web.BaseRequest, request_id: str, outcome: Outcome) -> Call:
         body = await _read_body(request, self._limits.max_body_bytes)
-        if request.path in WITH_PROMPT:
-            fields = decode_routing_fields(body, self._limits)
+        if request.path in PATHS_WITH_PROMPT:
+            fields = routing_fields(request.path, body, self._limits)
             outcome.model = model = self._known(fields.model)
             targets, timeout_s = self._picker.targets(model)
-            prompt = await self._picker.read(targets[0], fields, body)
+            prompt = await self._picker.read(targets[0], fields, body, request.path)
             is_stream = fields.stream is True
         else:
             outcome.model = model = self._known(_model_of(body))

@@ -31,6 +31,7 @@ _NOT_TO_WORKER = _HOP_BY_HOP | {
     "cookie",
     names.HEADER_REQUEST_ID,
 }
+_KEYS = frozenset({"authorization", names.HEADER_API_KEY})
 _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", names.HEADER_REQUEST_ID}
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 
@@ -38,14 +39,14 @@ _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
     """Headers of the request to a worker: the client's without those of its connection and without any internal one.
 
-    `keep_key`: the client's Authorization is meant for the worker, not for us."""
+    `keep_key`: the client's key, in Authorization or x-api-key, is meant for the worker, not for us."""
     dropped = _named_by_connection(headers)
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
         if lower in _NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped:
             continue
-        if lower == "authorization" and not keep_key:
+        if lower in _KEYS and not keep_key:
             continue
         passed.add(name, value)
     passed[names.HEADER_REQUEST_ID] = request_id

@@ -98,13 +98,13 @@ class Picker:
         ordered = order_targets(route, self._rng)
         return tuple(sorted(ordered, key=lambda target: not self._pool.has_usable(target))), route.timeout_s
 
-    async def read(self, model: str, fields: RoutingFields, body: bytes) -> ReadablePrompt:
-        """Read a request's prompt with the bundle of every endpoint that may get it."""
+    async def read(self, model: str, fields: RoutingFields, body: bytes, path: str) -> ReadablePrompt:
+        """Read the prompt of a request to `path` with the bundle of every endpoint that may get it."""
         started_s = self._clock()
         endpoints = self._pool.serving(model) or ()
         by_digest: dict[str, PromptBlocks] = {}
         for digest in {e.digest for e in endpoints if e.digest is not None}:
-            blocks = await self._reader.read(fields, body, digest)
+            blocks = await self._reader.read(fields, body, digest, path)
             if blocks is not None:
                 by_digest[digest] = blocks
         needs_text = not by_digest or any(e.digest is None for e in endpoints)

@@ -85,12 +85,14 @@ class PromptReader:
         for digest in [d for d in self._bundles if d not in wanted]:
             del self._bundles[digest]
 
-    async def read(self, fields: RoutingFields, body: bytes, digest: str) -> PromptBlocks | None:
-        """The first prompt in a body, hashed with the bundle. None: the bundle is not here, or the prompt cannot be rendered."""
+    async def read(self, fields: RoutingFields, body: bytes, digest: str, path: str = "") -> PromptBlocks | None:
+        """The first prompt in a body, hashed with the bundle. None: the bundle is not here, or the prompt cannot be rendered.
+
+        `path` says whose body it is: the same bytes may mean another prompt in another API."""
         entry = self._bundles.get(digest)
         if entry is None:
             return None
-        key = (digest, blake2b(body, digest_size=16).digest())
+        key = (digest, blake2b(body, digest_size=16, key=path.encode()).digest())
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)

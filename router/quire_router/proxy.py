@@ -18,6 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from quire_contract import names
+from quire_contract.error_form import broken_stream
 from quire_contract.openai.errors import ApiError, unavailable
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
@@ -233,7 +234,7 @@ class Proxy:
             outcome.problem = f"{endpoint.id} {error}"
             endpoint.counts.broke()
             endpoint.on_suspect()
-            await self._end_broken(request, response, begun, outcome)
+            await self._end_broken(request, response, call, begun, outcome)
         except ClientGoneError:
             outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left or took nothing for too long"
             _abort(request)
@@ -267,7 +268,7 @@ class Proxy:
             raise BrokenStreamError("ended within an event")
 
     async def _end_broken(
-        self, request: web.BaseRequest, response: web.StreamResponse, begun: "Begun", outcome: Outcome
+        self, request: web.BaseRequest, response: web.StreamResponse, call: Call, begun: "Begun", outcome: Outcome
     ) -> None:
         """A stream broke after its first byte. The client gets an error event, never a bare cut that looks like an end.
 
@@ -283,7 +284,7 @@ class Proxy:
         )
         try:
             async with asyncio.timeout(self._timeouts.idle):
-                await response.write(b"data: " + error.body() + b"\n\ndata: [DONE]\n\n")
+                await response.write(broken_stream(error, call.path, call.request_id, begun.cutter.num_events))
         except (TimeoutError, ConnectionError):
             _abort(request)
 

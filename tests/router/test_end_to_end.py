@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 import aiohttp
+import anthropic
+import openai
 import pytest
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
@@ -244,3 +246,29 @@ async def test_the_console_script_serves_reloads_its_file_and_ends_on_sigterm(
     assert code == 0
     assert "event=stopped" in log
     assert "w1 w2" not in log
+
+
+async def test_clients_of_the_other_apis_are_served_through_the_router_and_find_their_prefix_again(
+    start_workers, start_router, until
+):
+    workers = start_workers(2)
+    router = await start_router(config_for(workers))
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    talk = [{"role": "user", "content": words(random.Random(5), 300)}]
+
+    async with anthropic.AsyncAnthropic(base_url=router.url, api_key="x", max_retries=0) as client:
+        first = await client.messages.with_raw_response.create(model="m", max_tokens=4, messages=talk)
+        holder = first.headers["x-quire-worker"]
+        await until(lambda: router.app._index.num_blocks(holder) >= 18)
+        async with client.messages.stream(model="m", max_tokens=4, messages=talk) as stream:
+            again = await stream.get_final_message()
+            served_by = stream.response.headers["x-quire-worker"]
+        counted = await client.messages.count_tokens(model="m", messages=talk)
+    async with openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="x", max_retries=0) as client:
+        answer = await client.responses.with_raw_response.create(model="m", input=talk, max_output_tokens=4)
+    response = answer.parse()
+
+    assert served_by == answer.headers["x-quire-worker"] == holder
+    assert again.usage.cache_read_input_tokens == response.usage.input_tokens_details.cached_tokens >= 18 * 16
+    assert again.usage.input_tokens + again.usage.cache_read_input_tokens == counted.input_tokens
+    assert response.usage.input_tokens == counted.input_tokens

@@ -84,7 +84,9 @@ def invalid(param: str, message: str, code: str = CODE_INVALID_VALUE) -> ApiErro
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None, code=code)
 
 
-def unauthorized(message: str = "Missing or wrong API key; send it as `Authorization: Bearer <key>`.") -> ApiError:
+def unauthorized(
+    message: str = "Missing or wrong API key; send it as `Authorization: Bearer <key>` or `x-api-key: <key>`.",
+) -> ApiError:
     """401."""
     return ApiError(
         401, message, type=TYPE_AUTHENTICATION, code=CODE_INVALID_API_KEY, headers={"WWW-Authenticate": "Bearer"}

@@ -92,8 +92,15 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
 
 def refuse_unsupported(fields: Mapping[str, msgspec.Raw], taken: frozenset[str] = frozenset()) -> None:
     """400 for the first field of a body (undecoded values) that the table has, unless the request type takes it itself."""
+    refuse_named(fields, UNSUPPORTED, taken)
+
+
+def refuse_named(
+    fields: Mapping[str, msgspec.Raw], table: Mapping[str, Unsupported], taken: frozenset[str] = frozenset()
+) -> None:
+    """The same by another table: that of an API which lacks what others have."""
     for name, raw in fields.items():
-        row = UNSUPPORTED.get(name)
+        row = table.get(name)
         if row is None or name in taken:
             continue
         value = _value(raw)

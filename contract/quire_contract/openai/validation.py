@@ -3,8 +3,7 @@
 Each check raises a 400 that names the field and says what is allowed.
 """
 
-from collections.abc import Callable
-
+from quire_contract.openai.bounds import FLOAT_BOUNDS, MAX_BIAS
 from quire_contract.openai.errors import invalid
 from quire_contract.openai.limits import MAX_SEED, MIN_SEED, Limits
 from quire_contract.openai.messages import ChatMessage, check_message
@@ -25,8 +24,6 @@ from quire_contract.openai.requests import (
 from quire_contract.openai.structured import check_structured
 from quire_contract.openai.token_fields import check_token_fields
 from quire_contract.openai.urgency_checks import check_urgency
-
-MAX_BIAS = 100.0
 
 
 def check_chat(request: ChatCompletionRequest, limits: Limits) -> None:
@@ -128,23 +125,12 @@ def _check_generation(request: GenerationRequest, limits: Limits) -> None:
     check_structured(request.response_format, request.structured_outputs, limits)
 
 
-_FLOAT_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda x: 0 <= x <= 2, "between 0 and 2"),
-    "top_p": (lambda x: 0 < x <= 1, "greater than 0 and at most 1"),
-    "top_k": (lambda x: -1 <= x < 2**31, "at least -1 (0 and -1: all tokens)"),
-    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-    "presence_penalty": (lambda x: -2 <= x <= 2, "between -2 and 2"),
-    "frequency_penalty": (lambda x: -2 <= x <= 2, "between -2 and 2"),
-    "repetition_penalty": (lambda x: 0 < x <= 10, "greater than 0 and at most 10"),
-}
-
-
 def _check_floats(request: GenerationRequest) -> None:
-    for name, (is_inside, allowed) in _FLOAT_RANGES.items():
+    for name, bound in FLOAT_BOUNDS.items():
         value = getattr(request, name)
-        if value is not None and not is_inside(value):
+        if value is not None and not bound.holds(value):
             shown = _short(value) if isinstance(value, int) else f"{value:g}"
-            raise invalid(name, f"{shown} is out of range; it must be {allowed}")
+            raise invalid(name, f"{shown} is out of range; it must be {bound.words}")
 
 
 def _check_stop(request: GenerationRequest, limits: Limits) -> None:

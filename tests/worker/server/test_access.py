@@ -18,6 +18,8 @@ OPEN = ("/health", "/ready", "/metrics")
 GUARDED = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/openapi.json"),
     ("GET", "/v1/models"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
@@ -75,6 +77,19 @@ async def test_every_route_but_health_ready_and_metrics_asks_for_a_key(
                 error = (await response.json())["error"]
             assert (response.status, error["code"]) == (401, "invalid_api_key"), (path, headers)
             assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("server", ["keyed", "trusting"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/no/such"])
+async def test_anthropics_routes_ask_for_a_key_in_their_own_form(
+    http: aiohttp.ClientSession, request: pytest.FixtureRequest, server: str, path: str
+) -> None:
+    worker = request.getfixturevalue(server)
+
+    for headers in ({}, {"x-api-key": "wrong"}, {"Authorization": "Bearer wrong"}):
+        async with http.post(worker.base + path, headers=headers) as response:
+            body = await response.json()
+        assert (response.status, body["type"], body["error"]["type"]) == (401, "error", "authentication_error")
 
 
 @pytest.mark.parametrize("key", ["first-key", "second-key"])

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from quire_contract import names
-from quire_contract.trust import Trust, bearer_token, presented_token
+from quire_contract.trust import Trust, presented_key, presented_token
 
 OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS})
 
@@ -41,7 +41,7 @@ class Access:
             return self.is_trusted(headers)
         if not self._key_digests:
             return True
-        presented = _digest(bearer_token(headers) or "")
+        presented = _digest(presented_key(headers) or "")
         matches = [hmac.compare_digest(presented, digest) for digest in self._key_digests]
         return any(matches)
 

@@ -1,18 +1,18 @@
-"""POST /v1/chat/completions and /v1/completions: from body to engine to answer, streamed or not."""
+"""Every API that generates text: from body to engine to answer, streamed or not."""
 
 import asyncio
 import functools
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from aiohttp import web
 from msgspec import UNSET
 
 from quire_contract import names
-from quire_contract.openai.decode import decode_request
+from quire_contract.openai.chat_shaped import under_own_names
 from quire_contract.openai.errors import ApiError
+from quire_contract.openai.limits import Limits
 from quire_contract.openai.model_checks import check_prompt_logprobs, check_vocabulary, resolve_max_tokens
 from quire_contract.openai.requests import (
     ChatCompletionRequest,
@@ -25,7 +25,8 @@ from quire_contract.openai.requests import (
 from quire_contract.openai.responses import Usage, usage_of
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
-from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Gathered, Head, ShownUsage
+from quire_worker.server.answers import Answer, Gathered, Head, ShownUsage
+from quire_worker.server.asked import Asked, Showing, asked_chat, asked_completion, asked_message, asked_response
 from quire_worker.server.body import read_body
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Arrived, Generation, Job
@@ -36,7 +37,6 @@ from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
 
-RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
 _INLINE_SCORES = 4096
 """Fewer log-probabilities of prompts become JSON on the event loop."""
 _STREAM_HEADERS = {
@@ -47,35 +47,46 @@ _STREAM_HEADERS = {
 
 
 class Generate:
-    """The two handlers."""
+    """The handlers. They share one road; what differs between the APIs is in `asked`."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._handle(request, ChatCompletionRequest, "chatcmpl", ChatAnswer)
+        return await self._handle(request, asked_chat)
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._handle(request, CompletionRequest, "cmpl", CompletionAnswer)
+        return await self._handle(request, asked_completion)
 
-    async def _handle(
-        self, http: web.Request, kind: type[RequestT], prefix: str, make_answer: Callable[..., Answer]
-    ) -> web.StreamResponse:
+    async def response(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, asked_response)
+
+    async def message(self, request: web.Request) -> web.StreamResponse:
+        return await self._handle(request, asked_message)
+
+    async def _handle(self, http: web.Request, read: Callable[[bytes, Limits], Asked]) -> web.StreamResponse:
         arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
-            body = decode_request(kind, await read_body(http), self._serving.limits)
-            model_name = loaded.model.check_name(body.model)
-            loaded.model.check_generates(http.path)
-            check_vocabulary(body, loaded.model.vocab_size)
-            job = await self._job(http, body, loaded, arrived_s)
-            extras = await _extras(body, job, loaded)
-            vocabulary = TokensByNumber(loaded.model.text) if body.return_tokens_as_token_ids else loaded.model.text
-            head = Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
-            answer = make_answer(head, vocabulary, logprobs=body.num_logprobs is not None, extras=extras)
-            with self._generation(job, body, loaded.model) as generation:
-                if body.stream:
-                    return await _stream(http, generation, answer, body.stream_options or StreamOptions())
-                return await _whole(generation, answer, len(job.prompts) * job.n)
+            asked = read(await read_body(http), self._serving.limits)
+            try:
+                return await self._answer(http, asked, loaded, arrived_s)
+            except ApiError as error:
+                raise error if asked.names is None else under_own_names(error, asked.names) from None
+
+    async def _answer(self, http: web.Request, asked: Asked, loaded: Loaded, arrived_s: float) -> web.StreamResponse:
+        body = asked.body
+        model_name = loaded.model.check_name(body.model)
+        loaded.model.check_generates(http.path)
+        check_vocabulary(body, loaded.model.vocab_size)
+        job = await self._job(http, body, loaded, arrived_s)
+        showing = Showing(await _extras(body, job, loaded))
+        vocabulary = TokensByNumber(loaded.model.text) if body.return_tokens_as_token_ids else loaded.model.text
+        head = Head(id=f"{asked.id_prefix}{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
+        answer = asked.make_answer(head, vocabulary, showing)
+        with self._generation(job, body, loaded.model) as generation:
+            if body.stream:
+                return await _stream(http, generation, answer, body.stream_options or StreamOptions())
+            return await _whole(generation, answer, len(job.prompts) * job.n)
 
     async def _job(self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float) -> Job:
         """Everything the engine needs. ApiError for prompts that do not fit."""

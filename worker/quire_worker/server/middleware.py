@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from quire_contract import names
+from quire_contract.error_form import error_body, request_id_headers
 from quire_contract.openai.errors import (
     CODE_METHOD_NOT_ALLOWED,
     ApiError,
@@ -81,18 +82,18 @@ class Edge:
                 raise unauthorized()
             return await handler(request)
         except ApiError as error:
-            return error_response(error)
+            return _refusal(error, request)
         except EngineDeadError as error:
-            return error_response(errors.engine_dead(str(error)))
+            return _refusal(errors.engine_dead(str(error)), request)
         except web.HTTPException as error:
-            return error_response(_of_http(error, request))
+            return _refusal(_of_http(error, request), request)
         except (asyncio.CancelledError, ConnectionResetError):
             raise
         except Exception:  # one broken request must not show its insides, nor end the server
             _log.exception("request failed request_id=%s", request[CALLER].request_id)
             if _STARTED in request:
                 raise  # part of an answer is out: a second one would end up inside it, only a cut connection is understood
-            return error_response(internal())
+            return _refusal(internal(), request)
 
     async def _stamp(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = SERVER_NAME
@@ -101,12 +102,21 @@ class Edge:
             response.force_close()
         request[_STARTED] = True
         if CALLER in request:
-            response.headers["X-Request-Id"] = request[CALLER].request_id
+            response.headers.update(request_id_headers(request.path, request[CALLER].request_id))
 
 
 def error_response(error: ApiError) -> web.Response:
-    """The error as an HTTP response."""
-    return web.Response(body=error.body(), status=error.status, headers=error.headers, content_type="application/json")
+    """The error as an HTTP response in OpenAI's form."""
+    return _response(error, error.body())
+
+
+def _refusal(error: ApiError, request: web.Request) -> web.Response:
+    """The error in the form of the API that was called."""
+    return _response(error, error_body(error, request.path, request[CALLER].request_id))
+
+
+def _response(error: ApiError, body: bytes) -> web.Response:
+    return web.Response(body=body, status=error.status, headers=error.headers, content_type="application/json")
 
 
 def _of_http(error: web.HTTPException, request: web.Request) -> ApiError:

@@ -1,8 +1,10 @@
-"""GET /v1/models, POST /tokenize and /detokenize: what needs the tokenizer but never the engine."""
+"""GET /v1/models, POST /tokenize, /detokenize and /v1/messages/count_tokens: what needs the tokenizer but never the engine."""
 
 import msgspec
 from aiohttp import web
 
+from quire_contract.anthropic.chat import decode_count_tokens
+from quire_contract.anthropic.objects import MessageTokensCount
 from quire_contract.openai.decode import decode_request
 from quire_contract.openai.model_checks import check_token_ids
 from quire_contract.openai.requests import DetokenizeRequest, TokenizeRequest
@@ -38,6 +40,14 @@ class ModelRoutes:
             count=len(ids), max_model_len=loaded.model.max_model_len, tokens=ids, token_strs=strings
         )
         return json_response(answer)
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        """POST /v1/messages/count_tokens: renders and counts; the engine hears nothing of it."""
+        loaded = self._serving.loaded
+        body = decode_count_tokens(await read_body(request), self._serving.limits)
+        loaded.model.check_name(body.model)
+        (ids,) = await loaded.tokeniser.prompts(body)
+        return json_response(MessageTokensCount(input_tokens=len(ids)))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         loaded = self._serving.loaded

@@ -52,7 +52,9 @@ from quire_worker.server.load_watch import LoadWatch, work_of
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
 from quire_worker.server.model_routes import ModelRoutes
+from quire_worker.server.openapi import OpenApi
 from quire_worker.server.probes import Probes
+from quire_worker.server.routes import ROUTES
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
 from quire_worker.server.urgency import UrgencyRules
@@ -152,6 +154,7 @@ class Worker:
             probes=Probes(serving, self._version, config.health_timeout_s, self._load_watch),
             embeddings=Embeddings(serving),
             internal=InternalRoutes(serving, self._access, config.pod_name),
+            openapi=OpenApi(ROUTES, serving.limits, self._version),
             max_body_bytes=config.max_body_bytes,
         )
         quiet = logging.getLogger("quire_worker.http")
