@@ -29,8 +29,8 @@ def test_names_that_autoscalers_and_gateways_read_are_exact() -> None:
 
 
 def test_internal_headers_share_the_prefix_that_is_stripped() -> None:
-    others = {names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, names.HEADER_API_KEY}
-    internal = [value for name, value in vars(names).items() if name.startswith("HEADER_") and value not in others]
+    public = {names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, names.HEADER_API_KEY}
+    internal = [value for name, value in vars(names).items() if name.startswith("HEADER_") and value not in public]
 
     assert all(header.startswith(names.INTERNAL_HEADER_PREFIX) for header in internal)
     assert all(header == header.lower() for header in internal)
