@@ -5,6 +5,9 @@ Shared by the API process, the scheduler and the runner, so it holds plain value
 
 import msgspec
 
+FAILED_GRAMMAR = "grammar"
+"""The request's grammar cannot be obeyed further; `error` says why, and may be shown to the client."""
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How tokens are chosen. Complete and validated: the API process has applied every default.
@@ -87,5 +90,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     error: str | None = None
     queue_time_s: float | None = None
     """How long the choice waited for its first admission, told with its first tokens."""
-    is_grammar_fault: bool = False
-    """With "error": the request's grammar is to blame, and `error` may be shown to the client."""
+    error_code: str | None = None
+    """With "error": one of the FAILED_ constants where the reason is known."""

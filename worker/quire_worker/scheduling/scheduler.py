@@ -20,7 +20,7 @@ from quire_worker.kv.block_manager import BlockManager, BlockTable
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
 from quire_worker.plan import NewRow, StepPlan, StepResult
-from quire_worker.request import ChoiceOutput, Submit, TokenLogprobs
+from quire_worker.request import FAILED_GRAMMAR, ChoiceOutput, Submit, TokenLogprobs
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.draft import PlanDraft, StepInFlight
@@ -101,7 +101,7 @@ class Scheduler:
             token_ids=[],
             finish_reason=reason,
             error=choice.matcher.failure,
-            is_grammar_fault=reason == "error",
+            error_code=FAILED_GRAMMAR if reason == "error" else None,
         )
 
     @property
@@ -308,7 +308,7 @@ class Scheduler:
             num_cached_tokens=choice.num_cached,
             queue_time_s=choice.queue_time_s,
             error=matcher.failure if matcher is not None and reason == "error" else None,
-            is_grammar_fault=reason == "error",
+            error_code=FAILED_GRAMMAR if reason == "error" else None,
         )
         choice.num_cached = 0
         choice.queue_time_s = None

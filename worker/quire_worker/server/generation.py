@@ -13,7 +13,7 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
-from quire_worker.request import SamplingParams
+from quire_worker.request import FAILED_GRAMMAR, SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
@@ -166,7 +166,7 @@ class Generation:
         if isinstance(item, Rejected):
             self._metrics.on_rejected(item.reason)
             raise errors.of_rejected(item, self._job.grammar_field)
-        if item.finish_reason == "error" and item.is_grammar_fault:
+        if item.error_code == FAILED_GRAMMAR:
             raise errors.of_grammar(self._job.grammar_field, item.error or "")
         if item.finish_reason == "error":
             log_event(
