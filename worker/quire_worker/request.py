@@ -15,6 +15,8 @@ FAILURES = {
     FAILED_NO_TOKEN: "what the request forbids leaves no token that could come",
 }
 """In words."""
+FAILED_GRAMMAR = "grammar"
+"""The request's grammar cannot be obeyed further; `error` says why, and may be shown to the client."""
 MAX_LOGPROB_TOKEN_IDS = 128
 """So many places a row has for them on the device."""
 
@@ -151,7 +153,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     """With the first tokens of choice 0, where asked for: all prompt tokens but the first, in order."""
     error_code: str | None = None
     """With "error": one of the FAILED_ constants where the reason is known."""
-    is_grammar_fault: bool = False
-    """With "error": the request's grammar is to blame, and `error` may be shown to the client."""
     embedding: bytes | None = None
     """Of an Embed's input, which then `choice` is: its vector, little-endian float32."""

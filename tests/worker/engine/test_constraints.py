@@ -171,7 +171,7 @@ def test_a_grammar_that_turns_out_to_allow_nothing_fails_alone(engine: Any, dept
     alone.run()
 
     assert [made.end("bad", choice).finish_reason for choice in (0, 1)] == ["error", "error"]
-    assert made.end("bad").is_grammar_fault
+    assert made.end("bad").error_code == "grammar"
     assert made.end("bad").error
     assert is_right(made.text("good"))
     assert made.rig.tokens["free", 0] == alone.rig.tokens["free", 0]

@@ -70,6 +70,8 @@ def misbehave(behaviour: str, submits: list[Submit], send: Callable[[Any], None]
     """What a second request brings about, while the first streams."""
     if behaviour == "fails requests":
         send(Outputs(items=[failed(submit) for submit in submits]))
+    elif behaviour == "blames grammars":
+        send(Outputs(items=[failed(submit, "takes too long", "grammar") for submit in submits]))
     elif behaviour == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     elif behaviour == "is fatal":
@@ -78,9 +80,9 @@ def misbehave(behaviour: str, submits: list[Submit], send: Callable[[Any], None]
         send("nonsense")
 
 
-def failed(submit: Submit) -> ChoiceOutput:
+def failed(submit: Submit, error: str = "secret insides", code: str | None = None) -> ChoiceOutput:
     return ChoiceOutput(
-        request_id=submit.request_id, choice=0, token_ids=[], finish_reason="error", error="secret insides"
+        request_id=submit.request_id, choice=0, token_ids=[], finish_reason="error", error=error, error_code=code
     )
 
 

@@ -142,6 +142,21 @@ async def test_a_request_that_the_engine_fails_is_500_or_an_event_and_tells_no_i
         assert health == 200
 
 
+async def test_a_grammar_that_fails_under_way_is_400_or_an_event_and_says_why(
+    http: aiohttp.ClientSession, model_dir: Path, eventually: Any
+) -> None:
+    async with in_process(model_dir, "blames grammars") as (base, _):
+        await eventually(lambda: status(http, f"{base}/ready"), 200)
+
+        async with stream_and_second(http, base) as (streamed, second):
+            events = await events_of(streamed)
+            error = (await second.json())["error"]
+
+        assert (second.status, error["type"], error["message"]) == (400, "invalid_request_error", "takes too long")
+        assert events[-2]["error"]["message"] == "takes too long"
+        assert events[-1] == "[DONE]"
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [("dies", "SIGKILL"), ("is fatal", "the device is lost"), ("speaks nonsense", "cannot be read")],

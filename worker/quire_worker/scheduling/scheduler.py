@@ -20,7 +20,7 @@ from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
 from quire_worker.plan import StepPlan, StepResult
-from quire_worker.request import FAILURES, ChoiceOutput, Submit, TokenLogprobs
+from quire_worker.request import FAILED_GRAMMAR, FAILURES, ChoiceOutput, Submit, TokenLogprobs
 from quire_worker.scheduling.batch import Batch, held
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
@@ -148,7 +148,7 @@ class Scheduler:
             token_ids=[],
             finish_reason=reason,
             error=choice.matcher.failure,
-            is_grammar_fault=reason == "error",
+            error_code=FAILED_GRAMMAR if reason == "error" else None,
         )
 
     @property
@@ -280,7 +280,7 @@ class Scheduler:
             queue_time_s=choice.queue_time_s,
             prompt_logprobs=choice.take_prompt_logprobs(),
             error=matcher.failure if matcher is not None and reason == "error" else None,
-            is_grammar_fault=reason == "error",
+            error_code=FAILED_GRAMMAR if reason == "error" else None,
         )
         choice.num_cached = 0
         choice.queue_time_s = None

@@ -16,7 +16,7 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
-from quire_worker.request import FAILED_NO_TOKEN, FAILED_NOT_FINITE, PromptLogprobs, SamplingParams
+from quire_worker.request import FAILED_GRAMMAR, FAILED_NO_TOKEN, FAILED_NOT_FINITE, PromptLogprobs, SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
@@ -241,7 +241,7 @@ class Generation:
         """What the client reads about a choice that ended badly."""
         if item.finish_reason != "error":
             return self._timed_out(item)
-        if item.is_grammar_fault:
+        if item.error_code == FAILED_GRAMMAR:
             return errors.of_grammar(self._job.grammar_field, item.error or "")
         log_event(
             _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
