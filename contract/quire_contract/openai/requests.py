@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from quire_contract.openai.messages import ChatMessage, template_message
+from quire_contract.openai.tools import ToolChoiceObject, template_kwargs, template_tools
 from quire_contract.prompt_input import ChatInput, PromptInput, TextInput
 
 Prompt = str | list[str | int | list[int]]
@@ -56,6 +57,11 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     user: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | ToolChoiceObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
@@ -143,6 +149,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
@@ -173,6 +181,8 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""
@@ -201,11 +211,12 @@ def text_input(prompt: Prompt, add_special_tokens: bool | None) -> TextInput:
 def _chat_input(body: "ChatCompletionRequest | TokenizeRequest | RoutingFields") -> ChatInput:
     return ChatInput(
         messages=[template_message(message) for message in body.messages or []],
+        tools=template_tools(body.tools),
         add_generation_prompt=not body.continue_final_message
         if body.add_generation_prompt is None
         else body.add_generation_prompt,
         continue_final_message=body.continue_final_message is True,
-        template_kwargs=body.chat_template_kwargs or {},
+        template_kwargs=template_kwargs(body.reasoning_effort, body.chat_template_kwargs),
         add_special_tokens=body.add_special_tokens is True,
     )
 

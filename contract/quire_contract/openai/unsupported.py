@@ -33,7 +33,7 @@ def _is_text_format(value: Any) -> bool:
 
 
 _STRUCTURED = "structured output is not supported yet"
-_TOOLS = "tool calling is not supported yet"
+_TOOLS = "belongs to chats; send it to /v1/chat/completions"
 _BEAM = "beam search is not supported"
 
 UNSUPPORTED: Mapping[str, Unsupported] = {
@@ -51,8 +51,8 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "json_schema": Unsupported(_STRUCTURED),
     "tools": Unsupported(_TOOLS, _is_empty),
     "tool_choice": Unsupported(_TOOLS, lambda value: value in ("none", "auto")),
-    "functions": Unsupported(_TOOLS, _is_empty),
-    "function_call": Unsupported(_TOOLS, lambda value: value in ("none", "auto")),
+    "functions": Unsupported("is the form before tools; send tools: [{type: function, function: …}]", _is_empty),
+    "function_call": Unsupported("is the form before tools; send tool_choice", lambda value: value in ("none", "auto")),
     "web_search_options": Unsupported("web search is not supported"),
     "documents": Unsupported("documents are not supported; put the text into a message", _is_empty),
     "chat_template": Unsupported("the server's chat template is used; a request cannot bring its own"),

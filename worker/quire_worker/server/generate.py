@@ -29,6 +29,7 @@ from quire_worker.server.body import read_body
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Generation, Job
 from quire_worker.server.middleware import CALLER
+from quire_worker.server.parsing.dialect import Reading
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
@@ -62,24 +63,29 @@ class Generate:
             body = decode_request(kind, await read_body(http), self._serving.limits)
             model_name = loaded.model.check_name(body.model)
             check_vocabulary(body, loaded.model.vocab_size)
-            job = await self._job(http, body, loaded, arrived_s)
+            job, reading = await self._job(http, body, loaded, arrived_s)
             head = Head(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
+            if reading is not None:
+                make_answer = functools.partial(make_answer, reading=reading)
             answer = make_answer(head, loaded.model.text, logprobs=body.num_logprobs is not None)
-            with self._generation(job, body, loaded.model) as generation:
+            with self._generation(job, body, loaded.model, reading) as generation:
                 if body.stream:
                     return await _stream(http, generation, answer, body.stream_options or StreamOptions())
                 return await _whole(generation, answer, len(job.prompts) * job.n)
 
-    async def _job(self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float) -> Job:
-        """Everything the engine needs. ApiError for prompts that do not fit."""
+    async def _job(
+        self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float
+    ) -> tuple[Job, Reading | None]:
+        """Everything the engine needs, and how its text is read. ApiError for prompts that do not fit."""
         caller = http[CALLER]
         prompts = await loaded.tokeniser.prompts(body)
+        reading = loaded.model.reading(body, prompts[0])
         serial = self._serving.next_serial()
         cache_salt, priority = body.cache_salt, 0
         if caller.trusted:
             cache_salt = http.headers.get(names.HEADER_CACHE_SALT, cache_salt)
             priority = _priority(http.headers.get(names.HEADER_PRIORITY, "0"))
-        return Job(
+        job = Job(
             request_id=caller.request_id,
             engine_id=f"{caller.request_id}-{serial}",
             route=http.path,
@@ -92,18 +98,21 @@ class Generate:
             cache_salt=cache_salt,
             priority=priority,
             log=self._serving.log_requests,
+            grammar=None if reading is None else reading.grammar,
+            shows_token_ids=reading is not None and reading.reasons,
         )
+        return job, reading
 
-    def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:
+    def _generation(self, job: Job, body: GenerationRequest, model: ServedModel, reading: Reading | None) -> Generation:
         skip_special = body.skip_special_tokens is not False
+        shown = reading.shown_token_ids if reading is not None else frozenset()
+        new_stream = functools.partial(model.new_stream, skip_special, shown)
         return Generation(
             job,
             self._serving.engine,
             self._serving.metrics,
             self._serving.clock,
-            functools.partial(model.new_stream, skip_special)
-            if _continues(body)
-            else lambda _: model.new_stream(skip_special, ()),
+            new_stream if _continues(body) else lambda _: new_stream(()),
         )
 
 

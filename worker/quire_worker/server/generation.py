@@ -44,6 +44,10 @@ class Job:
     cache_salt: str | None = None
     priority: int = 0
     log: bool = True
+    grammar: str | None = None
+    """What every choice must match, see `Submit.grammar`."""
+    shows_token_ids: bool = False
+    """Pieces with tokens are told even if they have no text."""
 
 
 Arrived = tuple[int, Piece]
@@ -112,6 +116,7 @@ class Generation:
                 n=self._engine_n,
                 cache_salt=job.cache_salt,
                 priority=job.priority,
+                grammar=job.grammar,
             )
             for index, prompt in enumerate(job.prompts)
         ]
@@ -175,7 +180,7 @@ class Generation:
             self._num_open -= 1
             if item.finish_reason is None:
                 self._engine.abort_choice(item.request_id, item.choice)
-        if not piece.is_empty:
+        if not piece.is_empty or (self._job.shows_token_ids and piece.token_ids):
             arrived.extend((index, piece) for index in track.indices)
 
     def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
