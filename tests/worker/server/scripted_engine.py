@@ -42,7 +42,8 @@ class Speaker:
             return
         prompt = submit.prompt_token_ids
         start = len(prompt) - prompt[::-1].index(self.say)
-        yield from prompt[start : prompt.index(self.end, start)]
+        ruled_out = {token for token, bias in submit.sampling.logit_bias if bias <= -100}
+        yield from (token for token in prompt[start : prompt.index(self.end, start)] if token not in ruled_out)
 
     def _drawn(self, grammar: str, seed: int) -> Iterator[int]:
         """Random tokens under the grammar, closing what is open where that may be."""

@@ -180,11 +180,14 @@ async def test_a_message_of_calls_has_null_content_and_ids_of_their_own(serve: S
     assert message.tool_calls[0].id != message.tool_calls[1].id
 
 
-async def test_with_none_tools_are_not_looked_for(serve: Serve) -> None:
+async def test_with_none_tools_are_not_looked_for_and_the_token_that_opens_a_call_is_ruled_out(serve: Serve) -> None:
+    rest = CALL.removeprefix("<tool_call>")
     async with serve() as client:
-        (message,) = await whole(client, **saying(CALL, tools=TOOLS, tool_choice="none"))
+        request = saying(CALL, tools=TOOLS, tool_choice="none")
+        (message,), (stream,) = await whole(client, **request), await streamed(client, **request)
 
-    assert (message["content"], message["calls"], message["reason"]) == (CALL, [], "stop")
+    assert message == stream
+    assert (message["content"], message["calls"], message["reason"]) == (rest, [], "stop")
 
 
 async def test_without_parallel_calls_there_is_one(serve: Serve) -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
@@ -22,6 +23,7 @@ from quire_contract.openai.requests import (
     stop_strings,
 )
 from quire_contract.openai.responses import Usage, usage_of
+from quire_contract.openai.validation import MAX_BIAS
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Gathered, Head, ShownUsage
@@ -91,7 +93,7 @@ class Generate:
             route=http.path,
             arrived_s=arrived_s,
             prompts=prompts,
-            sampling=_sampling(body, prompts, loaded.model, self._serving.seed(serial)),
+            sampling=_ruling_out(_sampling(body, prompts, loaded.model, self._serving.seed(serial)), reading),
             n=body.num_choices,
             stops=stop_strings(body),
             include_stop=body.include_stop_str_in_output is True,
@@ -138,6 +140,20 @@ def _sampling(
             eos_token_ids=model.eos_token_ids,
         )
         for index, ids in enumerate(prompts)
+    ]
+
+
+def _ruling_out(sampling: list[SamplingParams], reading: Reading | None) -> list[SamplingParams]:
+    """The parameters with the tokens that the reading rules out, whatever the client's bias for them."""
+    if reading is None or not reading.ruled_out:
+        return sampling
+    ruled_out = tuple((token_id, -MAX_BIAS) for token_id in reading.ruled_out)
+    return [
+        msgspec.structs.replace(
+            params,
+            logit_bias=(*(bias for bias in params.logit_bias if bias[0] not in reading.ruled_out), *ruled_out),
+        )
+        for params in sampling
     ]
 
 

@@ -1,18 +1,20 @@
 """Reads whole texts and texts in pieces with the parsers that answers use."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 
 from quire_contract.openai.tools import Function
+from quire_worker.server.parsing import scripts
 from quire_worker.server.parsing.feed import Feed
 from quire_worker.server.parsing.formats import FORMATS
 from quire_worker.server.parsing.message_parser import ScriptParser, Steps
 from quire_worker.server.parsing.parts_sink import PartsSink
 from quire_worker.server.parsing.scripts import plain
-from quire_worker.server.parsing.think_script import THINK, ThinkTags, think
+from quire_worker.server.parsing.think_script import ThinkTags, think
 from quire_worker.server.parts import ContentText, Part, ReasoningText, ToolArguments, ToolCallBegin
 
 WEATHER = Function(
@@ -107,11 +109,49 @@ def message(parts: Sequence[Part], parser: ScriptParser) -> Message:
     return Message(content, tuple(calls), reasoning, parser.calls_are_whole)
 
 
+def valid_message(name: str, calls: list[tuple[str, dict[str, Any]]], text: str) -> str:
+    """What a model of this format writes."""
+    if name == "hermes":
+        return text + "\n".join(
+            f'<tool_call>\n{{"name": "{n}", "arguments": {json.dumps(a, ensure_ascii=False)}}}\n</tool_call>'
+            for n, a in calls
+        )
+    if name == "llama3_json":
+        return "; ".join(f'{{"name": "{n}", "parameters": {json.dumps(a, ensure_ascii=False)}}}' for n, a in calls)
+    if name == "mistral_v3":
+        return f"{text}[TOOL_CALLS]" + json.dumps([{"name": n, "arguments": a} for n, a in calls], ensure_ascii=False)
+    if name == "mistral_v11":
+        return text + "".join(f"[TOOL_CALLS]{n}[ARGS]{json.dumps(a, ensure_ascii=False)}" for n, a in calls)
+    begin, end, one = scripts.CALLS_BEGIN, scripts.CALLS_END, scripts.CALL_BEGIN
+    done, sep = scripts.CALL_END, scripts.SEP
+    if name == "deepseek_v3":
+        inner = "\n".join(
+            f"{one}function{sep}{n}\n```json\n{json.dumps(a, ensure_ascii=False)}\n```{done}" for n, a in calls
+        )
+        return f"{text}{begin}{inner}{end}"
+    if name == "deepseek_v31":
+        return (
+            f"{text}{begin}"
+            + "".join(f"{one}{n}{sep}{json.dumps(a, ensure_ascii=False)}{done}" for n, a in calls)
+            + end
+        )
+    assert name == "qwen3_coder"
+    blocks = []
+    for n, a in calls:
+        inner = "".join(
+            f"<parameter={key}>\n{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n</parameter>\n"
+            for key, value in a.items()
+        )
+        blocks.append(f"<tool_call>\n<function={n}>\n{inner}</function>\n</tool_call>")
+    return text + "\n".join(blocks)
+
+
+@pytest.fixture(scope="session")
+def written() -> Callable[[str, list[tuple[str, dict[str, Any]]], str], str]:
+    """What a model writes that calls functions after saying something."""
+    return valid_message
+
+
 @pytest.fixture(scope="session")
 def reader() -> type[Reader]:
     return Reader
-
-
-@pytest.fixture(scope="session")
-def think_tags() -> ThinkTags:
-    return THINK

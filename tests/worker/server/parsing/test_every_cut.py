@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire_worker.server.parsing import scripts
 from quire_worker.server.parsing.formats import FORMATS
 from quire_worker.server.parsing.think_script import MISTRAL_THINK, THINK
 from quire_worker.server.parts import Part, ToolArguments, ToolCallBegin
@@ -34,36 +33,6 @@ TAGS = st.sampled_from([None, THINK, MISTRAL_THINK])
 def cut(text: str, at: list[int]) -> list[str]:
     edges = [0, *sorted({edge % (len(text) + 1) for edge in at}), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def valid_message(name: str, calls: list[tuple[str, dict[str, Any]]], text: str) -> str:
-    """What a model of this format writes."""
-    if name == "hermes":
-        return text + "\n".join(
-            f'<tool_call>\n{{"name": "{n}", "arguments": {json.dumps(a)}}}\n</tool_call>' for n, a in calls
-        )
-    if name == "llama3_json":
-        return "; ".join(f'{{"name": "{n}", "parameters": {json.dumps(a)}}}' for n, a in calls)
-    if name == "mistral_v3":
-        return f"{text}[TOOL_CALLS]" + json.dumps([{"name": n, "arguments": a} for n, a in calls])
-    if name == "mistral_v11":
-        return text + "".join(f"[TOOL_CALLS]{n}[ARGS]{json.dumps(a)}" for n, a in calls)
-    begin, end, one = scripts.CALLS_BEGIN, scripts.CALLS_END, scripts.CALL_BEGIN
-    done, sep = scripts.CALL_END, scripts.SEP
-    if name == "deepseek_v3":
-        inner = "\n".join(f"{one}function{sep}{n}\n```json\n{json.dumps(a)}\n```{done}" for n, a in calls)
-        return f"{text}{begin}{inner}{end}"
-    if name == "deepseek_v31":
-        return f"{text}{begin}" + "".join(f"{one}{n}{sep}{json.dumps(a)}{done}" for n, a in calls) + end
-    assert name == "qwen3_coder"
-    blocks = []
-    for n, a in calls:
-        inner = "".join(
-            f"<parameter={key}>\n{value if isinstance(value, str) else json.dumps(value)}\n</parameter>\n"
-            for key, value in a.items()
-        )
-        blocks.append(f"<tool_call>\n<function={n}>\n{inner}</function>\n</tool_call>")
-    return text + "\n".join(blocks)
 
 
 ARGUMENTS = st.fixed_dictionaries(
@@ -107,9 +76,9 @@ def test_hostile_texts_read_the_same_however_they_are_cut(
 @settings(max_examples=150, deadline=None)
 @given(CALLS, st.sampled_from(["", "Let me look. ", "日本\n"]), st.lists(st.integers(0, 5000), max_size=12))
 def test_what_a_model_writes_is_read_back(
-    reader: Any, name: str, calls: list[tuple[str, dict[str, Any]]], said: str, at: list[int]
+    reader: Any, written: Any, name: str, calls: list[tuple[str, dict[str, Any]]], said: str, at: list[int]
 ) -> None:
-    text = valid_message(name, calls, said)
+    text = written(name, calls, said)
     if name == "qwen3_coder" and any("\r" in a.get("city", "") or a.get("city", "").startswith("\n") for _, a in calls):
         return  # that format cannot say where a text begins
 
@@ -125,9 +94,9 @@ def test_what_a_model_writes_is_read_back(
 @settings(max_examples=150, deadline=None)
 @given(CALLS, st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["cut", "drop", "repeat", "swap"]))
 def test_a_broken_call_is_read_the_same_by_character_and_whole(
-    reader: Any, name: str, calls: list[tuple[str, dict[str, Any]]], first: int, second: int, how: str
+    reader: Any, written: Any, name: str, calls: list[tuple[str, dict[str, Any]]], first: int, second: int, how: str
 ) -> None:
-    text = valid_message(name, calls, "")
+    text = written(name, calls, "")
     a, b = sorted((first % (len(text) + 1), second % (len(text) + 1)))
     broken = {
         "cut": text[:a],
@@ -154,7 +123,9 @@ def test_text_without_calls_is_content_to_the_last_space(reader: Any, text: str,
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_arguments_of_complete_calls_are_json_whatever_is_inside_their_strings(reader: Any, name: str) -> None:
+def test_arguments_of_complete_calls_are_json_whatever_is_inside_their_strings(
+    reader: Any, written: Any, name: str
+) -> None:
     signs = random.Random(7)
     alphabet = [
         '\\"',
@@ -175,7 +146,7 @@ def test_arguments_of_complete_calls_are_json_whatever_is_inside_their_strings(r
     ]
     for _ in range(300):
         inside = "".join(signs.choices(alphabet, k=signs.randrange(12)))
-        text = valid_message(name, [("get_weather", {"city": "@@"})], "").replace("@@", inside)
+        text = written(name, [("get_weather", {"city": "@@"})], "").replace("@@", inside)
 
         message = reader(name)(text)
 

@@ -44,6 +44,9 @@ class Reading:
     use: ToolUse
     reasons: bool
     """Whether the model may reason."""
+    ruled_out: tuple[int, ...] = ()
+    """Tokens that must not come: with tool_choice none, the one that opens a call. The prompt shows the tools all the same, because
+    what is cached of it then stays."""
 
     def finish_reason(self, parser: ScriptParser, reason: FinishReason) -> FinishReason:
         """What the client is told for the engine's reason: a complete call that the model chose to make is "tool_calls"."""
@@ -87,7 +90,8 @@ class Dialect:
                 CODE_UNSUPPORTED,
             )
         opened = self.tags is not None and _is_opened(body, prompt_tail, self.tags)
-        if use.mode == "none" and self.tags is None and content_grammar is None:
+        ruled_out = self._ruled_out(body) if use.mode == "none" else ()
+        if use.mode == "none" and self.tags is None and content_grammar is None and not ruled_out:
             return None
         hidden = () if body.skip_special_tokens is False else self._special_markers(use)
         return Reading(
@@ -96,7 +100,14 @@ class Dialect:
             grammar=self._grammar(use, content_grammar, opened=opened),
             use=use,
             reasons=self.tags is not None,
+            ruled_out=ruled_out,
         )
+
+    def _ruled_out(self, body: ChatCompletionRequest) -> tuple[int, ...]:
+        if self.tools is None or not body.tools:
+            return ()
+        opening = self._markers.get(self.tools.markers[0])
+        return () if opening is None else (opening.token_id,)
 
     def _special_markers(self, use: ToolUse) -> dict[str, int]:
         texts = self.tools.markers if self.tools is not None and use.mode != "none" else ()
@@ -120,7 +131,7 @@ class Dialect:
         )
         return ScriptParser(script, Feed(hidden), sink)
 
-    def _marker_id(self, text: str) -> int | None:
+    def marker_id(self, text: str) -> int | None:
         """Of a marker that llguidance takes for a special token: those, and added tokens in angle brackets."""
         marker = self._markers.get(text)
         if marker is None or not (marker.is_special or (text.startswith("<") and text.endswith(">"))):
@@ -130,7 +141,7 @@ class Dialect:
     def _grammar(self, use: ToolUse, content: str | None, *, opened: bool) -> str | None:
         demanded = use.mode in ("required", "named")
         constrained = use.mode == "auto" and (use.restricted or any(function.strict for function in use.functions))
-        lark = Lark(self._marker_id)
+        lark = Lark(self.marker_id)
         if not demanded and not constrained and (content is None or use.mode == "none"):
             if content is None or self.tags is None:
                 return content

@@ -44,7 +44,7 @@ class ToolFormat:
 
     name: str
     markers: tuple[str, ...]
-    """Of which some are special tokens in a model's vocabulary."""
+    """Of which some are special tokens in a model's vocabulary. The first opens calls."""
     script: Callable[[Sequence[Function]], Script]
     """Reads the calls of these functions."""
     grammar: Callable[[Lark, Sequence[Function], bool], CallGrammar]
@@ -76,8 +76,33 @@ def _hermes_grammar(lark: Lark, functions: Sequence[Function], parallel: bool) -
 
 
 def _llama3_grammar(lark: Lark, functions: Sequence[Function], parallel: bool) -> CallGrammar:
-    call = _objects(lark, functions, "parameters")
-    return CallGrammar(opening=None, rest=_repeated(call, '"; "', parallel))
+    """Calls are JSON from their first character on, so that llguidance can tell them from content that is JSON, too."""
+    options = (lark.schema(_call_schema(function), lenient=not function.strict) for function in functions)
+    return CallGrammar(opening=None, rest=_repeated(lark.rule(" | ".join(options)), '"; "', parallel))
+
+
+def _call_schema(function: Function) -> dict[str, Any]:
+    parameters = _rerooted({**function.parameters, "type": "object"}, "#/$defs/parameters")
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function.name}, "parameters": {"$ref": "#/$defs/parameters"}},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+        "$defs": {"parameters": parameters},
+    }
+
+
+def _rerooted(schema: Any, root: str) -> Any:
+    """A schema for another place: references within it begin at `root`. Its depth is bounded by the request's checks."""
+    if isinstance(schema, list):
+        return [_rerooted(part, root) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _rerooted(value, root) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def _mistral_list_grammar(lark: Lark, functions: Sequence[Function], parallel: bool) -> CallGrammar:

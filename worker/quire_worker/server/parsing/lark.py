@@ -3,10 +3,9 @@
 Markers that the vocabulary has as tokens of their own must be written as those tokens; llguidance never matches a string with them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import msgspec
 
 from quire_worker.server.parsing.think_script import ThinkTags
 
@@ -52,7 +51,7 @@ class Lark:
     def schema(self, schema: Mapping[str, Any], *, lenient: bool) -> str:
         """JSON that matches a schema; with `lenient`, keywords that llguidance does not know are passed over."""
         told = {**schema, "x-guidance": {**_JSON_STYLE, "lenient": lenient}}
-        return self.rule(f"%json {msgspec.json.encode(told).decode()}")
+        return self.rule(f"%json {_ascii_json(told)}")
 
     def nested(self, source: str) -> str:
         """A whole grammar as one rule."""
@@ -68,4 +67,9 @@ class Lark:
 
 def quoted(text: str) -> str:
     """A string in Lark's quotes."""
-    return msgspec.json.encode(text).decode()
+    return _ascii_json(text)
+
+
+def _ascii_json(value: Any) -> str:
+    """JSON of printable ASCII only: a grammar's lexer stumbles over some other characters."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
