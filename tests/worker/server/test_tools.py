@@ -8,9 +8,10 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
@@ -363,3 +364,44 @@ def check_call(name: str, arguments: dict[str, Any]) -> None:
         assert name == "get_weather"
         assert arguments.keys() == {"city", "days"}
         assert len(arguments["city"]) <= 8 and 1 <= arguments["days"] <= 9
+
+
+class Weather(pydantic.BaseModel):
+    """Weather of a city."""
+
+    city: Literal["Rome", "Köln"]
+    days: int = pydantic.Field(ge=1, le=9)
+
+
+async def test_the_sdks_helpers_parse_calls_of_pydantic_models(serve: Serve) -> None:
+    tools = [openai.pydantic_function_tool(Weather)]
+    async with serve() as client:
+        request: dict[str, Any] = saying("", tools=tools, tool_choice="required", parallel_tool_calls=False)
+        answer = await client.chat.completions.parse(**request)
+        async with client.chat.completions.stream(**request) as stream:
+            final = await stream.get_final_completion()
+
+    for completion in (answer, final):
+        (call,) = completion.choices[0].message.tool_calls or []
+        assert isinstance(call.function.parsed_arguments, Weather)
+        assert completion.choices[0].finish_reason == "tool_calls"
+
+
+async def test_langchain_binds_tools_and_streams_calls(serve: Serve) -> None:
+    chat_models = pytest.importorskip("langchain_openai")
+    async with serve() as client:
+        chat = chat_models.ChatOpenAI(
+            base_url=str(client.base_url), api_key="none", model="tiny", max_retries=60, stream_usage=True
+        )
+        text = f"Speak.<|say|>Let me see.\n{CALL}"
+        whole_message = await chat.bind_tools(TOOLS).ainvoke(text)
+        chunks = [chunk async for chunk in chat.bind_tools(TOOLS).astream(text)]
+
+    joined = chunks[0]
+    for chunk in chunks[1:]:
+        joined += chunk
+    for message in (whole_message, joined):
+        assert message.content == "Let me see."
+        assert [(call["name"], call["args"]) for call in message.tool_calls] == [
+            ("get_weather", {"city": "Köln", "days": 3})
+        ]
