@@ -59,13 +59,15 @@ class ServedModel:
             skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids, shown_token_ids=shown_token_ids
         )
 
-    def reading(self, body: GenerationRequest, prompt: Sequence[int]) -> Reading | None:
+    def reading(
+        self, body: GenerationRequest, prompt: Sequence[int], content_grammar: str | None = None
+    ) -> Reading | None:
         """How the messages of a chat with this prompt are read; None where all text is content. ApiError 400, see `Dialect`."""
         if not isinstance(body, ChatCompletionRequest):
             return None
         may_be_open = self.dialect.tags is not None
         tail = self.text.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False) if may_be_open else ""
-        return self.dialect.reading(body, tail)
+        return self.dialect.reading(body, tail, content_grammar=content_grammar)
 
 
 class Tokeniser:
