@@ -22,6 +22,7 @@ FRAGMENTS = [
     '{"name": "get_weather", "arguments": {"city": "Rom\\u00e9 \\ud83d\\ude00", "days": -1.5e3}}',
     '{"name": "clock", "parameters": {}}',
     '{"arguments": {"a": [true, false, null]}, "name": "clock"}',
+    '{"name": "clock", "arguments": "{\\"a\\": 1}"}',
     '{"name": "clock"}', '"name"', '"arguments": ', "{", "}", "[", "]", ":", ",", ";", '"', "\\", "\\u", "\\ud83d", "\\udc00", "0", "12",
     "1.", "-", "tru", "true", "get_weather", "clock", "\n", " ", "\t", "\r\n", "hello ", "日本", "😀", "\x00", "a" * 300, "x>", "null",
 ]  # fmt: skip

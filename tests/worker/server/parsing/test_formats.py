@@ -43,6 +43,18 @@ def test_deepseeks_markers_are_spelled_with_the_signs_of_its_vocabulary() -> Non
         ('<tool_call>{"name": "clock", "arguments": null}</tool_call>', "", [("clock", "{}")]),
         ('<tool_call>{"arguments": {"a": 1}, "id": 3, "name": "clock"}</tool_call>', "", [("clock", '{"a": 1}')]),
         ('<tool_call>{"type": "function", "name": "nobody", "parameters": {}}</tool_call>', "", [("nobody", "{}")]),
+        (
+            '<tool_call>{"name": "clock", "arguments": "{\\"a\\": \\"\\\\n\\"}"}</tool_call>',
+            "",
+            [("clock", '{"a": "\\n"}')],
+        ),
+        (
+            '<tool_call>{"name": "clock", "arguments": "{\\"a\\": \\"\\n\\"}"}</tool_call>',
+            "",
+            [("clock", '{"a": "\\n"}')],
+        ),
+        ('<tool_call>{"parameters": "{}", "name": "clock"}</tool_call>', "", [("clock", "{}")]),
+        ('<tool_call>{"name": "clock", "arguments": "{1}"}', '<tool_call>{"name": "clock", "arguments": "{1}"}', []),
         ("<tool_call>what?</tool_call>", "<tool_call>what?</tool_call>", []),
         ('<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": 3}</tool_call>', []),
         ('<tool_call>{"name": "clock", "arguments": 3}', '<tool_call>{"name": "clock", "arguments": 3}', []),

@@ -4,12 +4,13 @@ from collections.abc import Collection
 from typing import Literal
 
 from quire_worker.server.parsing.feed import Feed, Step
-from quire_worker.server.parsing.json_text import copy_value, read_string
+from quire_worker.server.parsing.json_text import copy_value, object_in, read_string
 from quire_worker.server.parsing.parts_sink import PartsSink
 
 Outcome = Literal["done", "broken", "none"]
 """A call that is complete; one that began and broke; no call, nothing was told."""
 _ARGUMENTS = ("arguments", "parameters")
+_MAX_QUOTED_CHARS = 1 << 20
 
 
 def arguments(feed: Feed, sink: PartsSink, name: str) -> Step[Outcome]:
@@ -95,6 +96,8 @@ class _CallObject:
     def _take_arguments(self) -> Step[bool]:
         if (yield from self._feed.literal("null")):
             return True
+        if (yield from self._feed.peek()) == '"':
+            return (yield from self._take_quoted())
         if self._name:
             self._outcome = yield from arguments(self._feed, self._sink, self._name)
             return self._outcome == "done"
@@ -102,6 +105,18 @@ class _CallObject:
         if (yield from self._feed.peek()) != "{" or (yield from copy_value(self._feed, pieces.append)) != "whole":
             return False
         self._early = "".join(pieces)
+        return True
+
+    def _take_quoted(self) -> Step[bool]:
+        """Arguments that a model wrote as OpenAI's API shows them: an object's JSON in a string. They are told when they are whole."""
+        text = yield from read_string(self._feed, _MAX_QUOTED_CHARS)
+        found = None if text is None else object_in(text)
+        if found is None:
+            return False
+        if self._name:
+            self._tell(found)
+        else:
+            self._early = found
         return True
 
     def _tell(self, text: str) -> None:

@@ -232,6 +232,15 @@ class _Bounded:
         return reached
 
 
+def object_in(text: str) -> str | None:
+    """The JSON object that a text is, mended as above; None if it is anything else."""
+    scanner = JsonScanner()
+    bare = text.strip()
+    if not bare.startswith("{") or scanner.scan(bare, 0) < len(bare) or not scanner.is_over or scanner.is_broken:
+        return None
+    return scanner.take()
+
+
 def escaped(text: str) -> str:
     """Text as it stands inside a JSON string."""
     return msgspec.json.encode(text).decode()[1:-1]
