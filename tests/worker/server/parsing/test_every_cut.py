@@ -3,16 +3,20 @@
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
+from quire_contract.detokenize import Detokenizer
 from quire_worker.server.parsing.formats import FORMATS
 from quire_worker.server.parsing.think_script import MISTRAL_THINK, THINK
 from quire_worker.server.parts import Part, ToolArguments, ToolCallBegin
 
+DEMO = Path(__file__).parents[4] / "examples" / "models" / "quire-demo" / "tokenizer.json"
 MARKERS = [
     *sorted({marker for row in FORMATS.values() for marker in row.markers}),
     "<parameter=", "</parameter>", "<function=get_weather>", "<parameter=city>", "<parameter=days>", "<think>", "</think>",
@@ -154,3 +158,36 @@ def test_arguments_of_complete_calls_are_json_whatever_is_inside_their_strings(
         for call in message.calls:
             if message.is_whole:
                 json.loads(call.arguments).items()
+
+
+@pytest.fixture(scope="module", params=["text", "plain", "special"])
+def detokeniser(request: pytest.FixtureRequest) -> tuple[Tokenizer, Detokenizer]:
+    """The demo model's vocabulary, with markers added in one of three ways: not at all, as plain tokens, as special ones."""
+    tokenizer = Tokenizer.from_file(str(DEMO))
+    if request.param != "text":
+        special = request.param == "special"
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in MARKERS])
+    return tokenizer, Detokenizer(tokenizer, tokenizer.to_str().encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(FORMAT, TAGS, st.booleans(), PIECES)
+def test_texts_that_come_by_tokens_read_like_the_whole(
+    reader: Any,
+    detokeniser: tuple[Tokenizer, Detokenizer],
+    name: str | None,
+    tags: Any,
+    opened: bool,
+    pieces: list[str],
+) -> None:
+    tokenizer, detokenizer = detokeniser
+    ids = tokenizer.encode("".join(pieces), add_special_tokens=False).ids
+    found = (detokenizer.added_token(marker) for marker in MARKERS)
+    stream = detokenizer.stream(shown_token_ids={token[0] for token in found if token is not None})
+    read = reader(name, tags, opened=opened)
+
+    by_tokens, parser = read.parts([*(stream.push(token_id) for token_id in ids), stream.finish()])
+    whole, other = read.parts([detokenizer.decode(ids, skip_special_tokens=False)])
+
+    assert by_tokens == whole
+    assert parser.calls_are_whole == other.calls_are_whole

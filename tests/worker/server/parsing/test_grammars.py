@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer
 
 from quire_contract.openai.decode import decode_request
+from quire_contract.openai.errors import ApiError
 from quire_contract.openai.requests import ChatCompletionRequest
 from quire_worker.server.parsing.dialect import Dialect, Marker
 from quire_worker.server.parsing.formats import FORMATS
@@ -237,3 +240,64 @@ def test_the_rule_of_which_tokens_are_special_is_llguidances(vocabulary: Vocabul
 
     for text, marker in vocabulary.markers.items():
         assert vocabulary.ll.is_special_token(marker.token_id) == (dialect.marker_id(text) is not None), text
+
+
+WORDS = st.sampled_from(
+    [
+        "type",
+        "properties",
+        "required",
+        "enum",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "$defs",
+        "maxLength",
+        "items",
+        "const",
+        "a",
+        "x-guidance",
+    ]
+)
+TEXTS = st.sampled_from(["object", "string", "#/$defs/a"]) | st.text(max_size=3)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["object", "string", "#/$defs/a"])
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.dictionaries(WORDS, VALUES, max_size=4),
+    st.dictionaries(WORDS, VALUES, max_size=3),
+    st.booleans(),
+)
+def test_whatever_a_schema_is_its_grammar_is_made_or_the_request_refused(
+    name: str, parameters: dict[str, Any], properties: dict[str, Any], strict: bool
+) -> None:
+    """What it says is the engine's to refuse: llguidance reads it there, away from others."""
+    function = {"name": "f", "strict": strict, "parameters": {"properties": properties, **parameters}}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "tool_choice": "required",
+        "tools": [{"function": function}],
+    }
+    try:
+        request = decode_request(ChatCompletionRequest, json.dumps(body).encode())
+    except ApiError as error:
+        assert error.status == 400
+        return
+
+    reading = Dialect(FORMATS[name], THINK, {}).reading(request, "")
+
+    assert reading is not None and reading.grammar is not None
+    assert reading.grammar.isascii() and reading.grammar.startswith("start: ")
+    reading.new_parser().push("<tool_call><function=f><parameter=a>1</parameter></function>")

@@ -148,7 +148,8 @@ def _qwen3_coder_grammar(lark: Lark, functions: Sequence[Function], parallel: bo
 def _tagged(lark: Lark, function: Function) -> str:
     """A function's tag with its parameters, in the schema's order."""
     properties = function.parameters.get("properties")
-    required = function.parameters.get("required") or ()
+    required = function.parameters.get("required")
+    required = required if isinstance(required, list) else ()
     pieces = [quoted(f"{xml_script.FUNCTION}{function.name}>\n")]
     for key, schema in (properties if isinstance(properties, dict) else {}).items():
         tag = quoted(f"{xml_script.PARAMETER}{key}>\n")
