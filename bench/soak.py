@@ -217,7 +217,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with serve(DEMO, "--num-gpu-blocks-override", "512", "--disable-log-requests") as server:
+    with serve(
+        DEMO, "--num-gpu-blocks-override", "512", "--disable-log-requests", "--tool-call-parser", "hermes"
+    ) as server:
         started = time.monotonic()
         seen, before, after = asyncio.run(run(args, server))
         took_s = time.monotonic() - started

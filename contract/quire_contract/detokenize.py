@@ -10,7 +10,7 @@ are kept, because a stream has sent them already; `decode` here does the same, s
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +68,13 @@ class Detokenizer:
             return None
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
+    def added_token(self, text: str) -> tuple[int, bool] | None:
+        """(id, whether it is special) of the token that was added to the vocabulary as exactly this text."""
+        token_id = self._tokenizer.token_to_id(text)
+        if token_id is None or token_id not in self._tokenizer.get_added_tokens_decoder():
+            return None
+        return token_id, token_id in self._special_ids
+
     def is_visible(self, token_id: int, skip_special_tokens: bool) -> bool:
         """Whether the token is decoded at all: ids that the tokenizer does not know never are."""
         if skip_special_tokens and token_id in self._special_ids:
@@ -85,17 +92,25 @@ class Detokenizer:
         """The token as text inside a text, U+FFFD for bytes that are not whole characters."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def stream(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> TokenStream:
-        """A stream for one choice.
+    def stream(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        shown_token_ids: Collection[int] = (),
+    ) -> TokenStream:
+        """A stream for one choice. Special tokens in `shown_token_ids` are never skipped.
 
         With `prompt_ids` the text goes on where that prompt ends: a leading space is kept, and a character that the prompt leaves
         unfinished can be completed. Without, it is the text of the output ids alone.
         """
         if self._rules is None:
-            return _WindowStream(
+            stream: TokenStream = _WindowStream(
                 self, self._tokenizer, skip_special_tokens, _tail(self, prompt_ids, skip_special_tokens)
             )
-        return _PieceStream(self, self._rules, skip_special_tokens, _tail(self, prompt_ids, skip_special_tokens))
+        else:
+            stream = _PieceStream(self, self._rules, skip_special_tokens, _tail(self, prompt_ids, skip_special_tokens))
+        return _ShowingStream(self, stream, frozenset(shown_token_ids)) if shown_token_ids else stream
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of the ids."""
@@ -164,6 +179,23 @@ class _PieceStream:
                 self._strips_left -= 1
                 text = text[1:]
         return text
+
+
+class _ShowingStream:
+    """Any stream, with some special tokens shown as they are spelt. What is unfinished before one is let out: they are no part of words."""
+
+    def __init__(self, detokenizer: Detokenizer, stream: TokenStream, shown: frozenset[int]) -> None:
+        self._detokenizer = detokenizer
+        self._stream = stream
+        self._shown = shown
+
+    def push(self, token_id: int) -> str:
+        if token_id not in self._shown:
+            return self._stream.push(token_id)
+        return self._stream.finish() + self._detokenizer.raw_token(token_id)
+
+    def finish(self) -> str:
+        return self._stream.finish()
 
 
 class _WindowStream:

@@ -3,7 +3,7 @@
 Knows no HTTP and no model; everything comes from the prompt bundle.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -126,9 +126,26 @@ class PromptRenderer:
         """Text of the ids; what a stream of them would have sent."""
         return self._detokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def stream(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> TokenStream:
-        """A stream that turns one choice's tokens into text; see `Detokenizer.stream` for `prompt_ids`."""
-        return self._detokenizer.stream(skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids)
+    def stream(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        shown_token_ids: Collection[int] = (),
+    ) -> TokenStream:
+        """A stream that turns one choice's tokens into text; see `Detokenizer.stream`."""
+        return self._detokenizer.stream(
+            skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids, shown_token_ids=shown_token_ids
+        )
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """Sources by name."""
+        return self.bundle.chat_templates
+
+    def added_token(self, text: str) -> tuple[int, bool] | None:
+        """(id, whether it is special) of the token that was added to the vocabulary as exactly this text."""
+        return self._detokenizer.added_token(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of a token inside a text, for log-probabilities."""

@@ -24,7 +24,7 @@ def start() -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(start: Callable[..., Server]) -> Server:
     """The demo model in float32, so that its numbers can be compared with transformers' to the last digits."""
-    return start(DEMO, "--dtype", "float32", "--num-gpu-blocks-override", "512")
+    return start(DEMO, "--dtype", "float32", "--num-gpu-blocks-override", "512", "--tool-call-parser", "hermes")
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def test_completion_ids_equal_transformers(model_dir: Path, renderer: PromptRend
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"add_generation_prompt": False}, {"chat_template_kwargs": {"x": 1}}, {"add_special_tokens": True}]
+    "fields", [{}, {"add_generation_prompt": False}, {"reasoning_effort": "none"}, {"add_special_tokens": True}]
 )
 def test_a_router_with_the_bundle_gets_the_workers_ids_for_a_chat(
     renderer: PromptRenderer, fields: dict[str, Any]

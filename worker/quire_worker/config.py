@@ -45,6 +45,8 @@ KV_CACHE_DTYPES = ("auto", "fp8")
 POLICIES = ("fcfs", "priority", "sjf")
 Task = Literal["auto", "generate", "embed", "score"]
 Pooling = Literal["mean", "last", "cls"]
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3_json", "mistral", "deepseek_v3", "deepseek_v31", "qwen3_coder")
+REASONING_PARSERS = ("auto", "none", "think", "deepseek_r1", "qwen3", "mistral")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -156,6 +158,12 @@ class WorkerConfig:
     """What the model is served for: auto (by its architecture and files), generate, embed or score."""
     pooling: Pooling | None = None
     """How hidden states become an embedding: mean, last or cls; None: as the checkpoint's files say, else by architecture."""
+    tool_call_parser: str = "auto"
+    """Format of the model's tool calls: auto (by chat template and vocabulary), none, or a format's name."""
+    reasoning_parser: str = "auto"
+    """How the model marks its reasoning: auto (by chat template and vocabulary), none, think (deepseek_r1, qwen3) or mistral."""
+    allowed_template_kwargs: tuple[str, ...] = ()
+    """Names that requests may set in chat_template_kwargs beside those that turn reasoning on and off."""
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -195,6 +203,7 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: s
     if any(len(key) == 0 or not key.isascii() for key in keys):
         parser.error("argument --api-key: a key must be non-empty ASCII text")
     names = [name for group in values.pop("served_model_names") or [] for name in group]
+    kwargs = [name for group in values.pop("allowed_template_kwargs") or [] for name in group]
     if values["kv_replay_endpoint"] and not values["kv_events_endpoint"]:
         parser.error(
             "argument --kv-replay-endpoint: needs --kv-events-endpoint too, replay serves what events announced"
@@ -203,6 +212,7 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: s
         model=Path(positional or flag),
         served_model_names=tuple(dict.fromkeys(names)),
         api_keys=tuple(dict.fromkeys(keys)),
+        allowed_template_kwargs=tuple(dict.fromkeys(kwargs)),
         **values,
     )
 
@@ -234,6 +244,9 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add("--kv-cache-dtype", choices=KV_CACHE_DTYPES)
     add("--max-model-len", metavar="N", type=_tokens)
     add("--generation-config", metavar="auto|vllm|DIR")
+    add("--tool-call-parser", choices=TOOL_CALL_PARSERS)
+    add("--reasoning-parser", choices=REASONING_PARSERS)
+    _add_list(group, "--allow-chat-template-kwarg", dest="allowed_template_kwargs", metavar="NAME")
     add("--seed", metavar="N", type=_integer(0, 2**63 - 1))
     add("--fake", action="store_true")
     add("--fake-prefill-s-per-token", metavar="SECONDS", type=_seconds)
@@ -321,6 +334,9 @@ _FLAG_HELP = {
     "quantization": "quantise projections while loading, weights and activations: int8 on a CPU, fp8 on a GPU",
     "kv_cache_dtype": "type of cached keys and values: that of the model, or fp8 on a GPU",
     "max_model_len": "prompt plus output at most; 8k, 32K and auto are understood [what the model and the KV pool allow]",
+    "tool_call_parser": "format of the model's tool calls; auto: by chat template and vocabulary",
+    "reasoning_parser": "how the model marks reasoning: think (also deepseek_r1, qwen3) or mistral; auto: by template and vocabulary",
+    "allowed_template_kwargs": "name that requests may set in chat_template_kwargs, repeatable",
     "generation_config": "sampling defaults: the model's own, none (vllm), or a folder's",
     "seed": "makes requests without a seed repeatable [random]",
     "fake": "a deterministic stand-in for the model, for tests: needs no weights",

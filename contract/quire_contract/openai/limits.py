@@ -48,3 +48,13 @@ class Limits:
     max_regex_chars: int = 16 * 1024
     max_choice_strings: int = 10_000
     """Entries of structured_outputs.choice."""
+    max_tools: int = 128
+    """Tools of one chat, as OpenAI has it."""
+    max_tool_schema_bytes: int = 128 * 1024
+    """JSON of one function's parameters."""
+    max_tool_schema_depth: int = 64
+    """Levels of a schema, and of a template argument."""
+    template_kwargs: frozenset[str] = frozenset(
+        {"enable_thinking", "thinking", "reasoning_effort", "preserve_thinking", "thinking_budget"}
+    )
+    """Names that chat_template_kwargs may hold: what chat templates read to turn reasoning on and off."""

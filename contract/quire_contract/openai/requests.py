@@ -10,6 +10,7 @@ import msgspec
 
 from quire_contract.openai.messages import ChatMessage, template_message
 from quire_contract.openai.structured import Grammar, ResponseFormat, StructuredOutputs, grammar_of
+from quire_contract.openai.tools import ToolChoiceObject, template_kwargs, template_tools
 from quire_contract.prompt_input import ChatInput, PromptInput, TextInput, Truncation
 
 Prompt = str | list[str | int | list[int]]
@@ -80,6 +81,11 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_detection: RepetitionDetection | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | ToolChoiceObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
@@ -203,6 +209,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompt."""
@@ -234,6 +242,8 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     truncate_prompt_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""
@@ -280,11 +290,12 @@ def _chat_input(
 ) -> ChatInput:
     return ChatInput(
         messages=[template_message(message) for message in body.messages or []],
+        tools=template_tools(body.tools),
         add_generation_prompt=not body.continue_final_message
         if body.add_generation_prompt is None
         else body.add_generation_prompt,
         continue_final_message=body.continue_final_message is True,
-        template_kwargs=body.chat_template_kwargs or {},
+        template_kwargs=template_kwargs(body.reasoning_effort, body.chat_template_kwargs),
         add_special_tokens=body.add_special_tokens is True,
         truncation=truncation,
     )

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from quire_contract.openai.errors import ErrorDetail
 
-FinishReason = Literal["stop", "length", "repetition"]
+FinishReason = Literal["stop", "length", "tool_calls", "repetition"]
 """repetition is ours and vLLM's, for requests with repetition_detection."""
 SSE_DONE = b"data: [DONE]\n\n"
 
@@ -22,6 +22,12 @@ class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What completion tokens were spent on."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that a request used."""
 
@@ -29,6 +35,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    """Of models that reason."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +85,33 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each token of a prompt, by token id: the token itself and the likeliest in its place. None for the first. vLLM's form."""
 
 
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """A function and the arguments to call it with."""
+
+    name: str
+    arguments: str
+    """JSON text."""
+
+
+class ResponseToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model asks for."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What the assistant said."""
 
     content: str | None
+    """Null in a message that only calls tools."""
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ResponseToolCall] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    """The same as `reasoning`: clients read the one or the other."""
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,11 +140,30 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
+class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chunk adds to a call's function: first its name, then pieces of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chunk adds to a call. Only a call's first has id and type."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What a chunk adds to a choice."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ def _moved_schema() -> Unsupported:
     return _moved("json", lambda value: False)
 
 
-_TOOLS = "tool calling is not supported yet"
+_TOOLS = "belongs to chats; send it to /v1/chat/completions"
 _BEAM = "beam search is not supported"
 
 UNSUPPORTED: Mapping[str, Unsupported] = {
@@ -56,8 +56,8 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "structural_tag": Unsupported("is not supported; send structured_outputs.grammar"),
     "tools": Unsupported(_TOOLS, _is_empty),
     "tool_choice": Unsupported(_TOOLS, lambda value: value in ("none", "auto")),
-    "functions": Unsupported(_TOOLS, _is_empty),
-    "function_call": Unsupported(_TOOLS, lambda value: value in ("none", "auto")),
+    "functions": Unsupported("is the form before tools; send tools: [{type: function, function: …}]", _is_empty),
+    "function_call": Unsupported("is the form before tools; send tool_choice", lambda value: value in ("none", "auto")),
     "web_search_options": Unsupported("web search is not supported"),
     "documents": Unsupported("documents are not supported; put the text into a message", _is_empty),
     "chat_template": Unsupported("the server's chat template is used; a request cannot bring its own"),

@@ -23,6 +23,7 @@ from quire_contract.openai.requests import (
 )
 from quire_contract.openai.structured import check_structured
 from quire_contract.openai.token_fields import check_token_fields
+from quire_contract.openai.tools import check_reasoning, check_tools
 from quire_contract.openai.urgency_checks import check_urgency
 
 
@@ -30,6 +31,8 @@ def check_chat(request: ChatCompletionRequest, limits: Limits) -> None:
     """A chat request."""
     check_messages(request.messages, limits)
     _check_generation(request, limits)
+    check_tools(request, limits)
+    check_reasoning(request.reasoning_effort, request.chat_template_kwargs, limits)
     if request.continue_final_message and request.add_generation_prompt:
         raise invalid("continue_final_message", "cannot be combined with add_generation_prompt: true")
     first, second = request.max_tokens, request.max_completion_tokens
@@ -63,6 +66,7 @@ def check_tokenize(request: TokenizeRequest, limits: Limits) -> None:
         raise invalid("prompt", "send either prompt or messages")
     if request.messages is not None:
         check_messages(request.messages, limits)
+    check_reasoning(request.reasoning_effort, request.chat_template_kwargs, limits)
 
 
 def check_detokenize(request: DetokenizeRequest, limits: Limits) -> None:

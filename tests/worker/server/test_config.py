@@ -105,7 +105,11 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
     text = capsys.readouterr().out
     assert exited.value.code == 0
-    renamed = {"served_model_names": "served_model_name", "api_keys": "api_key"}
+    renamed = {
+        "served_model_names": "served_model_name",
+        "api_keys": "api_key",
+        "allowed_template_kwargs": "allow_chat_template_kwarg",
+    }
     for field in dataclasses.fields(WorkerConfig):
         name = renamed.get(field.name, field.name).removesuffix("_s").replace("_", "-")
         assert f"--{name}" in text

@@ -4,7 +4,7 @@ Pure: pieces in, bytes out. A stream's events, put together, say what the whole 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from quire_contract.openai.responses import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    CompletionTokensDetails,
     FinishReason,
     ResponseMessage,
     StreamError,
@@ -30,6 +31,9 @@ from quire_contract.openai.responses import (
 from quire_worker.request import PromptLogprobs
 from quire_worker.server.choice import Piece, TokenEntry
 from quire_worker.server.logprobs import Vocabulary, chat_logprobs, completion_logprobs
+from quire_worker.server.message_reader import MessageReader
+from quire_worker.server.parsing.dialect import Reading
+from quire_worker.server.parts_json import delta_of, message_of
 from quire_worker.server.prompt_shown import NOTHING_MORE, Extras, prompt_fields, with_echo
 
 _finish_reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "repetition"}
@@ -79,16 +83,16 @@ class Gathered:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
-        self.entries: list[TokenEntry] = []
         self.token_ids: list[int] = []
+        self.entries: list[TokenEntry] = []
         self.scores: Sequence[PromptLogprobs] = ()
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
     def add(self, piece: Piece) -> None:
         self._texts.append(piece.text)
-        self.entries.extend(piece.entries)
         self.token_ids.extend(piece.token_ids)
+        self.entries.extend(piece.entries)
         self.scores = piece.scores or self.scores
         self.finish_reason = piece.finish_reason
         self.stop_reason = piece.stop_reason
@@ -112,11 +116,24 @@ def stream_error(error: ApiError) -> bytes:
 class ChatAnswer:
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, head: Head, vocabulary: Vocabulary, *, logprobs: bool, extras: Extras = NOTHING_MORE) -> None:
+    def __init__(
+        self,
+        head: Head,
+        vocabulary: Vocabulary,
+        *,
+        logprobs: bool,
+        extras: Extras = NOTHING_MORE,
+        reading: Reading | None = None,
+        token_text: Callable[[int], str] | None = None,
+    ) -> None:
+        """Without a `reading` all text is content. `token_text`: a token alone as text, if the vocabulary shows something else."""
         self._head = head
         self._vocabulary = vocabulary
         self._logprobs = logprobs
         self._extras = extras
+        self._reading = reading
+        self._token_text = token_text or vocabulary.token_text
+        self._readers: dict[int, MessageReader] = {}
         self._begun: set[int] = set()
 
     def events(self, arrived: Sequence[tuple[int, Piece]], usage: ShownUsage) -> bytes:
@@ -128,25 +145,51 @@ class ChatAnswer:
                 self._begun.add(index)
                 opening = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
                 events.append(self._event([opening], usage, self._of_prompt(piece.scores) if is_first else {}))
-            shows_ids = self._extras.token_ids and bool(piece.token_ids)
-            if piece.text or piece.entries or shows_ids:
-                logprobs = chat_logprobs(piece.entries, self._vocabulary) if self._logprobs else None
-                more = ChatChunkChoice(
-                    index=index,
-                    delta=ChatDelta(content=piece.text),
-                    logprobs=logprobs,
-                    token_ids=piece.token_ids if shows_ids else UNSET,
-                )
+            token_ids = piece.token_ids if self._extras.token_ids and piece.token_ids else UNSET
+            for delta, entries in self._deltas(index, piece):
+                logprobs = chat_logprobs(entries, self._vocabulary) if self._logprobs else None
+                more = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, token_ids=token_ids)
                 events.append(self._event([more], usage))
+                token_ids = UNSET  # they go with the first of what they brought
             if piece.finish_reason is not None:
                 closing = ChatChunkChoice(
                     index=index,
                     delta=ChatDelta(),
-                    finish_reason=_finish_reasons[piece.finish_reason],
+                    finish_reason=self._reason(index, _finish_reasons[piece.finish_reason]),
                     stop_reason=piece.stop_reason,
                 )
                 events.append(self._event([closing], usage))
         return b"".join(events)
+
+    def _deltas(self, index: int, piece: Piece) -> list[tuple[ChatDelta, list[TokenEntry]]]:
+        """What a piece adds to its choice, with the log-probabilities that go out with it; something if its token ids are shown."""
+        shows_ids = self._extras.token_ids and bool(piece.token_ids)
+        if self._reading is None:
+            is_told = piece.text or piece.entries or shows_ids
+            return [(ChatDelta(content=piece.text), piece.entries)] if is_told else []
+        reader = self._reader(index)
+        deltas = [(delta_of(part), reader.take_entries()) for part in reader.take(piece)]
+        rest = reader.take_entries() if piece.finish_reason is not None else []
+        if rest or (shows_ids and not deltas):
+            deltas.append((ChatDelta(content=""), rest))
+        return deltas
+
+    def _reader(self, index: int) -> MessageReader:
+        assert self._reading is not None, "only where messages are read"
+        if index not in self._readers:
+            self._readers[index] = MessageReader(self._reading, self._token_text)
+        return self._readers[index]
+
+    def _reason(self, index: int, reason: FinishReason) -> FinishReason:
+        return reason if self._reading is None else self._reader(index).finish_reason(reason)
+
+    def _with_details(self, usage: Usage) -> Usage:
+        """The usage with the reasoning of all choices so far, of a model that reasons."""
+        if self._reading is None or not self._reading.reasons:
+            return usage
+        num_tokens = sum(reader.num_reasoning_tokens or 0 for reader in self._readers.values())
+        details = CompletionTokensDetails(reasoning_tokens=num_tokens)
+        return msgspec.structs.replace(usage, completion_tokens_details=details)
 
     def begin(self, usage: Usage) -> bytes:
         del usage
@@ -161,11 +204,12 @@ class ChatAnswer:
 
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> bytes:
         head = self._head
+        messages = [self._message(index, choice) for index, choice in enumerate(choices)]
         shown = [
             ChatChoice(
                 index=index,
-                message=ResponseMessage(content=choice.text),
-                finish_reason=choice.reason,
+                message=messages[index],
+                finish_reason=self._reason(index, choice.reason),
                 logprobs=chat_logprobs(choice.entries, self._vocabulary) if self._logprobs else None,
                 stop_reason=choice.stop_reason,
                 token_ids=choice.token_ids if self._extras.token_ids else UNSET,
@@ -174,15 +218,32 @@ class ChatAnswer:
         ]
         of_prompt = self._of_prompt(choices[0].scores)
         return msgspec.json.encode(
-            ChatCompletion(id=head.id, created=head.created, model=head.model, choices=shown, usage=usage, **of_prompt)
+            ChatCompletion(
+                id=head.id,
+                created=head.created,
+                model=head.model,
+                choices=shown,
+                usage=self._with_details(usage),
+                **of_prompt,
+            )
         )
 
     def _of_prompt(self, scores: Sequence[PromptLogprobs] | None) -> dict[str, Any]:
         """Fields of the whole answer, or of a stream's first chunk."""
         return prompt_fields(self._extras, 0, scores or (), self._vocabulary)
 
+    def _message(self, index: int, choice: Gathered) -> ResponseMessage:
+        if self._reading is None:
+            return ResponseMessage(content=choice.text)
+        whole = Piece(
+            text=choice.text, token_ids=choice.token_ids, entries=[], finish_reason=choice.reason, stop_reason=None
+        )
+        return message_of(self._reader(index).take(whole))
+
     def _event(self, choices: list[ChatChunkChoice], usage: ShownUsage, of_prompt: Mapping[str, Any] = {}) -> bytes:
         head = self._head
+        if isinstance(usage, Usage):
+            usage = self._with_details(usage)
         return sse_event(
             ChatCompletionChunk(
                 id=head.id, created=head.created, model=head.model, choices=choices, usage=usage, **of_prompt

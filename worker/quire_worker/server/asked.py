@@ -14,9 +14,11 @@ from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest, stop_strings
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Head
 from quire_worker.server.logprobs import Vocabulary
+from quire_worker.server.message_reader import MessageReader
 from quire_worker.server.messages_answer import MessagesAnswer
+from quire_worker.server.parsing.dialect import Reading
 from quire_worker.server.prompt_shown import Extras
-from quire_worker.server.reader import PlainReader
+from quire_worker.server.reader import PlainReader, Reader
 from quire_worker.server.responses_answer import ResponsesAnswer
 
 
@@ -24,6 +26,14 @@ class Showing(NamedTuple):
     """What an answer is made with besides the model's tokens."""
 
     extras: Extras
+    reading: Reading | None
+    """How messages are read; None: all text is content."""
+    token_text: Callable[[int], str]
+    """A token alone as text."""
+
+    def new_reader(self) -> Reader:
+        """For one choice."""
+        return PlainReader() if self.reading is None else MessageReader(self.reading, self.token_text)
 
 
 class Asked(NamedTuple):
@@ -41,7 +51,14 @@ def asked_chat(data: bytes, limits: Limits) -> Asked:
     body = decode_request(ChatCompletionRequest, data, limits)
 
     def make_answer(head: Head, vocabulary: Vocabulary, showing: Showing) -> Answer:
-        return ChatAnswer(head, vocabulary, logprobs=body.num_logprobs is not None, extras=showing.extras)
+        return ChatAnswer(
+            head,
+            vocabulary,
+            logprobs=body.num_logprobs is not None,
+            extras=showing.extras,
+            reading=showing.reading,
+            token_text=showing.token_text,
+        )
 
     return Asked(body, "chatcmpl-", make_answer)
 
@@ -61,8 +78,7 @@ def asked_response(data: bytes, limits: Limits) -> Asked:
     request, body = responses_chat.decode_responses(data, limits)
 
     def make_answer(head: Head, vocabulary: Vocabulary, showing: Showing) -> Answer:
-        del showing
-        return ResponsesAnswer(head, vocabulary, request=request, reader=PlainReader())
+        return ResponsesAnswer(head, vocabulary, request=request, reader=showing.new_reader())
 
     return Asked(body, "resp_", make_answer, responses_chat.NAMES)
 
@@ -72,7 +88,7 @@ def asked_message(data: bytes, limits: Limits) -> Asked:
     _, body = anthropic_chat.decode_messages(data, limits)
 
     def make_answer(head: Head, vocabulary: Vocabulary, showing: Showing) -> Answer:
-        del vocabulary, showing
-        return MessagesAnswer(head, stops=stop_strings(body), reader=PlainReader())
+        del vocabulary
+        return MessagesAnswer(head, stops=stop_strings(body), reader=showing.new_reader())
 
     return Asked(body, "msg_", make_answer, anthropic_chat.NAMES)

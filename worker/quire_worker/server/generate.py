@@ -6,10 +6,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
 from quire_contract import names
+from quire_contract.openai.bounds import MAX_BIAS
 from quire_contract.openai.chat_shaped import under_own_names
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits
@@ -23,6 +25,7 @@ from quire_contract.openai.requests import (
     stop_strings,
 )
 from quire_contract.openai.responses import Usage, usage_of
+from quire_contract.openai.structured import Grammar
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
 from quire_worker.server.answers import Answer, Gathered, Head, ShownUsage
@@ -32,6 +35,7 @@ from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Arrived, Generation, Job
 from quire_worker.server.logprobs import TokensByNumber
 from quire_worker.server.middleware import CALLER
+from quire_worker.server.parsing.dialect import Reading
 from quire_worker.server.prompt_shown import NOTHING_MORE, Echo, Extras, ShownPrompt, echo_of
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
@@ -78,35 +82,40 @@ class Generate:
         model_name = loaded.model.check_name(body.model)
         loaded.model.check_generates(http.path)
         check_vocabulary(body, loaded.model.vocab_size)
-        job = await self._job(http, body, loaded, arrived_s)
-        showing = Showing(await _extras(body, job, loaded))
+        job, reading = await self._job(http, body, loaded, arrived_s)
+        showing = Showing(await _extras(body, job, loaded), reading, loaded.model.text.token_text)
         vocabulary = TokensByNumber(loaded.model.text) if body.return_tokens_as_token_ids else loaded.model.text
         head = Head(id=f"{asked.id_prefix}{uuid.uuid4().hex}", created=int(time.time()), model=model_name)
         answer = asked.make_answer(head, vocabulary, showing)
-        with self._generation(job, body, loaded.model) as generation:
+        with self._generation(job, body, loaded.model, reading) as generation:
             if body.stream:
                 return await _stream(http, generation, answer, body.stream_options or StreamOptions())
             return await _whole(generation, answer, len(job.prompts) * job.n)
 
-    async def _job(self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float) -> Job:
-        """Everything the engine needs. ApiError for prompts that do not fit."""
+    async def _job(
+        self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float
+    ) -> tuple[Job, Reading | None]:
+        """Everything the engine needs, and how its text is read. ApiError for prompts that do not fit."""
         caller = http[CALLER]
         urgency = self._serving.urgency.decide(body, http.headers, trusted=caller.trusted)
         prompts = await loaded.tokeniser.prompts(body)
         check_prompt_logprobs(body, sum(map(len, prompts)), self._serving.limits)
         bad_words = await loaded.tokeniser.bad_words(body.bad_words or ())
-        grammar = body.grammar
+        content = body.grammar
+        reading = loaded.model.reading(body, prompts[0], None if content is None else content.text)
         serial = self._serving.next_serial()
         cache_salt = body.cache_salt
         if caller.trusted:
             cache_salt = http.headers.get(names.HEADER_CACHE_SALT, cache_salt)
-        return Job(
+        job = Job(
             request_id=caller.request_id,
             engine_id=f"{caller.request_id}-{serial}",
             route=http.path,
             arrived_s=arrived_s,
             prompts=prompts,
-            sampling=_sampling(body, prompts, loaded.model, self._serving.seed(serial), bad_words),
+            sampling=_ruling_out(
+                _sampling(body, prompts, loaded.model, self._serving.seed(serial), bad_words), reading
+            ),
             n=body.num_choices,
             stops=stop_strings(body),
             include_stop=body.include_stop_str_in_output is True,
@@ -115,22 +124,30 @@ class Generate:
             log=self._serving.log_requests,
             only_prompts=body.requested_max_tokens == 0,
             shows_prompts=_shows_prompts(body),
-            shows_token_ids=body.return_token_ids is True,
-            grammar=None if grammar is None else grammar.text,
-            grammar_field="" if grammar is None else grammar.field,
+            shows_token_ids=body.return_token_ids is True or (reading is not None and reading.reasons),
+            grammar=_grammar(content, reading),
+            grammar_field="tools" if content is None else content.field,
         )
+        return job, reading
 
-    def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:
+    def _generation(self, job: Job, body: GenerationRequest, model: ServedModel, reading: Reading | None) -> Generation:
         skip_special = body.skip_special_tokens is not False
+        shown = reading.shown_token_ids if reading is not None else frozenset()
+        new_stream = functools.partial(model.new_stream, skip_special, shown)
         return Generation(
             job,
             self._serving.engine,
             self._serving.metrics,
             self._serving.clock,
-            functools.partial(model.new_stream, skip_special)
-            if _continues(body)
-            else lambda _: model.new_stream(skip_special, ()),
+            new_stream if _continues(body) else lambda _: new_stream(()),
         )
+
+
+def _grammar(content: Grammar | None, reading: Reading | None) -> str | None:
+    """What the whole text must match: a reading's grammar holds that of the content."""
+    if reading is not None:
+        return reading.grammar
+    return None if content is None else content.text
 
 
 def _continues(body: GenerationRequest) -> bool:
@@ -167,7 +184,7 @@ def _echoes(body: CompletionRequest, job: Job, model: ServedModel) -> list[Echo]
     for ids, prompt in zip(job.prompts, sent, strict=True):
         text = prompt if isinstance(prompt, str) else None
         needed = ids if text is None or body.logprobs is not None else ()
-        stream = model.new_stream(body.skip_special_tokens is not False, ())
+        stream = model.new_stream(body.skip_special_tokens is not False, (), ())
         echoes.append(echo_of(needed, text, stream, ends=job.only_prompts))
     return echoes
 
@@ -194,6 +211,20 @@ def _sampling(
             bad_words=bad_words,
         )
         for index, ids in enumerate(prompts)
+    ]
+
+
+def _ruling_out(sampling: list[SamplingParams], reading: Reading | None) -> list[SamplingParams]:
+    """The parameters with the tokens that the reading rules out, whatever the client's bias for them."""
+    if reading is None or not reading.ruled_out:
+        return sampling
+    ruled_out = tuple((token_id, -MAX_BIAS) for token_id in reading.ruled_out)
+    return [
+        msgspec.structs.replace(
+            params,
+            logit_bias=(*(bias for bias in params.logit_bias if bias[0] not in reading.ruled_out), *ruled_out),
+        )
+        for params in sampling
     ]
 
 

@@ -6,16 +6,18 @@ Made once, when the engine has said what it loaded.
 import asyncio
 import concurrent.futures
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from quire_contract.openai.errors import model_not_found
+from quire_contract.openai.requests import ChatCompletionRequest, GenerationRequest
 from quire_contract.prompt import PromptRenderer, TokenStream
 from quire_contract.prompt_bundle import PromptBundle, digest_of
 from quire_contract.prompt_input import ChatInput, HasPrompt, PromptInput
 from quire_worker.embedding import EmbeddingInfo
 from quire_worker.engine.messages import Ready
 from quire_worker.server import errors
+from quire_worker.server.parsing.dialect import PLAIN, TAIL_TOKENS, Dialect, Reading
 from quire_worker.server.sampling import SamplingDefaults
 from quire_worker.server.text_encoder import TextEncoder
 
@@ -29,9 +31,12 @@ _INLINE_TOKENS = 4096
 class ServedModel:
     """Facts and text tools of the one model that this worker serves."""
 
-    def __init__(self, renderer: PromptRenderer, bundle: PromptBundle, ready: Ready, created: int) -> None:
+    def __init__(
+        self, renderer: PromptRenderer, bundle: PromptBundle, ready: Ready, created: int, dialect: Dialect = PLAIN
+    ) -> None:
         """`bundle` is the renderer's, completed with what the engine said; `created` in Unix seconds."""
         self.text = renderer
+        self.dialect = dialect
         self.names = bundle.served_model_names
         self.max_model_len = bundle.max_model_len
         self.vocab_size = bundle.vocab_size
@@ -62,9 +67,23 @@ class ServedModel:
             raise errors.makes_no_embeddings(self.names[0], path)
         return self.embedding
 
-    def new_stream(self, skip_special_tokens: bool, prompt_ids: Sequence[int]) -> TokenStream:
+    def new_stream(
+        self, skip_special_tokens: bool, shown_token_ids: Collection[int], prompt_ids: Sequence[int]
+    ) -> TokenStream:
         """Turns one choice's tokens into text that goes on where the prompt ends."""
-        return self.text.stream(skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids)
+        return self.text.stream(
+            skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids, shown_token_ids=shown_token_ids
+        )
+
+    def reading(
+        self, body: GenerationRequest, prompt: Sequence[int], content_grammar: str | None = None
+    ) -> Reading | None:
+        """How the messages of a chat with this prompt are read; None where all text is content. ApiError 400, see `Dialect`."""
+        if not isinstance(body, ChatCompletionRequest):
+            return None
+        may_be_open = self.dialect.tags is not None
+        tail = self.text.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False) if may_be_open else ""
+        return self.dialect.reading(body, tail, content_grammar=content_grammar)
 
 
 class Tokeniser:

@@ -53,6 +53,8 @@ from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
 from quire_worker.server.model_routes import ModelRoutes
 from quire_worker.server.openapi import OpenApi
+from quire_worker.server.parsing.choose import choose_dialect
+from quire_worker.server.parsing.dialect import Dialect
 from quire_worker.server.probes import Probes
 from quire_worker.server.routes import ROUTES
 from quire_worker.server.served_model import ServedModel, Tokeniser
@@ -132,7 +134,11 @@ class Worker:
             lifecycle=Lifecycle(on_change),
             engine=engine,
             metrics=metrics,
-            limits=Limits(max_body_bytes=config.max_body_bytes, max_logprobs=config.max_logprobs),
+            limits=Limits(
+                max_body_bytes=config.max_body_bytes,
+                max_logprobs=config.max_logprobs,
+                template_kwargs=Limits().template_kwargs | set(config.allowed_template_kwargs),
+            ),
             clock=self._clock,
             base_seed=config.seed,
             log_requests=not config.disable_log_requests,
@@ -212,7 +218,7 @@ class Worker:
         gc.collect()
         gc.freeze()  # what lives now lives on; collections need not look at it while serving
         serving.lifecycle.loaded()
-        self._log_ready(ready, phases_s)
+        self._log_ready(ready, phases_s, serving.loaded.model.dialect)
 
     async def _complete(self, renderer: PromptRenderer, ready: Ready) -> Loaded:
         """The served model: what the folder says, with what the engine made of it."""
@@ -223,9 +229,10 @@ class Worker:
         if bundle != renderer.bundle:
             renderer = await asyncio.to_thread(PromptRenderer, bundle)
         tokeniser = Tokeniser(renderer, self._threads, max_waiting=self._config.max_num_queued_reqs)
-        return Loaded(model=ServedModel(renderer, bundle, ready, int(time.time())), tokeniser=tokeniser)
+        dialect = choose_dialect(renderer, self._config.tool_call_parser, self._config.reasoning_parser)
+        return Loaded(model=ServedModel(renderer, bundle, ready, int(time.time()), dialect), tokeniser=tokeniser)
 
-    def _log_ready(self, ready: Ready, phases_s: dict[str, float]) -> None:
+    def _log_ready(self, ready: Ready, phases_s: dict[str, float], dialect: Dialect) -> None:
         info = ready.info
         wanted = self._config.max_model_len
         if wanted is not None and info.max_model_len < wanted:
@@ -248,6 +255,7 @@ class Worker:
             num_blocks=info.num_blocks,
             block_size=info.block_size,
             epoch=ready.epoch,
+            **dialect.names,
             **phases,
         )
 
