@@ -239,13 +239,11 @@ class Scheduler:
             draft.copy_blocks(fork.copies, self._kv.pool)
             self._enter(sibling, fork.table, sibling.num_prompt - 1, draft)
         while draft.has_room and (head := self.queue.head) is not None and head.table is None:
-            # A prompt whose log-probabilities are wanted must be computed, whatever is in the cache.
-            reads_cache = head.sampling.prompt_logprobs is None
-            match = self._kv.match_prefix(head.chain, head.num_known - 1 if reads_cache else 0)
+            match = self._kv.match_prefix(head.chain, head.num_readable)
             table = self._kv.admit(match, head.num_known)
             if table is None:
                 return
-            self.counters.prefix_queries += head.num_known if reads_cache else 0
+            self.counters.prefix_queries += head.num_known if head.reads_cache else 0
             self.counters.prefix_hits += match.num_tokens
             self._enter(self.queue.pop(), table, match.num_tokens, draft)
 
