@@ -124,6 +124,16 @@ class Choice:
         """Whether a launched plan that has not been committed computes tokens of this choice."""
         return self.num_planned > self.num_computed
 
+    @property
+    def reads_cache(self) -> bool:
+        """A prompt whose log-probabilities are wanted must be computed, whatever is in the cache."""
+        return self.sampling.prompt_logprobs is None
+
+    @property
+    def num_readable(self) -> int:
+        """Tokens that may be taken from the cache: the last one is computed for its logits."""
+        return self.num_known - 1 if self.reads_cache else 0
+
     def take_prompt_logprobs(self) -> list[PromptLogprobs] | None:
         """All of them, to be told with the first token; None if none were asked for. From now on none are."""
         if self.sampling.prompt_logprobs is None:

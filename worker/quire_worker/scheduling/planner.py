@@ -126,9 +126,7 @@ class Planner:
         alone, else a block, so that shorter ones can follow it. Returns what they leave."""
         num_partial = len(wants) if sum(wants) > draft.tokens_left else 0
         while share > 0 and draft.num_free_rows and (head := self._queue.head) is not None and head.table is None:
-            # A prompt whose log-probabilities are wanted must be computed, whatever is in the cache.
-            reads_cache = head.sampling.prompt_logprobs is None
-            match = self._kv.match_prefix(head.chain, head.num_known - 1 if reads_cache else 0)
+            match = self._kv.match_prefix(head.chain, head.num_readable)
             count = head.num_known - match.num_tokens
             if count > share:
                 if num_partial >= self._prefill.max_partial:
@@ -138,7 +136,7 @@ class Planner:
             table = self._kv.admit(match, head.num_known)
             if table is None:
                 break
-            self._counters.prefix_queries += head.num_known if reads_cache else 0
+            self._counters.prefix_queries += head.num_known if head.reads_cache else 0
             self._counters.prefix_hits += match.num_tokens
             self._enter(self._queue.pop(), table, match.num_tokens, count)
             share -= count

@@ -117,10 +117,10 @@ class ShortestFirst:
     def _num_uncomputed(self, choice: Choice) -> int:
         if choice.table is not None:
             return max(0, len(choice.token_ids) - choice.num_computed)
-        return choice.num_known - self._kv.match_prefix(choice.chain, choice.num_known - 1).num_tokens
+        return choice.num_known - self._kv.match_prefix(choice.chain, choice.num_readable).num_tokens
 
     def _num_blocks_short(self, head: Choice) -> int:
-        found = self._kv.match_prefix(head.chain, head.num_known - 1).num_tokens
+        found = self._kv.match_prefix(head.chain, head.num_readable).num_tokens
         return self._kv.num_blocks_for(head.num_known - found) - self._kv.pool.num_free
 
     def _keeps_for(self, num_waiting: int) -> bool:
