@@ -16,7 +16,7 @@ def test_the_files_of_sentence_transformers_are_fetched_and_nothing_else_from_fo
 
 
 async def test_a_web_folder_is_asked_for_them_only_if_it_says_it_has_them(site: Site, fetch: Fetch, dest: Path) -> None:
-    steps = {name: b"{}" for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")}
+    steps = dict.fromkeys(("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"), b"{}")
     files = {**model(), **steps}
     site.files |= {f"/m/{name}": data for name, data in files.items()}
 
