@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from quire_contract.load_report import LoadReport
 from quire_worker.embedding import Embed, EmbedInput
 from quire_worker.engine.embed_engine import EmbedEngine, warm_up_embeddings
 from quire_worker.engine.engine import Engine
+from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.errors import DeviceError, LoadError
 from quire_worker.request import SamplingParams, Submit
 from quire_worker.scheduling.embed_queue import EmbedQueue
@@ -110,3 +112,26 @@ def test_each_kind_of_engine_refuses_the_others_requests(rig: object) -> None:
 
     assert of_text is not None and (of_text.reason, "generates no text" in of_text.message) == ("invalid", True)
     assert of_vectors is not None and (of_vectors.reason, "no embeddings" in of_vectors.message) == ("invalid", True)
+
+
+def test_routers_hear_what_runs_and_what_waits() -> None:
+    engine = engine_around(FirstTokens())
+    for name in "abc":
+        engine.add(Embed(request_id=name, inputs=[[1] * 30]))
+    template = LoadReport(
+        pod="p",
+        model="m",
+        epoch="e",
+        ts=0.0,
+        kv_seq=0,
+        running=0,
+        waiting=0,
+        free_blocks=0,
+        total_blocks=4,
+        uncached_tokens=0,
+    )
+
+    report = LoadMeter(engine.scheduler, StepSpeeds(), template).report(5.0, draining=False)
+
+    assert (report.running, report.waiting, report.uncached_tokens) == (2, 1, 90)
+    assert (report.free_blocks, report.total_blocks) == (4, 4)

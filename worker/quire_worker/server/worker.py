@@ -329,8 +329,18 @@ def _likely_max_model_len(folder: Path) -> int:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         model = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, object])
         length = model.get("max_position_embeddings")
-        return length if isinstance(length, int) and length > 0 else 1
+        if isinstance(length, int) and length > 0:
+            return min(length, _intended_length(folder) or length)
     return 1
+
+
+def _intended_length(folder: Path) -> int | None:
+    """Of the inputs of a model that embeds, as sentence-transformers notes it."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        settings = msgspec.json.decode((folder / "sentence_bert_config.json").read_bytes(), type=dict[str, object])
+        length = settings.get("max_seq_length")
+        return length if isinstance(length, int) and length > 0 else None
+    return None
 
 
 async def _watch(engine: EngineClient, process: EngineProcess) -> None:
