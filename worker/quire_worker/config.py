@@ -12,15 +12,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from quire_worker.flag_values import (
+    block_size as _block_size,
+)
+from quire_worker.flag_values import (
+    endpoint as _endpoint,
+)
+from quire_worker.flag_values import (
+    integer as _integer,
+)
+from quire_worker.flag_values import (
+    pod_name as _pod_name,
+)
+from quire_worker.flag_values import (
+    seconds as _seconds,
+)
+from quire_worker.flag_values import (
+    share as _share,
+)
+from quire_worker.flag_values import (
+    size as _size,
+)
+from quire_worker.flag_values import (
+    tokens as _tokens,
+)
+from quire_worker.operation import Operation, add_operation_flags, take_operation
+
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
 QUANTIZATIONS = ("none", "int8", "fp8")
 KV_CACHE_DTYPES = ("auto", "fp8")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)(i?)B?")
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +138,8 @@ class WorkerConfig:
     """One log line per HTTP request, probes included."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    operation: Operation = dataclasses.field(default_factory=Operation)
+    """Health, watchdog, keys, connections, telemetry: what does not change any answer."""
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -135,10 +160,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: str = "unknown") -> WorkerConfig:
+def parse_args(
+    argv: Sequence[str],
+    env_api_keys: Sequence[str] = (),
+    version: str = "unknown",
+    *,
+    env_otlp_endpoint: str | None = None,
+) -> WorkerConfig:
     """The configuration that the command line `argv` (without the program's name) asks for.
 
-    `env_api_keys` are used when no --api-key is given; `version` is what --version shows.
+    `env_api_keys` are used when no --api-key is given, `env_otlp_endpoint` without --otlp-endpoint; `version` is what --version shows.
     Exits with code 2 and a line that names the flag when `argv` is wrong.
     """
     parser = _build_parser()
@@ -158,7 +189,12 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: s
         parser.error(
             "argument --kv-replay-endpoint: needs --kv-events-endpoint too, replay serves what events announced"
         )
+    try:
+        operation = take_operation(values, env_otlp_endpoint)
+    except ValueError as error:
+        parser.error(str(error))
     return WorkerConfig(
+        operation=operation,
         model=Path(positional or flag),
         served_model_names=tuple(dict.fromkeys(names)),
         api_keys=tuple(dict.fromkeys(keys)),
@@ -171,12 +207,14 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="quire-worker",
         allow_abbrev=False,
         description="Serve one model: an OpenAI-compatible API in front of Quire's paged-KV engine.",
-        epilog="Environment: QUIRE_API_KEY or VLLM_API_KEY is used when no --api-key is given.",
+        epilog="Environment: QUIRE_API_KEY or VLLM_API_KEY is used when no --api-key is given, OTEL_EXPORTER_OTLP_ENDPOINT when no "
+        "--otlp-endpoint is. `quire-worker hash-key [NAME]` turns a key on standard input into a line for --api-key-file.",
     )
     _add_model_flags(parser.add_argument_group("model"))
     _add_server_flags(parser.add_argument_group("server"))
     _add_engine_flags(parser.add_argument_group("engine"))
     _add_event_flags(parser.add_argument_group("events and trust"))
+    add_operation_flags(parser)
     return parser
 
 
@@ -259,84 +297,6 @@ def _add_list(group: argparse._ArgumentGroup, flag: str, *, dest: str, metavar: 
     group.add_argument(flag, dest=dest, metavar=metavar, nargs="+", action="append", help=_FLAG_HELP[dest])
 
 
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        wanted = f"a whole number from {low}" + (f" to {high}" if high is not None else "")
-        if not re.fullmatch(r"-?\d+", text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
-        return value
-
-    return integer
-
-
-def _tokens(text: str) -> int | None:
-    """A token count, 8k (8000) or 8K (8192) included; auto or -1 for the model's own."""
-    if text in {"auto", "-1"}:
-        return None
-    return _integer(1)(text) if text.isdecimal() else _scaled(text, "a number of tokens such as 4096, 8k or auto")
-
-
-def _size(text: str) -> int:
-    return _scaled(text, "a size in bytes such as 1073741824, 4G or 512MiB")
-
-
-def _scaled(text: str, wanted: str) -> int:
-    """A number with vLLM's suffixes: k, m, g, t are decimal; K, M, G, T and Ki, Mi, Gi, Ti are binary."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    number, suffix, binary = match.groups()
-    base = 1024 if binary or suffix.isupper() else 1000
-    value = int(float(number) * base ** _POWERS[suffix.lower()])
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
-
-
-def _block_size(text: str) -> int:
-    value = _integer(16, 1024)(text)
-    if value % 16:
-        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 16: use 16, 32, 64 or 128")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1, such as 0.9")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = _float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return value
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _endpoint(text: str) -> str:
-    if not re.fullmatch(r"tcp://[^\s/]+:(\d+|\*)|ipc://\S+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a ZMQ endpoint such as tcp://127.0.0.1:5557")
-    return text
-
-
-def _pod_name(text: str) -> str:
-    """Part of a topic `kv@<pod>@<model>`, so without @ and spaces."""
-    if not re.fullmatch(r"[^@\s]{1,253}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be 1 to 253 characters without spaces and @")
-    return text
-
-
 _FLAG_HELP = {
     "chat_template": "Jinja file to use instead of the model's chat template",
     "served_model_names": "name clients may ask for, repeatable; the first is the one shown [the folder's name]",
@@ -351,7 +311,8 @@ _FLAG_HELP = {
     "fake_decode_s_per_step": "pretended time of a step, with --fake",
     "host": "address to listen on",
     "port": "port to listen on, 0 to let the system choose",
-    "api_keys": "key clients must send as 'Authorization: Bearer KEY', repeatable; guards all but health, ready and metrics",
+    "api_keys": "key clients must send as 'Authorization: Bearer KEY', repeatable; guards all but health, ready and metrics. Visible to "
+    "whoever sees this machine's processes: prefer --api-key-file or the environment",
     "max_logprobs": "highest logprobs a request may ask for",
     "max_body_bytes": "largest request body",
     "drain_timeout_s": "how long running requests may go on after SIGTERM",

@@ -158,6 +158,19 @@ def start_real() -> Iterator[Callable[..., WorkerProcess]]:
         yield start
 
 
+@pytest.fixture
+def start_command() -> Iterator[Callable[[Sequence[str]], WorkerProcess]]:
+    """Starts processes that log as a worker does; they end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(command: Sequence[str]) -> WorkerProcess:
+            started = WorkerProcess(command)
+            stack.callback(started.stop)
+            return started
+
+        yield start
+
+
 @pytest.fixture(scope="session")
 def worker(launch_in_session: Callable[..., WorkerProcess]) -> WorkerProcess:
     """One worker for all tests that leave it as it was."""

@@ -7,6 +7,7 @@ import pytest
 
 from quire_worker.config import WorkerConfig, parse_args
 from quire_worker.engine.config import EngineConfig
+from quire_worker.operation import Operation
 from quire_worker.server.engine_settings import engine_config
 
 
@@ -106,7 +107,8 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert exited.value.code == 0
     renamed = {"served_model_names": "served_model_name", "api_keys": "api_key"}
-    for field in dataclasses.fields(WorkerConfig):
+    fields = [field for field in dataclasses.fields(WorkerConfig) if field.name != "operation"]
+    for field in [*fields, *dataclasses.fields(Operation)]:
         name = renamed.get(field.name, field.name).removesuffix("_s").replace("_", "-")
         assert f"--{name}" in text
 

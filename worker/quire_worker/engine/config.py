@@ -94,6 +94,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fake_decode_s_per_step: float = 0.0
     """Pretended time of one step, seconds, on top of its prompt tokens."""
 
+    # Operation
+    step_timeout_s: float = 120.0
+    """A step that hangs for so many seconds ends the process; 0: never."""
+    log_json: bool = False
+    """Log lines are JSON objects."""
+
 
 def decode_engine_config(line: bytes) -> EngineConfig:
     """Parse and validate the JSON line. Raises ConfigError naming the field."""

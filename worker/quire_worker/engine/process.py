@@ -31,6 +31,7 @@ from quire_worker.request import SamplingParams, Submit
 from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.scheduler import Scheduler
+from quire_worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ def _serve(
             )
         )
         log.info("engine ready epoch=%s blocks=%d max_model_len=%d", epoch, info.num_blocks, info.max_model_len)
-        loop.run()
+        what = "a step, or the engine's planning, made no progress"
+        with Watchdog(lambda: loop.num_turns, config.step_timeout_s, what=what):
+            loop.run()
     runner.close()
 
 

@@ -14,16 +14,13 @@ import functools
 import gc
 import ipaddress
 import logging
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from aiohttp import web
 
 from quire_contract.chat_template import PromptError
 from quire_contract.model_folder import ModelFolderError
@@ -36,36 +33,38 @@ from quire_worker.config import WorkerConfig
 from quire_worker.engine.config import decode_engine_config
 from quire_worker.engine.messages import Ready
 from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.last_words import LastWords
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.app import make_app
-from quire_worker.server.connection import Connection
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
 from quire_worker.server.engine_settings import engine_config
+from quire_worker.server.engine_watch import watch_engine
 from quire_worker.server.generate import Generate
+from quire_worker.server.health_server import HealthServer
 from quire_worker.server.internal_routes import InternalRoutes
 from quire_worker.server.lifecycle import Lifecycle
+from quire_worker.server.listener import ConnectionLimits, listening
 from quire_worker.server.load_watch import LoadWatch, work_of
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
 from quire_worker.server.model_routes import ModelRoutes
+from quire_worker.server.private_folder import private_folder
 from quire_worker.server.probes import Probes
+from quire_worker.server.pulse import Pulse
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
-from quire_worker.server.waiting import first, settled
+from quire_worker.server.vitals import Vitals
+from quire_worker.server.waiting import cancelled, first, settled
+from quire_worker.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-_ACCESS_LOG_FORMAT = "%a %r %s %b %Tf"
-"""Peer, request line, status, bytes, seconds. No headers."""
-_BACKLOG = 1024
 _TOKENISER_THREADS = 2
 _LAST_WORDS_S = 0.4
 """How long handlers may take to tell their clients that it is over."""
 _ENGINE_EXIT_S = 5.0
 """How long a healthy engine may take to let go of its device."""
-_MAX_FOLDER_CHARS = 80
-"""Unix socket paths end at 107 characters, the sockets' names included."""
 
 
 class Worker:
@@ -80,15 +79,20 @@ class Worker:
         *,
         engine_command: Sequence[str] = ENGINE_COMMAND,
         clock: Callable[[], float] = time.monotonic,
+        health_listening: socket.socket | None = None,
+        last_words: LastWords | None = None,
     ) -> None:
-        """`listening` is bound already, so that a busy port is found before anything is loaded. Call within a running loop."""
+        """The sockets are bound already, so that a busy port is found before anything is loaded. Call within a running loop."""
         self._config = config
         self._listening = listening
+        self._health_listening = health_listening
+        self._last_words = last_words or LastWords(None)
         self._version = version
         self._engine_command = engine_command
         self._clock = clock
         self._access = Access(config.api_keys, trust)
         self._load_watch = LoadWatch(config.load_timeout_s, clock)
+        self._pulse = Pulse(clock)
         self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
         self._terminate = asyncio.Event()
         self._force = asyncio.Event()
@@ -99,7 +103,8 @@ class Worker:
         metrics = Metrics(self._config.model_names[0], self._version)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-            folder = stack.enter_context(_private_folder())
+            self._watch_loop(stack)
+            folder = stack.enter_context(private_folder())
             engine = EngineClient(folder, self._clock, metrics.on_stats)
             stack.callback(engine.close)
             serving = self._make_serving(engine, metrics)
@@ -108,8 +113,8 @@ class Worker:
             process = await self._start_engine(engine)
             self._load_watch.begin(functools.partial(work_of, process.pid))
             stack.push_async_callback(process.stop, 0)
-            watch = asyncio.create_task(_watch(engine, process))
-            stack.push_async_callback(_cancel, watch)
+            watch = asyncio.create_task(watch_engine(engine, process, self._config.operation.step_timeout_s))
+            stack.push_async_callback(cancelled, watch)
             await self._until_ready(serving, started_s)
             if not self._terminate.is_set():
                 await first(settled(engine.died), self._terminate.wait())
@@ -133,43 +138,48 @@ class Worker:
             log_requests=not config.disable_log_requests,
         )
 
+    def _watch_loop(self, stack: contextlib.AsyncExitStack) -> None:
+        """From now on, an event loop that stands still ends the process."""
+        self._pulse.start()
+        stack.callback(self._pulse.stop)
+        timeout_s = self._config.operation.step_timeout_s
+        what = "the server's event loop has stood still"
+        stack.enter_context(
+            Watchdog(lambda: self._pulse.num_beats, timeout_s, what=what, on_hang=self._last_words.write)
+        )
+
     @contextlib.asynccontextmanager
     async def _http(self, serving: Serving) -> AsyncIterator[None]:
-        """The HTTP server, while entered."""
-        config = self._config
+        """The HTTP servers, while entered."""
+        config, operation = self._config, self._config.operation
+        vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, config.health_timeout_s)
+        probes = Probes(serving, self._version, vitals)
+        edge = Edge(self._access, serving.metrics, serving.lifecycle)
         app = make_app(
-            edge=Edge(self._access, serving.metrics, serving.lifecycle),
+            edge=edge,
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
-            probes=Probes(serving, self._version, config.health_timeout_s, self._load_watch),
+            probes=probes,
             internal=InternalRoutes(serving, self._access, config.pod_name),
             max_body_bytes=config.max_body_bytes,
         )
-        quiet = logging.getLogger("quire_worker.http")
-        quiet.setLevel(logging.CRITICAL)  # aiohttp logs broken requests with parts of their headers
-        access_log = logging.getLogger("quire_worker.access") if config.enable_access_log else None
-        runner = web.AppRunner(app, handler_cancellation=True, handle_signals=False, shutdown_timeout=_LAST_WORDS_S)
-        await runner.setup()
-        assert runner.server is not None, "it was just set up"
-        loop = asyncio.get_running_loop()
-        connect = functools.partial(
-            Connection,
-            runner.server,
-            loop=loop,
-            logger=quiet,
-            access_log=access_log,
-            access_log_format=_ACCESS_LOG_FORMAT,
+        limits = ConnectionLimits(
+            header_timeout_s=operation.header_timeout_s,
+            keep_alive_timeout_s=operation.keep_alive_timeout_s,
+            max_connections=operation.max_connections,
         )
-        server = await loop.create_server(connect, sock=self._listening, backlog=_BACKLOG)
-        try:
+        access_log = logging.getLogger("quire_worker.access") if config.enable_access_log else None
+        async with contextlib.AsyncExitStack() as stack:
+            if self._health_listening is not None:
+                stack.enter_context(HealthServer(edge, probes, self._health_listening))
+            await stack.enter_async_context(
+                listening(app, self._listening, limits, shutdown_timeout_s=_LAST_WORDS_S, access_log=access_log)
+            )
             host, port = self._listening.getsockname()[:2]
             log_event(_log, logging.INFO, "listening", host=host, port=port)
             if self._access.is_open and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 log_event(_log, logging.WARNING, "everybody who reaches this port may use it; set --api-key", host=host)
             yield
-        finally:
-            server.close()
-            await runner.cleanup()
 
     async def _start_engine(self, engine: EngineClient) -> EngineProcess:
         told = engine_config(
@@ -247,6 +257,7 @@ class Worker:
         if engine.died.done():
             reason = str(engine.died.result())
             serving.lifecycle.fail(reason)
+            self._last_words.write(reason)
             log_event(_log, logging.ERROR, "engine died", reason=reason)
             await first(serving.wait_empty(), timeout_s=_LAST_WORDS_S)
             return 1
@@ -311,32 +322,3 @@ def _likely_max_model_len(folder: Path) -> int:
         length = model.get("max_position_embeddings")
         return length if isinstance(length, int) and length > 0 else 1
     return 1
-
-
-async def _watch(engine: EngineClient, process: EngineProcess) -> None:
-    """Hand out what the engine says until it ends; then tell everybody why it did."""
-    receiving = asyncio.create_task(engine.receive())
-    try:
-        await first(settled(receiving), process.wait())
-        how = f"its messages cannot be read: {receiving.exception()}" if receiving.done() else await process.wait()
-    finally:
-        await _cancel(receiving)
-    await engine.drain_inbox(0.05)
-    engine.fail(how)
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder that only this user may enter, for the sockets to the engine."""
-    default = tempfile.gettempdir()
-    parent = default if len(default) <= _MAX_FOLDER_CHARS else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-    folder = Path(tempfile.mkdtemp(prefix="quire-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
