@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import resource
 import socket
 import sys
 from collections.abc import Sequence
@@ -18,17 +19,22 @@ from quire_worker.errors import ConfigError, QuireWorkerError
 from quire_worker.last_words import LastWords
 from quire_worker.models.config import load_model_config
 from quire_worker.models.safetensors_files import read_entries
+from quire_worker.server.keys import key_line
 from quire_worker.server.worker import Worker
 from quire_worker.watchdog import show_stacks_on_crash
 
 CANNOT_START_EXIT_CODE = 2
 """The same as for a wrong flag: a flag, the model or the machine is wrong, and whoever restarts us may as well not."""
+_WANTED_FILES = 65_536
+_HASH_KEY = "hash-key"
 _KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the process; never returns."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == [_HASH_KEY]:
+        sys.exit(_hash_key(arguments[1:]))
     version = importlib.metadata.version("quire")
     config = parse_args(
         arguments,
@@ -38,7 +44,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     configure_logging(level=config.log_level, as_json=config.operation.log_format == "json", process="api")
     show_stacks_on_crash()
+    _allow_many_files()
     sys.exit(_serve(config, version))
+
+
+def _hash_key(arguments: Sequence[str]) -> int:
+    """A line for --api-key-file, of the key on standard input: arguments are visible to everybody on the machine."""
+    key = sys.stdin.readline().strip()
+    if len(arguments) > 1 or not key:
+        print(f"usage: quire-worker {_HASH_KEY} [NAME] < file with the key", file=sys.stderr)
+        return CANNOT_START_EXIT_CODE
+    try:
+        print(key_line(arguments[0] if arguments else "key", key))
+    except ConfigError as error:
+        print(f"quire-worker: error: {error}", file=sys.stderr)
+        return CANNOT_START_EXIT_CODE
+    return 0
 
 
 def _serve(config: WorkerConfig, version: str) -> int:
@@ -101,6 +122,13 @@ def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
         ) from None
     listening.setblocking(False)
     return listening
+
+
+def _allow_many_files() -> None:
+    """A connection is an open file, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _WANTED_FILES)), hard))
 
 
 def _read_trust(config: WorkerConfig) -> Trust:

@@ -65,9 +65,9 @@ class WorkerProcess:
         return match
 
     def wait_until_ready(self) -> "WorkerProcess":
-        port = self.wait_for_log(r"event=listening .*port=(\d+)")[1]
+        port = self.wait_for_log(r'"?event"?[:=] ?"?listening"?,? .*port"?[:=] ?(\d+)')[1]
         self.base = f"http://127.0.0.1:{port}"
-        self.wait_for_log(r"event=ready")
+        self.wait_for_log(r'"?event"?[:=] ?"?ready"?')
         return self
 
     def wait(self, timeout_s: float = 30) -> int:

@@ -1,11 +1,15 @@
 """Reads a request's body within bounds."""
 
+import asyncio
 import zlib
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
+from quire_contract.openai.decode import BodyT, decode_request
 from quire_contract.openai.errors import CODE_INVALID_TYPE, ApiError, body_too_large
+from quire_contract.openai.limits import Limits
+from quire_worker.server.connection import Connection
 
 _JSON_TYPES = frozenset({"application/json", "application/octet-stream"})
 """aiohttp calls a missing type octet-stream. Others are refused: forms, which any web page can post across origins, above all."""
@@ -13,10 +17,23 @@ _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """How zlib names each coding."""
 
 
+_INLINE_BYTES = 128 * 1024
+"""Smaller bodies are decoded on the event loop."""
+CODE_TIMEOUT = "request_timeout"
+
+
+async def decoded(kind: type[BodyT], body: bytes, limits: Limits) -> BodyT:
+    """The checked request in `body`, large ones decoded in a thread, so that the event loop goes on. ApiError as decode_request."""
+    if len(body) < _INLINE_BYTES:
+        return decode_request(kind, body, limits)
+    return await asyncio.to_thread(decode_request, kind, body, limits)
+
+
 async def read_body(request: web.Request) -> bytes:
     """The bytes, unpacked if they came compressed.
 
-    ApiError 413 as soon as they are known to be too many, unread if Content-Length says so; 400 for another type or broken coding.
+    ApiError 413 as soon as they are known to be too many, unread if Content-Length says so; 400 for another type or broken coding;
+    408 if they do not come in time.
     """
     limit = request.client_max_size
     if request.content_length is not None and request.content_length > limit:
@@ -25,13 +42,20 @@ async def read_body(request: web.Request) -> bytes:
         message = f"Content-Type {request.content_type} is not supported; send application/json."
         raise ApiError(400, message, code=CODE_INVALID_TYPE)
     try:
-        body = await request.read()
+        async with asyncio.timeout(_timeout_s(request)):
+            body = await request.read()
+    except TimeoutError:
+        raise ApiError(408, "The request's body did not arrive in time.", code=CODE_TIMEOUT) from None
     except web.HTTPRequestEntityTooLarge:
         raise body_too_large(limit) from None
     except (BadHttpMessage, web.RequestPayloadError):
         raise _broken("Transfer-Encoding") from None
     coding = request.headers.get("Content-Encoding", "identity").strip().lower()
     return body if coding in {"", "identity"} else _unpack(body, coding, limit)
+
+
+def _timeout_s(request: web.Request) -> float | None:
+    return request.protocol.body_timeout_s if isinstance(request.protocol, Connection) else None
 
 
 def _unpack(body: bytes, coding: str, limit: int) -> bytes:

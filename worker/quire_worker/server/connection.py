@@ -4,7 +4,7 @@ Knows nothing of routes.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -35,7 +35,7 @@ class Connection(RequestHandler):
 
     aiohttp waits for the rest of a request's head for as long as for the next request; here a head that has begun must end soon."""
 
-    __slots__ = ("_count", "_counted", "_head_timer", "_header_timeout_s")
+    __slots__ = ("_count", "_counted", "_head_timer", "_header_timeout_s", "body_timeout_s")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Connection(RequestHandler):
         *,
         loop: asyncio.AbstractEventLoop,
         header_timeout_s: float,
+        body_timeout_s: float | None,
         **options: Any,
     ) -> None:
         """`options` are aiohttp's."""
@@ -51,6 +52,8 @@ class Connection(RequestHandler):
         self._count = count
         self._counted = False
         self._header_timeout_s = header_timeout_s
+        self.body_timeout_s = body_timeout_s
+        """For whoever reads a body; None: as long as it takes."""
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -59,8 +62,7 @@ class Connection(RequestHandler):
         self._count.num_open += self._counted
         super().connection_made(transport)
         if not self._counted:
-            assert isinstance(transport, asyncio.WriteTransport)
-            transport.write(_too_many())
+            cast(asyncio.WriteTransport, transport).write(_too_many())
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -11,7 +11,6 @@ from aiohttp import web
 from msgspec import UNSET
 
 from quire_contract import names
-from quire_contract.openai.decode import decode_request
 from quire_contract.openai.errors import ApiError, invalid
 from quire_contract.openai.model_checks import check_vocabulary, resolve_max_tokens
 from quire_contract.openai.requests import (
@@ -24,8 +23,9 @@ from quire_contract.openai.requests import (
 from quire_contract.openai.responses import Usage, usage_of
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
+from quire_worker.server.access import scoped_salt
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Gathered, Head, ShownUsage
-from quire_worker.server.body import read_body
+from quire_worker.server.body import decoded, read_body
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Generation, Job
 from quire_worker.server.middleware import CALLER
@@ -59,7 +59,7 @@ class Generate:
     ) -> web.StreamResponse:
         arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
-            body = decode_request(kind, await read_body(http), self._serving.limits)
+            body = await decoded(kind, await read_body(http), self._serving.limits)
             model_name = loaded.model.check_name(body.model)
             check_vocabulary(body, loaded.model.vocab_size)
             job = await self._job(http, body, loaded, arrived_s)
@@ -75,7 +75,7 @@ class Generate:
         caller = http[CALLER]
         prompts = await loaded.tokeniser.prompts(body)
         serial = self._serving.next_serial()
-        cache_salt, priority = body.cache_salt, 0
+        cache_salt, priority = scoped_salt(caller.cache_scope, body.cache_salt), 0
         if caller.trusted:
             cache_salt = http.headers.get(names.HEADER_CACHE_SALT, cache_salt)
             priority = _priority(http.headers.get(names.HEADER_PRIORITY, "0"))

@@ -26,6 +26,7 @@ class ConnectionLimits:
     """What a client may cost before its request is read."""
 
     header_timeout_s: float = 15.0
+    body_timeout_s: float = 60.0
     keep_alive_timeout_s: float = 75.0
     max_connections: int = 4096
 
@@ -53,12 +54,14 @@ async def listening(
         ConnectionCount(limits.max_connections),
         loop=loop,
         header_timeout_s=limits.header_timeout_s,
+        body_timeout_s=limits.body_timeout_s or None,
         keepalive_timeout=limits.keep_alive_timeout_s,
         logger=quiet,
         access_log=access_log,
         access_log_format=_ACCESS_LOG_FORMAT,
     )
-    server = await loop.create_server(connect, sock=sock, backlog=_BACKLOG, ssl=tls)
+    handshake_s = limits.header_timeout_s if tls is not None and limits.header_timeout_s > 0 else None
+    server = await loop.create_server(connect, sock=sock, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s)
     try:
         yield
     finally:

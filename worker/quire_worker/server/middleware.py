@@ -42,6 +42,8 @@ class Caller:
     """The client's X-Request-Id if it was fit for logs, else made here. Not unique: clients repeat theirs."""
     trusted: bool
     """May use x-quire-* headers."""
+    cache_scope: bytes | None = dataclasses.field(default=None, repr=False)
+    """See access.scoped_salt."""
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
@@ -65,7 +67,9 @@ class Edge:
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware."""
         request[CALLER] = Caller(
-            request_id_from(request.headers.get(names.HEADER_REQUEST_ID)), self._access.is_trusted(request.headers)
+            request_id_from(request.headers.get(names.HEADER_REQUEST_ID)),
+            self._access.is_trusted(request.headers),
+            self._access.cache_scope(request.headers),
         )
         code = _CLIENT_WENT_AWAY
         try:

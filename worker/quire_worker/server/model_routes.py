@@ -3,11 +3,10 @@
 import msgspec
 from aiohttp import web
 
-from quire_contract.openai.decode import decode_request
 from quire_contract.openai.model_checks import check_token_ids
 from quire_contract.openai.requests import DetokenizeRequest, TokenizeRequest
 from quire_contract.openai.responses import DetokenizeResponse, ModelCard, ModelList, TokenizeResponse
-from quire_worker.server.body import read_body
+from quire_worker.server.body import decoded, read_body
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Serving
 
@@ -30,7 +29,7 @@ class ModelRoutes:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         loaded = self._serving.loaded
-        body = decode_request(TokenizeRequest, await read_body(request), self._serving.limits)
+        body = await decoded(TokenizeRequest, await read_body(request), self._serving.limits)
         loaded.model.check_name(body.model)
         (ids,) = await loaded.tokeniser.prompts(body)
         strings = loaded.model.text.token_strings(ids) if body.return_token_strs else None
@@ -41,7 +40,7 @@ class ModelRoutes:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         loaded = self._serving.loaded
-        body = decode_request(DetokenizeRequest, await read_body(request), self._serving.limits)
+        body = await decoded(DetokenizeRequest, await read_body(request), self._serving.limits)
         loaded.model.check_name(body.model)
         check_token_ids(body.tokens, loaded.model.vocab_size, "tokens")
         return json_response(DetokenizeResponse(prompt=await loaded.tokeniser.text(body.tokens)))

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from aiohttp import web
 
 from quire_contract.chat_template import PromptError
 from quire_contract.model_folder import ModelFolderError
@@ -41,9 +42,11 @@ from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
 from quire_worker.server.engine_settings import engine_config
 from quire_worker.server.engine_watch import watch_engine
+from quire_worker.server.file_watch import watch_files
 from quire_worker.server.generate import Generate
 from quire_worker.server.health_server import HealthServer
 from quire_worker.server.internal_routes import InternalRoutes
+from quire_worker.server.keys import KeyFile
 from quire_worker.server.lifecycle import Lifecycle
 from quire_worker.server.listener import ConnectionLimits, listening
 from quire_worker.server.load_watch import LoadWatch, work_of
@@ -55,6 +58,7 @@ from quire_worker.server.probes import Probes
 from quire_worker.server.pulse import Pulse
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
+from quire_worker.server.tls import ServerTls
 from quire_worker.server.vitals import Vitals
 from quire_worker.server.waiting import cancelled, first, settled
 from quire_worker.watchdog import Watchdog
@@ -90,7 +94,10 @@ class Worker:
         self._version = version
         self._engine_command = engine_command
         self._clock = clock
-        self._access = Access(config.api_keys, trust)
+        operation = config.operation
+        self._key_file = None if operation.api_key_file is None else KeyFile(operation.api_key_file)
+        self._tls = None if operation.tls_cert is None else ServerTls(operation.tls_cert, operation.tls_key)
+        self._access = Access(config.api_keys, trust, self._key_file, share_prefix_cache=operation.share_prefix_cache)
         self._load_watch = LoadWatch(config.load_timeout_s, clock)
         self._pulse = Pulse(clock)
         self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
@@ -109,6 +116,7 @@ class Worker:
             stack.callback(engine.close)
             serving = self._make_serving(engine, metrics)
             self._install_signals()
+            self._follow_files(stack)
             await stack.enter_async_context(self._http(serving))
             process = await self._start_engine(engine)
             self._load_watch.begin(functools.partial(work_of, process.pid))
@@ -148,14 +156,10 @@ class Worker:
             Watchdog(lambda: self._pulse.num_beats, timeout_s, what=what, on_hang=self._last_words.write)
         )
 
-    @contextlib.asynccontextmanager
-    async def _http(self, serving: Serving) -> AsyncIterator[None]:
-        """The HTTP servers, while entered."""
-        config, operation = self._config, self._config.operation
-        vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, config.health_timeout_s)
-        probes = Probes(serving, self._version, vitals)
-        edge = Edge(self._access, serving.metrics, serving.lifecycle)
-        app = make_app(
+    def _application(self, serving: Serving, edge: Edge, probes: Probes) -> web.Application:
+        """All routes of the main port."""
+        config = self._config
+        return make_app(
             edge=edge,
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
@@ -163,8 +167,22 @@ class Worker:
             internal=InternalRoutes(serving, self._access, config.pod_name),
             max_body_bytes=config.max_body_bytes,
         )
+
+    def _edge(self, serving: Serving) -> tuple[Edge, Probes]:
+        """What both ports have in common."""
+        timeout_s = self._config.health_timeout_s
+        vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, timeout_s)
+        edge = Edge(self._access, serving.metrics, serving.lifecycle)
+        return edge, Probes(serving, self._version, vitals)
+
+    @contextlib.asynccontextmanager
+    async def _http(self, serving: Serving) -> AsyncIterator[None]:
+        """The HTTP servers, while entered."""
+        config, operation = self._config, self._config.operation
+        edge, probes = self._edge(serving)
         limits = ConnectionLimits(
             header_timeout_s=operation.header_timeout_s,
+            body_timeout_s=operation.body_timeout_s,
             keep_alive_timeout_s=operation.keep_alive_timeout_s,
             max_connections=operation.max_connections,
         )
@@ -173,7 +191,14 @@ class Worker:
             if self._health_listening is not None:
                 stack.enter_context(HealthServer(edge, probes, self._health_listening))
             await stack.enter_async_context(
-                listening(app, self._listening, limits, shutdown_timeout_s=_LAST_WORDS_S, access_log=access_log)
+                listening(
+                    self._application(serving, edge, probes),
+                    self._listening,
+                    limits,
+                    shutdown_timeout_s=_LAST_WORDS_S,
+                    tls=None if self._tls is None else self._tls.context,
+                    access_log=access_log,
+                )
             )
             host, port = self._listening.getsockname()[:2]
             log_event(_log, logging.INFO, "listening", host=host, port=port)
@@ -283,6 +308,20 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+
+    def _follow_files(self, stack: contextlib.AsyncExitStack) -> None:
+        """Keys and certificate are read again when they change, or on SIGHUP."""
+        watched = [part for part in (self._key_file, self._tls) if part is not None]
+        paths = [path for part in watched for path in part.paths]
+        if not paths:
+            return
+
+        def reload() -> None:
+            for part in watched:
+                part.reload()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        stack.push_async_callback(cancelled, asyncio.create_task(watch_files(paths, reload)))
 
     def _on_signal(self) -> None:
         """The first drains, the second forces."""
