@@ -28,7 +28,7 @@ from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Ga
 from quire_worker.server.body import decoded, read_body
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Generation, Job
-from quire_worker.server.middleware import CALLER
+from quire_worker.server.middleware import CALLER, SPAN
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
@@ -92,6 +92,8 @@ class Generate:
             cache_salt=cache_salt,
             priority=priority,
             log=self._serving.log_requests,
+            model=body.model or loaded.model.names[0],
+            span=http[SPAN],
         )
 
     def _generation(self, job: Job, body: GenerationRequest, model: ServedModel) -> Generation:

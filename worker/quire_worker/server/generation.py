@@ -19,6 +19,7 @@ from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.mailbox import Mail, Mailbox
 from quire_worker.server.metrics import Metrics, RequestRecord
+from quire_worker.server.tracing import NO_SPAN, Span, tell
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ class Job:
     cache_salt: str | None = None
     priority: int = 0
     log: bool = True
+    model: str = ""
+    """As the client called it."""
+    span: Span = NO_SPAN
 
 
 Arrived = tuple[int, Piece]
@@ -212,6 +216,7 @@ class Generation:
             finish_reasons=tuple(reasons),
         )
         self._metrics.on_finished(record)
+        tell(job.span, job, record)
         if job.log:
             self._log_end(record)
 

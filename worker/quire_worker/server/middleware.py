@@ -20,11 +20,14 @@ from quire_contract.openai.errors import (
     unauthorized,
 )
 from quire_contract.request_id import request_id_from
+from quire_worker.engine.messages import Stats
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.lifecycle import Lifecycle
 from quire_worker.server.metrics import Metrics
+from quire_worker.server.orca import REQUEST_HEADER, RESPONSE_HEADER, load_header
+from quire_worker.server.tracing import NO_SPAN, NoTracing, Span, Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,6 +50,8 @@ class Caller:
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+SPAN: web.RequestKey[Span] = web.RequestKey("span", Span)
+"""Of every POST but internal ones; it says nothing where nobody collects spans."""
 _STARTED: web.RequestKey[bool] = web.RequestKey("started", bool)
 """There once an answer's head goes out."""
 
@@ -54,7 +59,17 @@ _STARTED: web.RequestKey[bool] = web.RequestKey("started", bool)
 class Edge:
     """Stands between aiohttp and the handlers."""
 
-    def __init__(self, access: Access, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        tracing: Tracing | None = None,
+        stats: Callable[[], Stats | None] = lambda: None,
+    ) -> None:
+        """`stats` are the engine's latest."""
+        self._tracing = tracing or NoTracing()
+        self._stats = stats
         self._access = access
         self._metrics = metrics
         self._lifecycle = lifecycle
@@ -71,6 +86,7 @@ class Edge:
             self._access.is_trusted(request.headers),
             self._access.cache_scope(request.headers),
         )
+        request[SPAN] = span = self._span(request)
         code = _CLIENT_WENT_AWAY
         try:
             response = await self._answer(request, handler)
@@ -78,6 +94,12 @@ class Edge:
             return response
         finally:
             self._metrics.on_response(_route(request), code)
+            span.end(code)
+
+    def _span(self, request: web.Request) -> Span:
+        if request.method != "POST" or request.path.startswith("/internal/"):
+            return NO_SPAN
+        return self._tracing.begin(request.method, _route(request), request.headers)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -104,6 +126,10 @@ class Edge:
             response.headers["Connection"] = "close"  # the client's next request opens a connection, to somebody else
             response.force_close()
         request[_STARTED] = True
+        form = request.headers.get(REQUEST_HEADER)
+        load = None if form is None else load_header(form, self._stats())
+        if load is not None:
+            response.headers[RESPONSE_HEADER] = load
         if CALLER in request:
             response.headers["X-Request-Id"] = request[CALLER].request_id
 

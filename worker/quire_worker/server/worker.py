@@ -45,6 +45,7 @@ from quire_worker.server.engine_watch import watch_engine
 from quire_worker.server.file_watch import watch_files
 from quire_worker.server.generate import Generate
 from quire_worker.server.health_server import HealthServer
+from quire_worker.server.host_memory import kv_cache_problem
 from quire_worker.server.internal_routes import InternalRoutes
 from quire_worker.server.keys import KeyFile
 from quire_worker.server.lifecycle import Lifecycle
@@ -59,6 +60,7 @@ from quire_worker.server.pulse import Pulse
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
 from quire_worker.server.tls import ServerTls
+from quire_worker.server.tracing import NoTracing, Tracing, make_tracing
 from quire_worker.server.vitals import Vitals
 from quire_worker.server.waiting import cancelled, first, settled
 from quire_worker.watchdog import Watchdog
@@ -100,6 +102,7 @@ class Worker:
         self._access = Access(config.api_keys, trust, self._key_file, share_prefix_cache=operation.share_prefix_cache)
         self._load_watch = LoadWatch(config.load_timeout_s, clock)
         self._pulse = Pulse(clock)
+        self._tracing: Tracing = NoTracing()
         self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
         self._terminate = asyncio.Event()
         self._force = asyncio.Event()
@@ -107,8 +110,18 @@ class Worker:
     async def run(self) -> int:
         """Serve until told to stop; the process's exit code. Raises QuireWorkerError if it cannot start."""
         started_s = self._clock()
-        metrics = Metrics(self._config.model_names[0], self._version)
+        operation = self._config.operation
+        metrics = Metrics(self._config.model_names[0], self._version, legacy=operation.legacy_metrics)
+        self._warn_of_memory()
+        self._tracing = make_tracing(
+            operation.otlp_endpoint,
+            operation.trace_sample_ratio,
+            version=self._version,
+            registry=metrics.registry,
+            clock=self._clock,
+        )
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._tracing.close)
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             self._watch_loop(stack)
             folder = stack.enter_context(private_folder())
@@ -119,6 +132,7 @@ class Worker:
             self._follow_files(stack)
             await stack.enter_async_context(self._http(serving))
             process = await self._start_engine(engine)
+            metrics.memory.add("engine", process.pid)
             self._load_watch.begin(functools.partial(work_of, process.pid))
             stack.push_async_callback(process.stop, 0)
             watch = asyncio.create_task(watch_engine(engine, process, self._config.operation.step_timeout_s))
@@ -146,6 +160,11 @@ class Worker:
             log_requests=not config.disable_log_requests,
         )
 
+    def _warn_of_memory(self) -> None:
+        problem = kv_cache_problem(self._config.kv_cache_memory_bytes, self._config.device)
+        if problem is not None:
+            log_event(_log, logging.WARNING, "the engine may run out of memory", reason=problem)
+
     def _watch_loop(self, stack: contextlib.AsyncExitStack) -> None:
         """From now on, an event loop that stands still ends the process."""
         self._pulse.start()
@@ -172,7 +191,8 @@ class Worker:
         """What both ports have in common."""
         timeout_s = self._config.health_timeout_s
         vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, timeout_s)
-        edge = Edge(self._access, serving.metrics, serving.lifecycle)
+        engine = serving.engine
+        edge = Edge(self._access, serving.metrics, serving.lifecycle, self._tracing, lambda: engine.stats)
         return edge, Probes(serving, self._version, vitals)
 
     @contextlib.asynccontextmanager
