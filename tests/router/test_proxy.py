@@ -97,7 +97,14 @@ async def test_internal_and_hop_by_hop_headers_do_not_pass_in_either_direction(
     router = await start_router(make_config(worker))
     await router.until_ready(1)
     trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
-    sent = {"X-Quire-Tenant": "root", "x-quire-token": "guess", "Connection": "x-mine", "x-mine": "1", "x-kept": "2", **trace}
+    sent = {
+        "X-Quire-Tenant": "root",
+        "x-quire-token": "guess",
+        "Connection": "x-mine",
+        "x-mine": "1",
+        "x-kept": "2",
+        **trace,
+    }
 
     async with router.post(BODY, headers={**sent, "X-Request-Id": "req-1", "Authorization": "Bearer k"}) as answer:
         back = answer.headers

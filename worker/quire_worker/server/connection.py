@@ -14,8 +14,8 @@ from quire_worker.server.middleware import SERVER_NAME, error_response
 
 CODE_INVALID_HTTP = "invalid_http"
 CODE_TOO_MANY_CONNECTIONS = "too_many_connections"
-_MAX_HEADERS = 64
-"""aiohttp's own limit is twice that; line and field sizes are its 8190 bytes."""
+_MAX_HEADERS = 100
+"""Gateways and meshes add dozens; line and field sizes are aiohttp's 8190 bytes."""
 
 
 class ConnectionCount:
