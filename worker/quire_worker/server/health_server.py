@@ -45,7 +45,7 @@ class HealthServer:
     def __enter__(self) -> "HealthServer":
         self._thread.start()
         host, port = self._sock.getsockname()[:2]
-        log_event(_log, logging.INFO, "listening for probes", host=host, health_port=port)
+        log_event(_log, logging.INFO, "serving probes", host=host, health_port=port)
         return self
 
     def __exit__(
