@@ -18,22 +18,18 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
-from quire_contract.chat_template import PromptError
-from quire_contract.model_folder import ModelFolderError
 from quire_contract.openai.limits import Limits
 from quire_contract.prompt import PromptRenderer
-from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_worker.config import WorkerConfig
 from quire_worker.engine.config import decode_engine_config
 from quire_worker.engine.messages import Ready
-from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.errors import QuireWorkerError
 from quire_worker.last_words import LastWords
 from quire_worker.server import errors
 from quire_worker.server.access import Access
@@ -57,6 +53,7 @@ from quire_worker.server.model_routes import ModelRoutes
 from quire_worker.server.private_folder import private_folder
 from quire_worker.server.probes import Probes
 from quire_worker.server.pulse import Pulse
+from quire_worker.server.renderer import load_renderer
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
 from quire_worker.server.tls import ServerTls
@@ -239,7 +236,7 @@ class Worker:
     async def _until_ready(self, serving: Serving, started_s: float) -> None:
         """Load the tokenizer while the engine loads weights; then take requests. Returns early on SIGTERM."""
         serving.lifecycle.loading("tokenizer")
-        renderer = await _load_renderer(self._config)
+        renderer = await load_renderer(self._config)
         tokenizer_s = self._clock() - started_s
         serving.lifecycle.loading("weights")
         await first(settled(serving.engine.ready), self._terminate.wait())
@@ -346,38 +343,3 @@ class Worker:
     def _on_signal(self) -> None:
         """The first drains, the second forces."""
         (self._force if self._terminate.is_set() else self._terminate).set()
-
-
-async def _load_renderer(config: WorkerConfig) -> PromptRenderer:
-    """Tokenizer and chat template, read in a thread. ConfigError names the file that is wrong."""
-    try:
-        return await asyncio.to_thread(_read_renderer, config)
-    except (ModelFolderError, PromptError) as error:
-        raise ConfigError(f"--model: {error}") from None
-
-
-def _read_renderer(config: WorkerConfig) -> PromptRenderer:
-    template = None
-    if config.chat_template is not None:
-        try:
-            template = config.chat_template.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--chat-template: cannot read {config.chat_template}: {error}") from None
-    bundle = PromptBundle.from_model_dir(
-        config.model,
-        block_size=config.block_size,
-        max_model_len=config.max_model_len or _likely_max_model_len(config.model),
-        served_model_names=config.model_names,
-        generation_config=config.generation_config,
-        chat_template=template,
-    )
-    return PromptRenderer(bundle)
-
-
-def _likely_max_model_len(folder: Path) -> int:
-    """What the engine will most likely say. A wrong guess costs reading the tokenizer a second time."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        model = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, object])
-        length = model.get("max_position_embeddings")
-        return length if isinstance(length, int) and length > 0 else 1
-    return 1
