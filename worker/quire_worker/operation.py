@@ -33,6 +33,8 @@ class Operation:
     """A request's head must be complete so many seconds after its first byte."""
     body_timeout_s: float = 60.0
     """A request's body must be complete so many seconds after its head."""
+    send_timeout_s: float = 120.0
+    """A client that takes nothing of its answer for so many seconds is cut off, and its request ends; 0: never."""
     keep_alive_timeout_s: float = 75.0
     """A connection without a request is closed after so many seconds."""
     max_connections: int = 4096
@@ -87,6 +89,11 @@ _FLAGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "--body-timeout",
         {"metavar": "SECONDS", "type": flag_values.seconds},
         "how long a client may take to send a request's body",
+    ),
+    "send_timeout_s": (
+        "--send-timeout",
+        {"metavar": "SECONDS", "type": flag_values.seconds},
+        "how long a client may take nothing of its answer",
     ),
     "keep_alive_timeout_s": (
         "--keep-alive-timeout",

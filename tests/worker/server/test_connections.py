@@ -1,6 +1,8 @@
 """Clients that say nothing, too slowly or too often: cut off in time, and nobody else notices."""
 
 import asyncio
+import json
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -63,6 +65,31 @@ async def test_a_body_that_never_ends_is_408(strict: Any) -> None:
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in answer
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off_and_its_request_ends(
+    launch: Callable[..., Any], metric: Any, eventually: Any
+) -> None:
+    worker = launch("--served-model-name", "tiny", "--send-timeout", "0.5").wait_until_ready()
+    body = {
+        "model": "tiny",
+        "prompt": "the fox",
+        "n": 16,
+        "max_tokens": 1900,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 20,
+    }
+    data = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(worker.base.rpartition(":")[2])))
+        client.sendall(head.encode() + data)
+        await eventually(lambda: metric(worker, "vllm:request_success_total", finished_reason="abort"), 16)
+        await eventually(lambda: metric(worker, "vllm:num_requests_running"), 0)
+        await eventually(lambda: metric(worker, "vllm:kv_cache_usage_perc"), 0)
 
 
 async def test_an_idle_connection_is_closed(strict: Any) -> None:

@@ -35,7 +35,15 @@ class Connection(RequestHandler):
 
     aiohttp waits for the rest of a request's head for as long as for the next request; here a head that has begun must end soon."""
 
-    __slots__ = ("_count", "_counted", "_head_timer", "_header_timeout_s", "body_timeout_s")
+    __slots__ = (
+        "_count",
+        "_counted",
+        "_head_timer",
+        "_header_timeout_s",
+        "_send_timeout_s",
+        "_send_timer",
+        "body_timeout_s",
+    )
 
     def __init__(
         self,
@@ -45,6 +53,7 @@ class Connection(RequestHandler):
         loop: asyncio.AbstractEventLoop,
         header_timeout_s: float,
         body_timeout_s: float | None,
+        send_timeout_s: float,
         **options: Any,
     ) -> None:
         """`options` are aiohttp's."""
@@ -55,6 +64,8 @@ class Connection(RequestHandler):
         self.body_timeout_s = body_timeout_s
         """For whoever reads a body; None: as long as it takes."""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timeout_s = send_timeout_s
+        self._send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or say that there are too many."""
@@ -67,6 +78,7 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
+        self._stop_send_timer()
         self._count.num_open -= self._counted
         self._counted = False
         super().connection_lost(exc)
@@ -79,6 +91,27 @@ class Connection(RequestHandler):
             self._stop_timer()
         elif self._head_timer is None and self._header_timeout_s > 0:
             self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing, and our buffer is full."""
+        super().pause_writing()
+        if self._send_timer is None and self._send_timeout_s > 0:
+            self._send_timer = self._loop.call_later(self._send_timeout_s, self._cut_off)
+
+    def resume_writing(self) -> None:
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _cut_off(self) -> None:
+        """Not closed but aborted: what waits to be sent would keep it open."""
+        self._send_timer = None
+        if self.transport is not None:
+            self.transport.abort()
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

@@ -27,6 +27,7 @@ class ConnectionLimits:
 
     header_timeout_s: float = 15.0
     body_timeout_s: float = 60.0
+    send_timeout_s: float = 120.0
     keep_alive_timeout_s: float = 75.0
     max_connections: int = 4096
 
@@ -55,6 +56,7 @@ async def listening(
         loop=loop,
         header_timeout_s=limits.header_timeout_s,
         body_timeout_s=limits.body_timeout_s or None,
+        send_timeout_s=limits.send_timeout_s,
         keepalive_timeout=limits.keep_alive_timeout_s,
         logger=quiet,
         access_log=access_log,

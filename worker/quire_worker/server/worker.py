@@ -200,6 +200,7 @@ class Worker:
         limits = ConnectionLimits(
             header_timeout_s=operation.header_timeout_s,
             body_timeout_s=operation.body_timeout_s,
+            send_timeout_s=operation.send_timeout_s,
             keep_alive_timeout_s=operation.keep_alive_timeout_s,
             max_connections=operation.max_connections,
         )
