@@ -4,6 +4,8 @@ The template comes with the model, the messages from anyone: neither may reach t
 """
 
 import json
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,6 +21,8 @@ from jinja2.utils import Namespace
 from quire_contract.openai.errors import CODE_INVALID_VALUE, CODE_UNSUPPORTED, ApiError
 
 MAX_RENDERED_CHARS = 32 * 1024 * 1024
+MAX_RENDER_S = 3.0
+"""Real conversations take milliseconds; a template may take quadratic time over what a client has made up."""
 _CONTINUE_MARK = "\ue000quire:continue\ue001"
 # What a template can raise besides its own errors: it is an expression over a client's data.
 _TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -41,16 +45,18 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         now: Callable[[], datetime] = datetime.now,
         max_chars: int = MAX_RENDERED_CHARS,
+        max_render_s: float = MAX_RENDER_S,
     ) -> None:
         """`sources` by name, see PromptBundle; `now` dates prompts whose template asks for the date.
 
         PromptError if a source does not compile.
         """
-        environment = _environment(now)
+        self._environment = environment = _environment(now)
         self._knows_developer = {name: "developer" in source for name, source in sources.items()}
         self._templates = {name: _compile(environment, name, source) for name, source in sources.items()}
         self._special_tokens = dict(special_tokens)
         self._max_chars = max_chars
+        self._max_render_s = max_render_s
 
     def render(
         self,
@@ -93,12 +99,18 @@ class ChatTemplate:
     def _run(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         pieces: list[str] = []
         room = self._max_chars
+        self._environment.start_clock(self._max_render_s)
         try:
             for piece in template.generate(**values):
+                self._environment.check_clock()
                 pieces.append(piece)
                 room -= len(piece)
                 if room < 0:
                     raise PromptError(f"The chat template wrote more than {self._max_chars} characters.")
+        except _TooSlowError:
+            raise PromptError(
+                f"The chat template takes longer than {self._max_render_s:g} s over these messages; send fewer."
+            ) from None
         except jinja2.TemplateError as error:
             raise PromptError(f"The chat template refused the messages: {str(error)[:500]}") from None
         except _TEMPLATE_FAULTS as error:
@@ -187,8 +199,33 @@ class _TemplateDict:
         return dict(*args, **kwargs)
 
 
-def _environment(now: Callable[[], datetime]) -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
+class _TooSlowError(Exception):
+    """A template has run for too long. No template can catch it."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox with a clock: whatever a template looks up, item by item, takes time that is counted. One clock a thread."""
+
+    _local = threading.local()
+
+    def start_clock(self, seconds: float) -> None:
+        self._local.end_s = time.monotonic() + seconds
+
+    def check_clock(self) -> None:
+        if time.monotonic() > self._local.end_s:
+            raise _TooSlowError
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self.check_clock()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self.check_clock()
+        return super().getitem(obj, argument)
+
+
+def _environment(now: Callable[[], datetime]) -> _Environment:
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json

@@ -21,7 +21,7 @@ WORKER = """
 import argparse, http.server, json, os, pathlib, signal, subprocess, sys, threading
 
 parser = argparse.ArgumentParser()
-for flag in ("model", "host", "port", "pod-name", "trust-dir", "kv-events-endpoint", "compute-threads"):
+for flag in ("model", "host", "port", "health-port", "pod-name", "trust-dir", "kv-events-endpoint", "compute-threads"):
     parser.add_argument("--" + flag, required=True)
 arguments, _ = parser.parse_known_args()
 behaviour = json.loads((pathlib.Path(arguments.model) / "config.json").read_text())
@@ -48,6 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+probes = http.server.ThreadingHTTPServer((arguments.host, int(arguments.health_port)), Handler)
+threading.Thread(target=probes.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer((arguments.host, int(arguments.port)), Handler).serve_forever()
 """
 

@@ -179,7 +179,7 @@ def test_a_worker_is_planned_with_its_own_start_timeout_and_without_the_model_fe
     host = Host(environ={}, python=tmp_path / "python")
     surroundings = Surroundings(
         host=host, folders={"trust": tmp_path}, pod_folders=iter([tmp_path / "0"]), compute_threads=1,
-        free_ports=iter([1, 2, 3]), devices=iter(()),
+        free_ports=iter([1, 2, 3, 4]), devices=iter(()),
     )  # fmt: skip
 
     (plan,) = plan_workers(deployment, "tiny", tmp_path / "model", surroundings)
@@ -187,4 +187,7 @@ def test_a_worker_is_planned_with_its_own_start_timeout_and_without_the_model_fe
     assert "initContainers" in deployment["spec"]["template"]["spec"]
     assert plan.argv[0] == str(script)
     assert plan.argv[plan.argv.index("--model") + 1] == str(tmp_path / "model")
+    assert plan.argv[plan.argv.index("--health-port") + 1] == "4"
+    assert plan.readiness.url == "http://127.0.0.1:4/ready", "the port that a busy server cannot hold up"
+    assert plan.liveness.url == "http://127.0.0.1:4/health"
     assert plan.start_timeout_s == 345

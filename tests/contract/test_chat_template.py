@@ -352,3 +352,22 @@ def test_a_message_that_cannot_be_continued_is_refused(chat: list[dict[str, Any]
         template_of(source).render(chat, add_generation_prompt=False, continue_final_message=True)
 
     assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in messages %}{% for b in messages %}{{ b.role }}{% endfor %}{% endfor %}",
+        "{% for a in messages %}{% for b in messages %}{% if b.role == 'no' %}x{% endif %}{% endfor %}{% endfor %}",
+        "{% for a in messages %}{% for b in messages %}x{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_too_long_over_made_up_messages_is_stopped(source: str) -> None:
+    template = ChatTemplate({"default": source}, {}, max_render_s=0.05)
+    messages = [{"role": "user", "content": "a"}] * 4096
+
+    with pytest.raises(PromptError, match=r"takes longer than 0.05 s over these messages; send fewer"):
+        template.render(messages)
+    few = template.render(messages[:2])
+
+    assert few in ("user" * 4, "", "xxxx")

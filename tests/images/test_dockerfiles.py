@@ -20,10 +20,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILES = {
     "operator/Dockerfile": "operator",
     "router/Dockerfile": "router",
-    "worker/Dockerfile": "worker",
+    "worker/Dockerfile": "worker,otel",
     "worker/Dockerfile.cuda": "gpu",
 }
-"""Dockerfile and the extra that it installs."""
+"""Dockerfile and the extras that it installs."""
 FOLDERS = {
     f"quire_{folder}": f"{folder}/quire_{folder}" for folder in ("contract", "kernels", "worker", "router", "operator")
 }
@@ -209,7 +209,7 @@ def test_the_image_says_what_it_is(file: str, instructions: list[Instruction]) -
 
 
 def test_each_image_installs_the_extra_of_its_process(file: str, instructions: list[Instruction]) -> None:
-    installed = re.findall(r"\.whl\)\[(\w+)\]", "\n".join(each.rest for each in instructions))
+    installed = re.findall(r"\.whl\)\[([\w,]+)\]", "\n".join(each.rest for each in instructions))
 
     assert installed == [DOCKERFILES[file]]
 
@@ -220,7 +220,8 @@ def test_the_listed_versions_are_ones_that_the_project_allows(extra: str) -> Non
 
     wrong = [
         str(requirement)
-        for requirement in requirements_of(extra)
+        for name in extra.split(",")
+        for requirement in requirements_of(name)
         if not requirement.specifier.contains(listed.get(canonicalize_name(requirement.name), "0.0.0.dev0"))
     ]
 

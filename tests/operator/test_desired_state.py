@@ -137,6 +137,11 @@ def test_a_worker_that_loads_slowly_is_left_alone_and_one_that_hangs_is_not(docu
     assert startup["periodSeconds"] * startup["failureThreshold"] == 120
     assert args[args.index("--load-timeout") + 1] == "60"
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    probes = [container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert {probe["httpGet"]["port"] for probe in probes} == {"health"}, "which a busy server cannot hold up"
+    assert {"name": "health", "containerPort": 8002, "protocol": "TCP"} in container["ports"]
+    assert args[args.index("--health-port") + 1] == "$(HEALTH_PORT)"
     assert deployment["spec"]["progressDeadlineSeconds"] > 120 + 60
 
 
@@ -185,7 +190,7 @@ def test_addresses_names_and_folders_come_in_as_variables(document: Make) -> Non
     used = {arg[2:-1] for arg in container["args"] if arg.startswith("$(")}
 
     assert used == {
-        "MODEL_DIR", "HOST", "PORT", "POD_NAME", "TRUST_DIR", "KV_EVENTS_ENDPOINT", "KV_REPLAY_ENDPOINT", "COMPUTE_THREADS",
+        "MODEL_DIR", "HOST", "PORT", "HEALTH_PORT", "POD_NAME", "TRUST_DIR", "KV_EVENTS_ENDPOINT", "KV_REPLAY_ENDPOINT", "COMPUTE_THREADS",
     }  # fmt: skip
     assert used <= defined
 

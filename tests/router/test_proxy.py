@@ -96,7 +96,15 @@ async def test_internal_and_hop_by_hop_headers_do_not_pass_in_either_direction(
     worker = await start_upstream("a", behave)
     router = await start_router(make_config(worker))
     await router.until_ready(1)
-    sent = {"X-Quire-Tenant": "root", "x-quire-token": "guess", "Connection": "x-mine", "x-mine": "1", "x-kept": "2"}
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+    sent = {
+        "X-Quire-Tenant": "root",
+        "x-quire-token": "guess",
+        "Connection": "x-mine",
+        "x-mine": "1",
+        "x-kept": "2",
+        **trace,
+    }
 
     async with router.post(BODY, headers={**sent, "X-Request-Id": "req-1", "Authorization": "Bearer k"}) as answer:
         back = answer.headers
@@ -105,6 +113,7 @@ async def test_internal_and_hop_by_hop_headers_do_not_pass_in_either_direction(
     assert not [name for name in seen if name.lower().startswith("x-quire-")]
     assert "x-mine" not in seen
     assert (seen["x-kept"], seen["x-request-id"], seen["Authorization"]) == ("2", "req-1", "Bearer k")
+    assert {name: seen[name] for name in trace} == trace, "the worker's span continues the client's trace"
     assert "x-quire-secret" not in back
     assert "x-own" not in back
     assert (back["x-other"], back["x-request-id"]) == ("2", "req-1")

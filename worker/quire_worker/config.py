@@ -12,30 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from quire_worker.flag_values import (
-    block_size as _block_size,
-)
-from quire_worker.flag_values import (
-    endpoint as _endpoint,
-)
-from quire_worker.flag_values import (
-    integer as _integer,
-)
-from quire_worker.flag_values import (
-    pod_name as _pod_name,
-)
-from quire_worker.flag_values import (
-    seconds as _seconds,
-)
-from quire_worker.flag_values import (
-    share as _share,
-)
-from quire_worker.flag_values import (
-    size as _size,
-)
-from quire_worker.flag_values import (
-    tokens as _tokens,
-)
+from quire_worker import flag_values
+from quire_worker.operation import Operation, add_operation_flags, take_operation
 
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -164,6 +142,8 @@ class WorkerConfig:
     """How the model marks its reasoning: auto (by chat template and vocabulary), none, think (deepseek_r1, qwen3) or mistral."""
     allowed_template_kwargs: tuple[str, ...] = ()
     """Names that requests may set in chat_template_kwargs beside those that turn reasoning on and off."""
+    operation: Operation = dataclasses.field(default_factory=Operation)
+    """Health, watchdog, keys, connections, telemetry: what does not change any answer."""
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -184,10 +164,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: str = "unknown") -> WorkerConfig:
+def parse_args(
+    argv: Sequence[str],
+    env_api_keys: Sequence[str] = (),
+    version: str = "unknown",
+    *,
+    env_otlp_endpoint: str | None = None,
+) -> WorkerConfig:
     """The configuration that the command line `argv` (without the program's name) asks for.
 
-    `env_api_keys` are used when no --api-key is given; `version` is what --version shows.
+    `env_api_keys` are used when no --api-key is given, `env_otlp_endpoint` without --otlp-endpoint; `version` is what --version shows.
     Exits with code 2 and a line that names the flag when `argv` is wrong.
     """
     parser = _build_parser()
@@ -208,7 +194,12 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = (), version: s
         parser.error(
             "argument --kv-replay-endpoint: needs --kv-events-endpoint too, replay serves what events announced"
         )
+    try:
+        operation = take_operation(values, env_otlp_endpoint)
+    except ValueError as error:
+        parser.error(str(error))
     return WorkerConfig(
+        operation=operation,
         model=Path(positional or flag),
         served_model_names=tuple(dict.fromkeys(names)),
         api_keys=tuple(dict.fromkeys(keys)),
@@ -222,12 +213,14 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="quire-worker",
         allow_abbrev=False,
         description="Serve one model: an OpenAI-compatible API in front of Quire's paged-KV engine.",
-        epilog="Environment: QUIRE_API_KEY or VLLM_API_KEY is used when no --api-key is given.",
+        epilog="Environment: QUIRE_API_KEY or VLLM_API_KEY is used when no --api-key is given, OTEL_EXPORTER_OTLP_ENDPOINT when no "
+        "--otlp-endpoint is. `quire-worker hash-key [NAME]` turns a key on standard input into a line for --api-key-file.",
     )
     _add_model_flags(parser.add_argument_group("model"))
     _add_server_flags(parser.add_argument_group("server"))
     _add_engine_flags(parser.add_argument_group("engine"))
     _add_event_flags(parser.add_argument_group("events and trust"))
+    add_operation_flags(parser)
     return parser
 
 
@@ -242,27 +235,27 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     add("--dtype", choices=DTYPES)
     add("--quantization", choices=QUANTIZATIONS)
     add("--kv-cache-dtype", choices=KV_CACHE_DTYPES)
-    add("--max-model-len", metavar="N", type=_tokens)
+    add("--max-model-len", metavar="N", type=flag_values.tokens)
     add("--generation-config", metavar="auto|vllm|DIR")
     add("--tool-call-parser", choices=TOOL_CALL_PARSERS)
     add("--reasoning-parser", choices=REASONING_PARSERS)
     _add_list(group, "--allow-chat-template-kwarg", dest="allowed_template_kwargs", metavar="NAME")
-    add("--seed", metavar="N", type=_integer(0, 2**63 - 1))
+    add("--seed", metavar="N", type=flag_values.integer(0, 2**63 - 1))
     add("--fake", action="store_true")
-    add("--fake-prefill-s-per-token", metavar="SECONDS", type=_seconds)
-    add("--fake-decode-s-per-step", metavar="SECONDS", type=_seconds)
+    add("--fake-prefill-s-per-token", metavar="SECONDS", type=flag_values.seconds)
+    add("--fake-decode-s-per-step", metavar="SECONDS", type=flag_values.seconds)
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add("--host", metavar="ADDRESS")
-    add("--port", metavar="N", type=_integer(0, 65535))
+    add("--port", metavar="N", type=flag_values.integer(0, 65535))
     _add_list(group, "--api-key", dest="api_keys", metavar="KEY")
-    add("--max-logprobs", metavar="N", type=_integer(0, 1000))
-    add("--max-body-bytes", metavar="BYTES", type=_size)
-    add("--drain-timeout", dest="drain_timeout_s", metavar="SECONDS", type=_seconds)
-    add("--load-timeout", dest="load_timeout_s", metavar="SECONDS", type=_seconds)
-    add("--health-timeout", dest="health_timeout_s", metavar="SECONDS", type=_seconds)
+    add("--max-logprobs", metavar="N", type=flag_values.integer(0, 1000))
+    add("--max-body-bytes", metavar="BYTES", type=flag_values.size)
+    add("--drain-timeout", dest="drain_timeout_s", metavar="SECONDS", type=flag_values.seconds)
+    add("--load-timeout", dest="load_timeout_s", metavar="SECONDS", type=flag_values.seconds)
+    add("--health-timeout", dest="health_timeout_s", metavar="SECONDS", type=flag_values.seconds)
     add("--disable-log-requests", action="store_true")
     add("--enable-access-log", action="store_true")
     add("--log-level", choices=LOG_LEVELS)
@@ -274,37 +267,37 @@ def _add_engine_flags(group: argparse._ArgumentGroup) -> None:
     add("--ops", choices=OPS)
     add("--batch-invariant", action="store_true")
     add("--enforce-eager", action="store_true")
-    add("--max-num-seqs", metavar="N", type=_integer(1))
-    add("--max-num-batched-tokens", metavar="N", type=_integer(1))
-    add("--block-size", metavar="N", type=_block_size)
-    add("--gpu-memory-utilization", metavar="SHARE", type=_share)
-    add("--kv-cache-memory-bytes", metavar="BYTES", type=_size)
-    add("--num-gpu-blocks-override", metavar="N", type=_integer(2))
+    add("--max-num-seqs", metavar="N", type=flag_values.integer(1))
+    add("--max-num-batched-tokens", metavar="N", type=flag_values.integer(1))
+    add("--block-size", metavar="N", type=flag_values.block_size)
+    add("--gpu-memory-utilization", metavar="SHARE", type=flag_values.share)
+    add("--kv-cache-memory-bytes", metavar="BYTES", type=flag_values.size)
+    add("--num-gpu-blocks-override", metavar="N", type=flag_values.integer(2))
     add("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    add("--depth", metavar="1|2", type=_integer(1, 2))
-    add("--compute-threads", metavar="N", type=_integer(1))
-    add("--max-num-queued-reqs", metavar="N", type=_integer(1))
-    add("--max-num-queued-tokens", metavar="N", type=_integer(1))
+    add("--depth", metavar="1|2", type=flag_values.integer(1, 2))
+    add("--compute-threads", metavar="N", type=flag_values.integer(1))
+    add("--max-num-queued-reqs", metavar="N", type=flag_values.integer(1))
+    add("--max-num-queued-tokens", metavar="N", type=flag_values.integer(1))
     _add_scheduling_flags(add)
 
 
 def _add_scheduling_flags(add: Callable[..., None]) -> None:
     add("--scheduling-policy", choices=POLICIES)
-    add("--scheduling-aging", dest="scheduling_aging_s", metavar="SECONDS", type=_seconds)
-    add("--max-prefill-tokens-per-step", metavar="N", type=_tokens)
-    add("--max-num-partial-prefills", metavar="N", type=_integer(1))
-    add("--request-timeout", dest="request_timeout_s", metavar="SECONDS", type=_seconds)
-    add("--queue-timeout", dest="queue_timeout_s", metavar="SECONDS", type=_seconds)
+    add("--scheduling-aging", dest="scheduling_aging_s", metavar="SECONDS", type=flag_values.seconds)
+    add("--max-prefill-tokens-per-step", metavar="N", type=flag_values.tokens)
+    add("--max-num-partial-prefills", metavar="N", type=flag_values.integer(1))
+    add("--request-timeout", dest="request_timeout_s", metavar="SECONDS", type=flag_values.seconds)
+    add("--queue-timeout", dest="queue_timeout_s", metavar="SECONDS", type=flag_values.seconds)
 
 
 def _add_event_flags(group: argparse._ArgumentGroup) -> None:
     add = _adder(group)
     add("--trust-dir", metavar="DIR", type=Path)
-    add("--kv-events-endpoint", metavar="ENDPOINT", type=_endpoint)
-    add("--kv-replay-endpoint", metavar="ENDPOINT", type=_endpoint)
+    add("--kv-events-endpoint", metavar="ENDPOINT", type=flag_values.endpoint)
+    add("--kv-replay-endpoint", metavar="ENDPOINT", type=flag_values.endpoint)
     add("--kv-events-plain", action="store_true")
     add("--kv-events-token-ids", action="store_true")
-    add("--pod-name", metavar="NAME", type=_pod_name)
+    add("--pod-name", metavar="NAME", type=flag_values.pod_name)
 
 
 def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
@@ -344,7 +337,8 @@ _FLAG_HELP = {
     "fake_decode_s_per_step": "pretended time of a step, with --fake",
     "host": "address to listen on",
     "port": "port to listen on, 0 to let the system choose",
-    "api_keys": "key clients must send as 'Authorization: Bearer KEY', repeatable; guards all but health, ready and metrics",
+    "api_keys": "key clients must send as 'Authorization: Bearer KEY', repeatable; guards all but health, ready and metrics. Visible to "
+    "whoever sees this machine's processes: prefer --api-key-file or the environment",
     "max_logprobs": "highest logprobs a request may ask for",
     "max_body_bytes": "largest request body",
     "drain_timeout_s": "how long running requests may go on after SIGTERM",

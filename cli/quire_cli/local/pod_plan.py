@@ -96,20 +96,22 @@ def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: 
     """The replicas of a worker's Deployment, on loopback."""
     plans = []
     for index in range(deployment["spec"]["replicas"]):
-        ports = [next(surroundings.free_ports) for _ in range(3)]
-        addresses = [f"tcp://{LOOPBACK}:{port}" for port in ports[1:]]
+        ports = [next(surroundings.free_ports) for _ in range(4)]
+        addresses = [f"tcp://{LOOPBACK}:{port}" for port in ports[1:3]]
         overrides = {
             parts.ENV_MODEL_DIR: str(model),
             names.ENV_HOST: LOOPBACK,
             names.ENV_PORT: str(ports[0]),
+            names.ENV_HEALTH_PORT: str(ports[3]),
             names.ENV_EVENTS_ENDPOINT: addresses[0],
             names.ENV_REPLAY_ENDPOINT: addresses[1],
         }
         served = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_SERVED_NAMES])
         name = f"{deployment['metadata']['name']}-{index}"
         url = f"http://{LOOPBACK}:{ports[0]}"
+        urls = {names.PORT_NAME_HTTP: url, names.PORT_NAME_HEALTH: f"http://{LOOPBACK}:{ports[3]}"}
         endpoint = EndpointEntry(id=name, url=url, models=served, events=addresses[0], replay=addresses[1])
-        plans.append(_plan(deployment, name, service, overrides, url, endpoint, surroundings))
+        plans.append(_plan(deployment, name, service, overrides, urls, endpoint, surroundings))
     return plans
 
 
@@ -124,7 +126,9 @@ def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surrou
     }
     asked = LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104  (where to ask, not where to listen)
     url = f"http://{f'[{asked}]' if ':' in asked else asked}:{port}"
-    plan = _plan(deployment, deployment["metadata"]["name"], "", overrides, url, None, surroundings)
+    plan = _plan(
+        deployment, deployment["metadata"]["name"], "", overrides, {names.PORT_NAME_HTTP: url}, None, surroundings
+    )
     key = surroundings.host.environ.get(names.ENV_API_KEY)
     return plan if key is None else _with_variable(plan, names.ENV_API_KEY, key)
 
@@ -139,7 +143,7 @@ def _plan(
     name: str,
     service: str,
     overrides: Mapping[str, str],
-    url: str,
+    urls: Mapping[str, str],
     endpoint: EndpointEntry | None,
     surroundings: Surroundings,
 ) -> PodPlan:
@@ -154,8 +158,8 @@ def _plan(
         service=service,
         argv=(str(_program(command[0], surroundings.host)), *command[1:], *args),
         environ={**_host_environ(surroundings.host), **environ},
-        readiness=_probe(container["readinessProbe"], url),
-        liveness=_probe(container["livenessProbe"], url),
+        readiness=_probe(container["readinessProbe"], urls),
+        liveness=_probe(container["livenessProbe"], urls),
         start_timeout_s=_start_timeout_s(container),
         grace_s=spec["terminationGracePeriodSeconds"],
         endpoint=endpoint,
@@ -179,9 +183,11 @@ def _program(command: str, host: Host) -> Path:
     return script
 
 
-def _probe(probe: Manifest, url: str) -> Probe:
+def _probe(probe: Manifest, urls: Mapping[str, str]) -> Probe:
+    """`urls` of the container's ports, by their names."""
+    asked = probe["httpGet"]
     return Probe(
-        url=url + probe["httpGet"]["path"],
+        url=urls[asked["port"]] + asked["path"],
         period_s=probe["periodSeconds"],
         timeout_s=probe["timeoutSeconds"],
         max_failures=probe["failureThreshold"],

@@ -1,6 +1,6 @@
 """From a body's bytes to a checked request, or to a 400 that names the place and the reason.
 
-The order: size, UTF-8, JSON, fields that are not supported, types, ranges. Knows nothing of models and vocabularies.
+The order: size, UTF-8, shape, JSON, fields that are not supported, types, ranges. Knows nothing of models and vocabularies.
 """
 
 import re
@@ -25,6 +25,7 @@ from quire_contract.openai.requests import (
     RoutingFields,
     TokenizeRequest,
 )
+from quire_contract.openai.structure import check_structure
 from quire_contract.openai.unsupported import refuse_unsupported
 
 Body = ChatCompletionRequest | CompletionRequest | TokenizeRequest | DetokenizeRequest
@@ -51,6 +52,7 @@ def decode_routing_fields(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Routi
     if len(body) > limits.max_body_bytes:
         raise body_too_large(limits.max_body_bytes)
     _check_utf8(body)
+    check_structure(body)
     fields = decode_struct(RoutingFields, body)
     validation.check_routing(fields, limits)
     return fields
@@ -80,6 +82,7 @@ def decode_fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:
     if len(body) > limits.max_body_bytes:
         raise body_too_large(limits.max_body_bytes)
     _check_utf8(body)
+    check_structure(body)
     try:
         return _FIELDS_DECODER.decode(body)
     except msgspec.ValidationError as error:

@@ -32,6 +32,7 @@ RESERVED_ENV = frozenset(
     {
         names.ENV_HOST,
         names.ENV_PORT,
+        names.ENV_HEALTH_PORT,
         names.ENV_EVENTS_ENDPOINT,
         names.ENV_REPLAY_ENDPOINT,
         names.ENV_POD_NAME,

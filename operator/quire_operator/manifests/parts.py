@@ -90,10 +90,12 @@ def container_security() -> Manifest:
     return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
-def http_probe(path: str, *, period_s: int, timeout_s: int, failures: int) -> Manifest:
-    """A probe of the container port named http."""
+def http_probe(
+    path: str, *, period_s: int, timeout_s: int, failures: int, port: str = names.PORT_NAME_HTTP
+) -> Manifest:
+    """A probe of the container port of this name."""
     return {
-        "httpGet": {"path": path, "port": names.PORT_NAME_HTTP},
+        "httpGet": {"path": path, "port": port},
         "periodSeconds": period_s,
         "timeoutSeconds": timeout_s,
         "failureThreshold": failures,

@@ -184,6 +184,7 @@ def _args(service: InferenceService) -> list[str]:
     args = ["--model", f"$({parts.ENV_MODEL_DIR})"]
     args += ["--served-model-name", *(parts.literal(name) for name in service.served_names)]
     args += ["--host", f"$({names.ENV_HOST})", "--port", f"$({names.ENV_PORT})"]
+    args += ["--health-port", f"$({names.ENV_HEALTH_PORT})"]
     args += ["--pod-name", f"$({names.ENV_POD_NAME})", "--trust-dir", f"$({names.ENV_TRUST_DIR})"]
     args += ["--kv-events-endpoint", f"$({names.ENV_EVENTS_ENDPOINT})"]
     args += ["--kv-replay-endpoint", f"$({names.ENV_REPLAY_ENDPOINT})"]
@@ -208,7 +209,8 @@ def _init_containers(service: InferenceService, platform: Platform) -> Manifest:
 def _container(service: InferenceService, platform: Platform) -> Manifest:
     """Probes: once the process answers, /health decides about restarts, while it loads by the load's progress, later by its steps.
 
-    A startup probe on /ready would have to choose between killing a slow load and waiting for a hung one.
+    A startup probe on /ready would have to choose between killing a slow load and waiting for a hung one. They ask the health port,
+    which a worker's own thread serves: a server that is busy is slow, not dead.
     """
     return {
         "name": CONTAINER,
@@ -221,6 +223,7 @@ def _container(service: InferenceService, platform: Platform) -> Manifest:
             {"name": names.PORT_NAME_HTTP, "containerPort": names.PORT_HTTP, "protocol": "TCP"},
             {"name": names.PORT_NAME_EVENTS, "containerPort": names.PORT_EVENTS, "protocol": "TCP"},
             {"name": names.PORT_NAME_REPLAY, "containerPort": names.PORT_REPLAY, "protocol": "TCP"},
+            {"name": names.PORT_NAME_HEALTH, "containerPort": names.PORT_HEALTH, "protocol": "TCP"},
         ],
         "resources": _resources(service, platform),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -229,9 +232,14 @@ def _container(service: InferenceService, platform: Platform) -> Manifest:
             period_s=_STARTUP_PERIOD_S,
             timeout_s=2,
             failures=_ANSWERS_WITHIN_S // _STARTUP_PERIOD_S,
+            port=names.PORT_NAME_HEALTH,
         ),
-        "readinessProbe": parts.http_probe(names.PATH_READY, period_s=2, timeout_s=2, failures=2),
-        "livenessProbe": parts.http_probe(names.PATH_HEALTH, period_s=10, timeout_s=5, failures=3),
+        "readinessProbe": parts.http_probe(
+            names.PATH_READY, period_s=2, timeout_s=2, failures=2, port=names.PORT_NAME_HEALTH
+        ),
+        "livenessProbe": parts.http_probe(
+            names.PATH_HEALTH, period_s=10, timeout_s=5, failures=3, port=names.PORT_NAME_HEALTH
+        ),
         "securityContext": parts.container_security(),
         "volumeMounts": _mounts(service, platform),
     }
@@ -245,6 +253,7 @@ def _env(service: InferenceService, platform: Platform) -> list[Manifest]:
         parts.field(names.ENV_POD_IP, "status.podIP"),
         parts.value(names.ENV_HOST, platform.bind_host),
         parts.value(names.ENV_PORT, str(names.PORT_HTTP)),
+        parts.value(names.ENV_HEALTH_PORT, str(names.PORT_HEALTH)),
         parts.value(names.ENV_EVENTS_ENDPOINT, f"tcp://{_zmq_host(platform)}:{names.PORT_EVENTS}"),
         parts.value(names.ENV_REPLAY_ENDPOINT, f"tcp://{_zmq_host(platform)}:{names.PORT_REPLAY}"),
         parts.value(names.ENV_TRUST_DIR, parts.TRUST_PATH),

@@ -164,3 +164,24 @@ def test_a_device_error_is_not_retried(rig: Any) -> None:
 
     with pytest.raises(DeviceError, match="restart the pod"):
         r.run()
+
+
+def test_an_engine_that_fails_every_request_ends(rig: Any) -> None:
+    r = rig(wrap=PoisonRunner, rows=8)
+    names = "abcdefghijklmnopqrstuvwxyz"
+    submit_all(r, names, guilty=names)
+
+    with pytest.raises(DeviceError, match="20 requests in a row failed and none succeeded: RuntimeError: a bad token"):
+        r.run()
+
+
+def test_many_guilty_requests_beside_good_ones_do_not_end_the_engine(rig: Any) -> None:
+    r = rig(wrap=PoisonRunner, rows=4)
+    names = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    guilty = "".join(name for index, name in enumerate(names) if index % 4)
+    submit_all(r, names, guilty=guilty)
+
+    r.run()
+
+    reasons = {name: r.ends[name, 0].finish_reason for name in names}
+    assert all((reason == "error") is (name in guilty) for name, reason in reasons.items())

@@ -65,9 +65,9 @@ class WorkerProcess:
         return match
 
     def wait_until_ready(self) -> "WorkerProcess":
-        port = self.wait_for_log(r"event=listening .*port=(\d+)")[1]
+        port = self.wait_for_log(r'"?event"?[:=] ?"?listening"?,? .*port"?[:=] ?(\d+)')[1]
         self.base = f"http://127.0.0.1:{port}"
-        self.wait_for_log(r"event=ready")
+        self.wait_for_log(r'"?event"?[:=] ?"?ready"?')
         return self
 
     def wait(self, timeout_s: float = 30) -> int:
@@ -154,6 +154,19 @@ def start_real() -> Iterator[Callable[..., WorkerProcess]]:
             worker = WorkerProcess([*WORKER, "--model", str(model), "--port", "0", *flags])
             stack.callback(worker.stop)
             return worker
+
+        yield start
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[[Sequence[str]], WorkerProcess]]:
+    """Starts processes that log as a worker does; they end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(command: Sequence[str]) -> WorkerProcess:
+            started = WorkerProcess(command)
+            stack.callback(started.stop)
+            return started
 
         yield start
 

@@ -1,5 +1,7 @@
 """Who may call what: API keys, the trust token, and internal headers."""
 
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,12 @@ from quire_contract.kv_events import kv_topic
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle, digest_of
 from quire_contract.trust import Trust
+from quire_worker.config import WorkerConfig
 from quire_worker.server.access import Access
+from quire_worker.server.engine_client import EngineClient
+from quire_worker.server.metrics import Metrics
+from quire_worker.server.private_folder import private_folder
+from quire_worker.server.worker import Worker
 
 OPEN = ("/health", "/ready", "/metrics")
 GUARDED = (
@@ -205,3 +212,28 @@ def test_listening_to_everybody_without_a_key_is_warned_of(launch: Callable[...,
     worker = launch("--host", "0.0.0.0").wait_until_ready()
 
     assert "set --api-key" in worker.log
+
+
+async def test_no_route_of_the_application_is_open_but_health_ready_and_metrics(
+    http: aiohttp.ClientSession, keyed: Any, model_dir: Path, tmp_path: Path
+) -> None:
+    config = WorkerConfig(model=model_dir, served_model_names=("tiny",), api_keys=("key",))
+    with socket.create_server(("127.0.0.1", 0)) as listening, private_folder(tmp_path) as folder:
+        worker = Worker(config, None, listening, "test")
+        engine = EngineClient(folder, time.monotonic, lambda stats: None)
+        serving = worker._make_serving(engine, Metrics("tiny", "test"))
+        app = worker._application(serving, *worker._edge(serving))
+        engine.close()
+    routes = {
+        (route.method, route.resource.canonical.replace("{name:.+}", "tiny").replace("{digest}", "0"))
+        for route in app.router.routes()
+        if route.resource is not None
+    }
+
+    answered = {}
+    for method, path in routes:
+        async with http.request(method, keyed.base + path) as response:
+            answered[method, path] = response.status
+
+    assert len(routes) > 12
+    assert {path for (_, path), status in answered.items() if status != 401} == set(OPEN)

@@ -7,6 +7,7 @@ import pytest
 
 from quire_worker.config import WorkerConfig, parse_args
 from quire_worker.engine.config import EngineConfig
+from quire_worker.operation import Operation
 from quire_worker.server.engine_settings import engine_config
 
 
@@ -110,7 +111,8 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         "api_keys": "api_key",
         "allowed_template_kwargs": "allow_chat_template_kwarg",
     }
-    for field in dataclasses.fields(WorkerConfig):
+    fields = [field for field in dataclasses.fields(WorkerConfig) if field.name != "operation"]
+    for field in [*fields, *dataclasses.fields(Operation)]:
         name = renamed.get(field.name, field.name).removesuffix("_s").replace("_", "-")
         assert f"--{name}" in text
 

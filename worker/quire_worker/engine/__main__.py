@@ -15,13 +15,15 @@ from quire_worker.engine.parent import exit_with_parent
 from quire_worker.engine.process import run_engine
 from quire_worker.errors import ConfigError
 from quire_worker.plan import ModelInfo, Runner
+from quire_worker.watchdog import show_stacks_on_crash
 
 CONFIG_EXIT_CODE = 2
 _MAX_CONFIG_BYTES = 2**20
 
 
 def main() -> int:
-    """Exit code 0 after Shutdown, 1 after Fatal, 2 for a bad configuration, 3 when the parent went away."""
+    """Exit code 0 after Shutdown, 1 after Fatal, 2 for a bad configuration, 3 when the parent went away, 4 when a step hung."""
+    show_stacks_on_crash()
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline(_MAX_CONFIG_BYTES)
         try:
@@ -29,7 +31,7 @@ def main() -> int:
         except ConfigError as error:
             print(error, file=sys.stderr)
             return CONFIG_EXIT_CODE
-        configure_logging(level=config.log_level, process="engine")
+        configure_logging(level=config.log_level, as_json=config.log_json, process="engine")
         exit_with_parent(stdin)
         return run_engine(config, build_fake_runner if config.fake else _build_torch_runner)
 

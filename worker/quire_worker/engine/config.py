@@ -110,6 +110,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """auto: by the checkpoint's architecture and files. With `fake`: generate, whatever this says."""
     pooling: Literal["mean", "last", "cls"] | None = None
     """How hidden states become an embedding. None: as the checkpoint's files say, else by architecture."""
+    # Operation
+    step_timeout_s: float = 120.0
+    """A step that hangs for so many seconds ends the process; 0: never."""
+    log_json: bool = False
+    """Log lines are JSON objects."""
 
 
 def decode_engine_config(line: bytes) -> EngineConfig:

@@ -62,6 +62,8 @@ class EngineLoop:
         self._pace = Pace()
         self._is_draining = False
         self._must_stop = False
+        self.num_turns = 0
+        """Grows with each step that did something and while there is nothing to do: what stands still hangs. For the watchdog."""
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], ToEngine] = msgspec.msgpack.Decoder(ToEngine).decode
 
@@ -69,6 +71,7 @@ class EngineLoop:
         """Returns after Shutdown. Raises DeviceError when the device cannot go on."""
         while not self._must_stop:
             if not self._engine.scheduler.has_work:
+                self.num_turns += 1
                 self._poller.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
             self._receive()
             if self._desk is not None:
@@ -130,6 +133,8 @@ class EngineLoop:
         if outputs:
             self.send(Outputs(items=outputs))
         events = self._engine.scheduler.take_cache_events()
+        if outputs or self._engine.last_step_tokens:
+            self.num_turns += 1
         if self._engine.last_step_tokens:
             time_s = self._clock() - start
             self._stats.add_step(self._engine.last_step_tokens, time_s)

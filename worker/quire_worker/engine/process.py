@@ -44,6 +44,7 @@ from quire_worker.scheduling.policies import make_policy
 from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
 from quire_worker.scheduling.speeds import StepSpeeds
+from quire_worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,9 @@ def _serve(
             )
         )
         log.info("engine ready epoch=%s blocks=%d max_model_len=%d", epoch, info.num_blocks, info.max_model_len)
-        loop.run()
+        what = "a step, or the engine's planning, made no progress"
+        with Watchdog(lambda: loop.num_turns, config.step_timeout_s, what=what):
+            loop.run()
     runner.close()
 
 

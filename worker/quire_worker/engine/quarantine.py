@@ -4,17 +4,21 @@ The suspects are the choices of the plan that raised. All plans in flight are fo
 then suspects run in trials, half of them at a time. A trial that raises is halved again; a choice that raises
 alone is guilty and ends with finish reason "error". A choice is cleared when it brings a token. Choices outside the trial wait.
 
+An engine in which one request after the other fails alone, and none brings a token, is broken itself: then it ends.
+
 Knows the scheduler; not the runner or what the errors mean.
 """
 
 import logging
 
+from quire_worker.errors import DeviceError
 from quire_worker.plan import StepPlan
 from quire_worker.request import ChoiceOutput
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
+_MAX_GUILTY_IN_A_ROW = 20
 
 
 class Quarantine:
@@ -24,12 +28,19 @@ class Quarantine:
         self._scheduler = scheduler
         self._trials: list[list[Choice]] = []
         """Last is next, or under way."""
+        self._num_guilty = 0
+        """Choices that failed alone since a step last brought a token."""
 
     def on_failure(self, plan: StepPlan, error: Exception) -> list[ChoiceOutput]:
-        """`plan` raised `error`. Returns the failed choice's output, if this tells which one it was."""
+        """`plan` raised `error`. Returns the failed choice's output, if this tells which one it was.
+
+        DeviceError when so many failed alone, with no success in between, that it cannot be their fault."""
         suspects = self._scheduler.abandon_steps(plan)
         outputs = []
         if len(suspects) == 1:
+            self._num_guilty += 1
+            if self._num_guilty >= _MAX_GUILTY_IN_A_ROW:
+                raise DeviceError(f"{self._num_guilty} requests in a row failed and none succeeded: {_describe(error)}")
             log.error("request failed request_id=%s choice=%d", suspects[0].request_id, suspects[0].index)
             outputs.append(self._scheduler.fail(suspects[0], f"the engine failed on this request: {_describe(error)}"))
         else:
@@ -53,6 +64,8 @@ class Quarantine:
 
     def on_commit(self, outputs: list[ChoiceOutput]) -> None:
         """A step went well: choices that brought a token are cleared."""
+        if outputs:
+            self._num_guilty = 0
         if not self._trials:
             return
         cleared = {(output.request_id, output.choice) for output in outputs}

@@ -1,12 +1,12 @@
 """The rotary embedding a checkpoint asks for, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
 
-Knows the spellings; the formulas are quire_kernels.rotary's. Torch-free apart from that module's dataclasses.
+Knows the spellings; the formulas are quire_kernels.rotary's. Torch-free.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from quire_kernels.rotary import LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling
+from quire_kernels.rotary_config import LinearScaling, Llama3Scaling, RotaryConfig, YarnScaling
 from quire_worker.models.fields import Fields
 
 Scaling = LinearScaling | Llama3Scaling | YarnScaling

@@ -1,28 +1,135 @@
-"""A client's connection, with our answers to what never reaches a handler.
+"""A client's connection, with our answers to what never reaches a handler, and our limits on who says nothing.
 
 Knows nothing of routes.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from quire_contract.openai.errors import ApiError, internal
+from quire_contract.openai.errors import ApiError, internal, unavailable
 from quire_worker.server.middleware import SERVER_NAME, error_response
 
 CODE_INVALID_HTTP = "invalid_http"
+CODE_TOO_MANY_CONNECTIONS = "too_many_connections"
+_MAX_HEADERS = 100
+"""Gateways and meshes add dozens; line and field sizes are aiohttp's 8190 bytes."""
+
+
+class ConnectionCount:
+    """Connections of one server, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.num_open = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_open >= self._limit
 
 
 class Connection(RequestHandler):
-    """aiohttp's, but bytes that are no HTTP get the nested error body, too, and bodies stay packed (see body.py)."""
+    """aiohttp's, but bytes that are no HTTP get the nested error body, too, and bodies stay packed (see body.py).
 
-    __slots__ = ()
+    aiohttp waits for the rest of a request's head for as long as for the next request; here a head that has begun must end soon."""
 
-    def __init__(self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+    __slots__ = (
+        "_count",
+        "_counted",
+        "_head_timer",
+        "_header_timeout_s",
+        "_send_timeout_s",
+        "_send_timer",
+        "body_timeout_s",
+    )
+
+    def __init__(
+        self,
+        server: web.Server,
+        count: ConnectionCount,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        header_timeout_s: float,
+        body_timeout_s: float | None,
+        send_timeout_s: float,
+        **options: Any,
+    ) -> None:
         """`options` are aiohttp's."""
-        super().__init__(server, loop=loop, auto_decompress=False, **options)
+        super().__init__(server, loop=loop, auto_decompress=False, max_headers=_MAX_HEADERS, **options)
+        self._count = count
+        self._counted = False
+        self._header_timeout_s = header_timeout_s
+        self.body_timeout_s = body_timeout_s
+        """For whoever reads a body; None: as long as it takes."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timeout_s = send_timeout_s
+        self._send_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it, or say that there are too many."""
+        self._counted = not self._count.is_full
+        self._count.num_open += self._counted
+        super().connection_made(transport)
+        if not self._counted:
+            cast(asyncio.WriteTransport, transport).write(_too_many())
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_timer()
+        self._stop_send_timer()
+        self._count.num_open -= self._counted
+        self._counted = False
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes that do not end a request's head start the time for the rest of it."""
+        super().data_received(data)
+        waits_for_head = self._waiter is not None and not self._waiter.done()
+        if not waits_for_head:
+            self._stop_timer()
+        elif self._head_timer is None and self._header_timeout_s > 0:
+            self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing, and our buffer is full."""
+        super().pause_writing()
+        if self._send_timer is None and self._send_timeout_s > 0:
+            self._send_timer = self._loop.call_later(self._send_timeout_s, self._cut_off)
+
+    def resume_writing(self) -> None:
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _cut_off(self) -> None:
+        """Not closed but aborted: what waits to be sent would keep it open."""
+        self._send_timer = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self._waiter is not None and not self._waiter.done():
+            self.force_close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What aiohttp refuses before any middleware (an unknown Expect, above all) in the nested form, too."""
+        if isinstance(resp, web.HTTPException):
+            resp = _plain(ApiError(resp.status, f"{resp.reason}."))
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -30,10 +137,21 @@ class Connection(RequestHandler):
         """The answer to broken HTTP, or to a failure that nothing else caught; then the connection closes."""
         super().handle_error(request, status, exc, message)  # logs, and raises if part of an answer is out already
         error = internal() if status >= web.HTTPInternalServerError.status_code else _invalid_http(status, message)
-        response = error_response(error)
-        response.headers["Server"] = SERVER_NAME
-        response.force_close()
-        return response
+        return _plain(error)
+
+
+def _plain(error: ApiError) -> web.Response:
+    """The last answer on a connection."""
+    response = error_response(error)
+    response.headers["Server"] = SERVER_NAME
+    response.force_close()
+    return response
+
+
+def _too_many() -> bytes:
+    body = unavailable("This worker has too many connections; try again.", CODE_TOO_MANY_CONNECTIONS).body()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nServer: {SERVER_NAME}\r\nContent-Type: application/json\r\n"
+    return f"{head}Retry-After: 1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _invalid_http(status: int, message: str | None) -> ApiError:

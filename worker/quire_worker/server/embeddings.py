@@ -5,6 +5,7 @@ is the cosine of its vectors.
 """
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ from quire_contract.openai.embedding_requests import (
 from quire_contract.openai.embedding_responses import RerankResponse, ScoreResponse
 from quire_contract.openai.errors import invalid
 from quire_worker.embedding import Embed, EmbeddingInfo
-from quire_worker.server.body import read_body
+from quire_worker.server.body import read_as
 from quire_worker.server.embedding_answers import (
     cosines,
     embedding_list,
@@ -113,7 +114,8 @@ class Embeddings:
             return json_response(answer)
 
     async def _body(self, request: web.Request, kind: type[BodyT]) -> BodyT:
-        return decode_embedding_request(kind, await read_body(request), self._serving.limits)
+        decode = functools.partial(decode_embedding_request, kind)
+        return await read_as(decode, request, self._serving.limits)
 
     async def _inputs(self, loaded: Loaded, body: EmbeddingRequest) -> list[list[int]]:
         encoder = loaded.model.encoder

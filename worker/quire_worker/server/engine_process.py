@@ -11,7 +11,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from quire_worker.watchdog import HUNG_EXIT_CODE
+
 ENGINE_COMMAND = (sys.executable, "-m", "quire_worker.engine")
+_ABORT_S = 1.0
 
 
 class EngineProcess:
@@ -40,6 +43,17 @@ class EngineProcess:
         """Wait for the end; how it ended, for a person."""
         return describe_exit(await self._process.wait())
 
+    async def abort(self) -> None:
+        """End a process that hangs: it writes its threads' stacks (see watchdog.show_stacks_on_crash) if it still can, then is killed."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+            self._process.send_signal(signal.SIGCONT)  # one that was stopped takes no other signal
+            try:
+                await asyncio.wait_for(self._process.wait(), _ABORT_S)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
     async def stop(self, timeout_s: float) -> None:
         """Close the pipe, which the engine takes as the order to exit; kill it if it has not after `timeout_s`."""
         if self._process.returncode is not None:
@@ -56,6 +70,8 @@ class EngineProcess:
 
 def describe_exit(code: int) -> str:
     """The meaning of a subprocess's return code, with a hint where there is a usual cause."""
+    if code == HUNG_EXIT_CODE:
+        return "a step hung and the engine process ended itself; the log has the stacks of its threads"
     if code >= 0:
         return f"the engine process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

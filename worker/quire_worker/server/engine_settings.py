@@ -53,5 +53,7 @@ def engine_config(config: WorkerConfig, *, inbound_endpoint: str, outbound_endpo
         fake=config.fake,
         fake_prefill_s_per_token=config.fake_prefill_s_per_token,
         fake_decode_s_per_step=config.fake_decode_s_per_step,
+        step_timeout_s=config.operation.step_timeout_s,
+        log_json=config.operation.log_format == "json",
         **{name: value for name, value in values.items() if value is not None},
     )

@@ -50,6 +50,11 @@ def engine_dead(reason: str) -> ApiError:
     return refused(CODE_ENGINE_DEAD, f"The engine is gone: {reason}.")
 
 
+def unhealthy(problem: str) -> ApiError:
+    """503 for what only a restart mends."""
+    return refused(CODE_ENGINE_DEAD, f"This worker cannot go on: {problem}.")
+
+
 def tokenising_full() -> ApiError:
     """429: too many prompts wait to be tokenised."""
     return _with_reason(queue_full("Too many requests are waiting to be tokenised; try again."))

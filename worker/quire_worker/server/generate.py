@@ -28,13 +28,14 @@ from quire_contract.openai.responses import Usage, usage_of
 from quire_contract.openai.structured import Grammar
 from quire_worker.request import SamplingParams
 from quire_worker.server import errors
+from quire_worker.server.access import scoped_salt
 from quire_worker.server.answers import Answer, Gathered, Head, ShownUsage
 from quire_worker.server.asked import Asked, Showing, asked_chat, asked_completion, asked_message, asked_response
-from quire_worker.server.body import read_body
+from quire_worker.server.body import read_as
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.generation import Arrived, Generation, Job
 from quire_worker.server.logprobs import TokensByNumber
-from quire_worker.server.middleware import CALLER
+from quire_worker.server.middleware import CALLER, SPAN
 from quire_worker.server.parsing.dialect import Reading
 from quire_worker.server.prompt_shown import NOTHING_MORE, Echo, Extras, ShownPrompt, echo_of
 from quire_worker.server.sampling import sampling_params
@@ -71,7 +72,7 @@ class Generate:
     async def _handle(self, http: web.Request, read: Callable[[bytes, Limits], Asked]) -> web.StreamResponse:
         arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
-            asked = read(await read_body(http), self._serving.limits)
+            asked = await read_as(read, http, self._serving.limits)
             try:
                 return await self._answer(http, asked, loaded, arrived_s)
             except ApiError as error:
@@ -104,7 +105,7 @@ class Generate:
         content = body.grammar
         reading = loaded.model.reading(body, prompts[0], None if content is None else content.text)
         serial = self._serving.next_serial()
-        cache_salt = body.cache_salt
+        cache_salt = scoped_salt(caller.cache_scope, body.cache_salt)
         if caller.trusted:
             cache_salt = http.headers.get(names.HEADER_CACHE_SALT, cache_salt)
         job = Job(
@@ -127,6 +128,8 @@ class Generate:
             shows_token_ids=body.return_token_ids is True or (reading is not None and reading.reasons),
             grammar=_grammar(content, reading),
             grammar_field="tools" if content is None else content.field,
+            model=body.model or loaded.model.names[0],
+            span=http[SPAN],
         )
         return job, reading
 

@@ -22,6 +22,7 @@ from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.mailbox import Mail, Mailbox
 from quire_worker.server.metrics import Metrics, RequestRecord
+from quire_worker.server.tracing import NO_SPAN, Span, tell
 from quire_worker.server.urgency import Urgency
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ class Job:
     """What every choice must match, see `Submit.grammar`."""
     grammar_field: str = ""
     """Path of the request's field that the grammar comes from."""
+    model: str = ""
+    """As the client called it."""
+    span: Span = NO_SPAN
 
 
 Arrived = tuple[int, Piece]
@@ -287,6 +291,7 @@ class Generation:
             finish_reasons=tuple(reasons),
         )
         self._metrics.on_finished(record)
+        tell(job.span, job, record)
         if job.log:
             self._log_end(record)
 

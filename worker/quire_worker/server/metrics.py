@@ -14,6 +14,8 @@ from prometheus_client.process_collector import ProcessCollector
 from quire_contract import names
 from quire_worker.engine.messages import Ready, Stats
 from quire_worker.server.grammar_metrics import GrammarMetrics
+from quire_worker.server.host_memory import ResidentMemory
+from quire_worker.server.metrics_compat import LegacyMetrics, show_absent
 
 TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -51,12 +53,17 @@ class RequestRecord:
 class Metrics:
     """All metrics of the API process, in a registry of their own."""
 
-    def __init__(self, model_name: str, version: str) -> None:
+    def __init__(self, model_name: str, version: str, *, legacy: bool = False) -> None:
+        """`legacy`: names that vLLM has removed, too."""
         self.registry = CollectorRegistry()
         self._model_name = model_name
         self._last: Stats | None = None
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.memory = ResidentMemory()
+        self.registry.register(self.memory)
+        self._legacy = LegacyMetrics(self.registry, model_name) if legacy else None
+        show_absent(self.registry, model_name)
         self._make_engine_metrics()
         self._make_request_metrics()
         self._make_own_metrics(version)
@@ -212,6 +219,8 @@ class Metrics:
         """Take the engine's counters and samples."""
         last, self._last = self._last, stats
         self._grammars.on_stats(stats, last)
+        if self._legacy is not None:
+            self._legacy.on_stats(stats)
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
@@ -246,6 +255,8 @@ class Metrics:
     def on_next_tokens(self, seconds: float) -> None:
         """A choice's next tokens came so long after its last."""
         self._between_tokens.observe(seconds)
+        if self._legacy is not None:
+            self._legacy.on_next_tokens(seconds)
 
     def on_finished(self, record: RequestRecord) -> None:
         for reason in record.finish_reasons:

@@ -21,11 +21,14 @@ from quire_contract.openai.errors import (
     unauthorized,
 )
 from quire_contract.request_id import request_id_from
+from quire_worker.engine.messages import Stats
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.engine_client import EngineDeadError
 from quire_worker.server.lifecycle import Lifecycle
 from quire_worker.server.metrics import Metrics
+from quire_worker.server.orca import REQUEST_HEADER, RESPONSE_HEADER, load_header
+from quire_worker.server.tracing import NO_SPAN, NoTracing, Span, Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,9 +46,13 @@ class Caller:
     """The client's X-Request-Id if it was fit for logs, else made here. Not unique: clients repeat theirs."""
     trusted: bool
     """May use x-quire-* headers."""
+    cache_scope: bytes | None = dataclasses.field(default=None, repr=False)
+    """See access.scoped_salt."""
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+SPAN: web.RequestKey[Span] = web.RequestKey("span", Span)
+"""Of every POST but internal ones; it says nothing where nobody collects spans."""
 _STARTED: web.RequestKey[bool] = web.RequestKey("started", bool)
 """There once an answer's head goes out."""
 
@@ -53,7 +60,17 @@ _STARTED: web.RequestKey[bool] = web.RequestKey("started", bool)
 class Edge:
     """Stands between aiohttp and the handlers."""
 
-    def __init__(self, access: Access, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        tracing: Tracing | None = None,
+        stats: Callable[[], Stats | None] = lambda: None,
+    ) -> None:
+        """`stats` are the engine's latest."""
+        self._tracing = tracing or NoTracing()
+        self._stats = stats
         self._access = access
         self._metrics = metrics
         self._lifecycle = lifecycle
@@ -66,8 +83,11 @@ class Edge:
     async def around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware."""
         request[CALLER] = Caller(
-            request_id_from(request.headers.get(names.HEADER_REQUEST_ID)), self._access.is_trusted(request.headers)
+            request_id_from(request.headers.get(names.HEADER_REQUEST_ID)),
+            self._access.is_trusted(request.headers),
+            self._access.cache_scope(request.headers),
         )
+        request[SPAN] = span = self._span(request)
         code = _CLIENT_WENT_AWAY
         try:
             response = await self._answer(request, handler)
@@ -75,6 +95,12 @@ class Edge:
             return response
         finally:
             self._metrics.on_response(_route(request), code)
+            span.end(code)
+
+    def _span(self, request: web.Request) -> Span:
+        if request.method != "POST" or request.path.startswith("/internal/"):
+            return NO_SPAN
+        return self._tracing.begin(request.method, _route(request), request.headers)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -101,6 +127,10 @@ class Edge:
             response.headers["Connection"] = "close"  # the client's next request opens a connection, to somebody else
             response.force_close()
         request[_STARTED] = True
+        form = request.headers.get(REQUEST_HEADER)
+        load = None if form is None else load_header(form, self._stats())
+        if load is not None:
+            response.headers[RESPONSE_HEADER] = load
         if CALLER in request:
             response.headers.update(request_id_headers(request.path, request[CALLER].request_id))
 

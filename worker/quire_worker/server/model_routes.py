@@ -5,11 +5,10 @@ from aiohttp import web
 
 from quire_contract.anthropic.chat import decode_count_tokens
 from quire_contract.anthropic.objects import MessageTokensCount
-from quire_contract.openai.decode import decode_request
 from quire_contract.openai.model_checks import check_token_ids
 from quire_contract.openai.requests import DetokenizeRequest, TokenizeRequest
 from quire_contract.openai.responses import DetokenizeResponse, ModelCard, ModelList, TokenizeResponse
-from quire_worker.server.body import read_body
+from quire_worker.server.body import read_as, read_request
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Serving
 
@@ -32,7 +31,7 @@ class ModelRoutes:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         loaded = self._serving.loaded
-        body = decode_request(TokenizeRequest, await read_body(request), self._serving.limits)
+        body = await read_request(TokenizeRequest, request, self._serving.limits)
         loaded.model.check_name(body.model)
         (ids,) = await loaded.tokeniser.prompts(body)
         strings = loaded.model.text.token_strings(ids) if body.return_token_strs else None
@@ -44,14 +43,14 @@ class ModelRoutes:
     async def count_tokens(self, request: web.Request) -> web.Response:
         """POST /v1/messages/count_tokens: renders and counts; the engine hears nothing of it."""
         loaded = self._serving.loaded
-        body = decode_count_tokens(await read_body(request), self._serving.limits)
+        body = await read_as(decode_count_tokens, request, self._serving.limits)
         loaded.model.check_name(body.model)
         (ids,) = await loaded.tokeniser.prompts(body)
         return json_response(MessageTokensCount(input_tokens=len(ids)))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         loaded = self._serving.loaded
-        body = decode_request(DetokenizeRequest, await read_body(request), self._serving.limits)
+        body = await read_request(DetokenizeRequest, request, self._serving.limits)
         loaded.model.check_name(body.model)
         check_token_ids(body.tokens, loaded.model.vocab_size, "tokens")
         return json_response(DetokenizeResponse(prompt=await loaded.tokeniser.text(body.tokens)))

@@ -1,50 +1,40 @@
-"""What machines ask about this process: /health, /ready, /metrics, /version, /load. Never waits for the engine."""
+"""What machines ask about this process: /health, /ready, /metrics, /version, /load. Never waits for the engine.
+
+The first three are asked on the health port too, by its own thread: they use nothing that belongs to an event loop.
+"""
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from quire_worker.server import errors
-from quire_worker.server.load_watch import LoadWatch
 from quire_worker.server.model_routes import json_response
 from quire_worker.server.serving import Serving
+from quire_worker.server.vitals import Vitals
 
 
 class Probes:
     """Handlers open to everybody, but /version and /load."""
 
-    def __init__(self, serving: Serving, version: str, health_timeout_s: float, load_watch: LoadWatch) -> None:
+    def __init__(self, serving: Serving, version: str, vitals: Vitals) -> None:
         self._serving = serving
         self._version = version
-        self._health_timeout_s = health_timeout_s
-        self._load_watch = load_watch
+        self._vitals = vitals
 
     async def health(self, request: web.Request) -> web.Response:
-        """Alive: 200 also while loading and draining. 503 when only a restart helps: engine or load are dead or stuck."""
+        """Alive: 200 also while loading and draining. 503 when only a restart helps: engine, load or event loop are dead or stuck."""
         del request
-        lifecycle = self._serving.lifecycle
-        heartbeat = self._serving.engine.heartbeat
-        problem = lifecycle.failure
-        if problem is None and heartbeat is not None:
-            problem = heartbeat.problem(self._health_timeout_s)
-        if problem is None and lifecycle.phase == "loading":
-            problem = self._load_watch.problem()
+        problem = self._vitals.problem()
         if problem is not None:
-            raise errors.engine_dead(problem)
-        return json_response({"status": "ok", "phase": lifecycle.phase})
+            raise errors.unhealthy(problem)
+        return json_response({"status": "ok", "phase": self._vitals.phase})
 
     async def ready(self, request: web.Request) -> web.Response:
         """Requests are taken: 200. 503 with the phase while loading, draining or failed."""
         del request
-        lifecycle = self._serving.lifecycle
-        match lifecycle.phase:
-            case "loading":
-                raise errors.not_ready(f"loading ({lifecycle.detail})")
-            case "draining":
-                raise errors.draining()
-            case "failed":
-                raise errors.engine_dead(lifecycle.failure or "unknown")
-            case "ready":
-                return json_response({"status": "ready"})
+        refusal = self._vitals.refusal()
+        if refusal is not None:
+            raise refusal
+        return json_response({"status": "ready"})
 
     async def metrics(self, request: web.Request) -> web.Response:
         del request

@@ -19,3 +19,9 @@ async def first(*waits: Coroutine[Any, Any, object], timeout_s: float | None = N
 async def settled(future: "asyncio.Future[Any]") -> None:
     """Until `future` is done, well or not. Cancelling this leaves the future alone."""
     await asyncio.wait([future])
+
+
+async def cancelled(task: "asyncio.Task[Any]") -> None:
+    """Cancel `task` and wait for its end, however it ends."""
+    task.cancel()
+    await asyncio.wait([task])

@@ -14,40 +14,40 @@ import functools
 import gc
 import ipaddress
 import logging
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 from aiohttp import web
 
-from quire_contract.chat_template import PromptError
-from quire_contract.model_folder import ModelFolderError
 from quire_contract.openai.limits import Limits
 from quire_contract.prompt import PromptRenderer
-from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_worker.config import WorkerConfig
 from quire_worker.engine.config import decode_engine_config
 from quire_worker.engine.messages import Ready
-from quire_worker.errors import ConfigError, QuireWorkerError
+from quire_worker.errors import QuireWorkerError
+from quire_worker.last_words import LastWords
 from quire_worker.scheduling.policy import PRIORITY
 from quire_worker.server import errors
 from quire_worker.server.access import Access
 from quire_worker.server.app import make_app
-from quire_worker.server.connection import Connection
 from quire_worker.server.embeddings import Embeddings
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.engine_process import ENGINE_COMMAND, EngineProcess
 from quire_worker.server.engine_settings import engine_config
+from quire_worker.server.engine_watch import watch_engine
+from quire_worker.server.file_watch import watch_files
 from quire_worker.server.generate import Generate
+from quire_worker.server.health_server import HealthServer
+from quire_worker.server.host_memory import kv_cache_problem
 from quire_worker.server.internal_routes import InternalRoutes
+from quire_worker.server.keys import KeyFile
 from quire_worker.server.lifecycle import Lifecycle
+from quire_worker.server.listener import ConnectionLimits, listening
 from quire_worker.server.load_watch import LoadWatch, work_of
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.middleware import Edge
@@ -55,24 +55,26 @@ from quire_worker.server.model_routes import ModelRoutes
 from quire_worker.server.openapi import OpenApi
 from quire_worker.server.parsing.choose import choose_dialect
 from quire_worker.server.parsing.dialect import Dialect
+from quire_worker.server.private_folder import private_folder
 from quire_worker.server.probes import Probes
+from quire_worker.server.pulse import Pulse
+from quire_worker.server.renderer import load_renderer
 from quire_worker.server.routes import ROUTES
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
+from quire_worker.server.tls import ServerTls
+from quire_worker.server.tracing import NoTracing, Tracing, make_tracing
 from quire_worker.server.urgency import UrgencyRules
-from quire_worker.server.waiting import first, settled
+from quire_worker.server.vitals import Vitals
+from quire_worker.server.waiting import cancelled, first, settled
+from quire_worker.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-_ACCESS_LOG_FORMAT = "%a %r %s %b %Tf"
-"""Peer, request line, status, bytes, seconds. No headers."""
-_BACKLOG = 1024
 _TOKENISER_THREADS = 2
 _LAST_WORDS_S = 0.4
 """How long handlers may take to tell their clients that it is over."""
 _ENGINE_EXIT_S = 5.0
 """How long a healthy engine may take to let go of its device."""
-_MAX_FOLDER_CHARS = 80
-"""Unix socket paths end at 107 characters, the sockets' names included."""
 
 
 class Worker:
@@ -87,15 +89,24 @@ class Worker:
         *,
         engine_command: Sequence[str] = ENGINE_COMMAND,
         clock: Callable[[], float] = time.monotonic,
+        health_listening: socket.socket | None = None,
+        last_words: LastWords | None = None,
     ) -> None:
-        """`listening` is bound already, so that a busy port is found before anything is loaded. Call within a running loop."""
+        """The sockets are bound already, so that a busy port is found before anything is loaded. Call within a running loop."""
         self._config = config
         self._listening = listening
+        self._health_listening = health_listening
+        self._last_words = last_words or LastWords(None)
         self._version = version
         self._engine_command = engine_command
         self._clock = clock
-        self._access = Access(config.api_keys, trust)
+        operation = config.operation
+        self._key_file = None if operation.api_key_file is None else KeyFile(operation.api_key_file)
+        self._tls = None if operation.tls_cert is None else ServerTls(operation.tls_cert, operation.tls_key)
+        self._access = Access(config.api_keys, trust, self._key_file, share_prefix_cache=operation.share_prefix_cache)
         self._load_watch = LoadWatch(config.load_timeout_s, clock)
+        self._pulse = Pulse(clock)
+        self._tracing: Tracing = NoTracing()
         self._threads = concurrent.futures.ThreadPoolExecutor(_TOKENISER_THREADS, thread_name_prefix="tokenise")
         self._terminate = asyncio.Event()
         self._force = asyncio.Event()
@@ -103,20 +114,33 @@ class Worker:
     async def run(self) -> int:
         """Serve until told to stop; the process's exit code. Raises QuireWorkerError if it cannot start."""
         started_s = self._clock()
-        metrics = Metrics(self._config.model_names[0], self._version)
+        operation = self._config.operation
+        metrics = Metrics(self._config.model_names[0], self._version, legacy=operation.legacy_metrics)
+        self._warn_of_memory()
+        self._tracing = make_tracing(
+            operation.otlp_endpoint,
+            operation.trace_sample_ratio,
+            version=self._version,
+            registry=metrics.registry,
+            clock=self._clock,
+        )
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._tracing.close)
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-            folder = stack.enter_context(_private_folder())
+            self._watch_loop(stack)
+            folder = stack.enter_context(private_folder())
             engine = EngineClient(folder, self._clock, metrics.on_stats)
             stack.callback(engine.close)
             serving = self._make_serving(engine, metrics)
             self._install_signals()
+            self._follow_files(stack)
             await stack.enter_async_context(self._http(serving))
             process = await self._start_engine(engine)
+            metrics.memory.add("engine", process.pid)
             self._load_watch.begin(functools.partial(work_of, process.pid))
             stack.push_async_callback(process.stop, 0)
-            watch = asyncio.create_task(_watch(engine, process))
-            stack.push_async_callback(_cancel, watch)
+            watch = asyncio.create_task(watch_engine(engine, process, self._config.operation.step_timeout_s))
+            stack.push_async_callback(cancelled, watch)
             await self._until_ready(serving, started_s)
             if not self._terminate.is_set():
                 await first(settled(engine.died), self._terminate.wait())
@@ -149,45 +173,74 @@ class Worker:
             ),
         )
 
-    @contextlib.asynccontextmanager
-    async def _http(self, serving: Serving) -> AsyncIterator[None]:
-        """The HTTP server, while entered."""
+    def _warn_of_memory(self) -> None:
+        problem = kv_cache_problem(self._config.kv_cache_memory_bytes, self._config.device)
+        if problem is not None:
+            log_event(_log, logging.WARNING, "the engine may run out of memory", reason=problem)
+
+    def _watch_loop(self, stack: contextlib.AsyncExitStack) -> None:
+        """From now on, an event loop that stands still ends the process."""
+        self._pulse.start()
+        stack.callback(self._pulse.stop)
+        timeout_s = self._config.operation.step_timeout_s
+        what = "the server's event loop has stood still"
+        stack.enter_context(
+            Watchdog(lambda: self._pulse.num_beats, timeout_s, what=what, on_hang=self._last_words.write)
+        )
+
+    def _application(self, serving: Serving, edge: Edge, probes: Probes) -> web.Application:
+        """All routes of the main port."""
         config = self._config
-        app = make_app(
-            edge=Edge(self._access, serving.metrics, serving.lifecycle),
+        return make_app(
+            edge=edge,
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
-            probes=Probes(serving, self._version, config.health_timeout_s, self._load_watch),
+            probes=probes,
             embeddings=Embeddings(serving),
             internal=InternalRoutes(serving, self._access, config.pod_name),
             openapi=OpenApi(ROUTES, serving.limits, self._version),
             max_body_bytes=config.max_body_bytes,
         )
-        quiet = logging.getLogger("quire_worker.http")
-        quiet.setLevel(logging.CRITICAL)  # aiohttp logs broken requests with parts of their headers
-        access_log = logging.getLogger("quire_worker.access") if config.enable_access_log else None
-        runner = web.AppRunner(app, handler_cancellation=True, handle_signals=False, shutdown_timeout=_LAST_WORDS_S)
-        await runner.setup()
-        assert runner.server is not None, "it was just set up"
-        loop = asyncio.get_running_loop()
-        connect = functools.partial(
-            Connection,
-            runner.server,
-            loop=loop,
-            logger=quiet,
-            access_log=access_log,
-            access_log_format=_ACCESS_LOG_FORMAT,
+
+    def _edge(self, serving: Serving) -> tuple[Edge, Probes]:
+        """What both ports have in common."""
+        timeout_s = self._config.health_timeout_s
+        vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, timeout_s)
+        engine = serving.engine
+        edge = Edge(self._access, serving.metrics, serving.lifecycle, self._tracing, lambda: engine.stats)
+        return edge, Probes(serving, self._version, vitals)
+
+    @contextlib.asynccontextmanager
+    async def _http(self, serving: Serving) -> AsyncIterator[None]:
+        """The HTTP servers, while entered."""
+        config, operation = self._config, self._config.operation
+        edge, probes = self._edge(serving)
+        limits = ConnectionLimits(
+            header_timeout_s=operation.header_timeout_s,
+            body_timeout_s=operation.body_timeout_s,
+            send_timeout_s=operation.send_timeout_s,
+            keep_alive_timeout_s=operation.keep_alive_timeout_s,
+            max_connections=operation.max_connections,
         )
-        server = await loop.create_server(connect, sock=self._listening, backlog=_BACKLOG)
-        try:
+        access_log = logging.getLogger("quire_worker.access") if config.enable_access_log else None
+        async with contextlib.AsyncExitStack() as stack:
+            if self._health_listening is not None:
+                stack.enter_context(HealthServer(edge, probes, self._health_listening))
+            await stack.enter_async_context(
+                listening(
+                    self._application(serving, edge, probes),
+                    self._listening,
+                    limits,
+                    shutdown_timeout_s=_LAST_WORDS_S,
+                    tls=None if self._tls is None else self._tls.context,
+                    access_log=access_log,
+                )
+            )
             host, port = self._listening.getsockname()[:2]
             log_event(_log, logging.INFO, "listening", host=host, port=port)
             if self._access.is_open and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 log_event(_log, logging.WARNING, "everybody who reaches this port may use it; set --api-key", host=host)
             yield
-        finally:
-            server.close()
-            await runner.cleanup()
 
     async def _start_engine(self, engine: EngineClient) -> EngineProcess:
         told = engine_config(
@@ -202,7 +255,7 @@ class Worker:
     async def _until_ready(self, serving: Serving, started_s: float) -> None:
         """Load the tokenizer while the engine loads weights; then take requests. Returns early on SIGTERM."""
         serving.lifecycle.loading("tokenizer")
-        renderer = await _load_renderer(self._config)
+        renderer = await load_renderer(self._config)
         tokenizer_s = self._clock() - started_s
         serving.lifecycle.loading("weights")
         await first(settled(serving.engine.ready), self._terminate.wait())
@@ -267,6 +320,7 @@ class Worker:
         if engine.died.done():
             reason = str(engine.died.result())
             serving.lifecycle.fail(reason)
+            self._last_words.write(reason)
             log_event(_log, logging.ERROR, "engine died", reason=reason)
             await first(serving.wait_empty(), timeout_s=_LAST_WORDS_S)
             return 1
@@ -293,80 +347,20 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
 
+    def _follow_files(self, stack: contextlib.AsyncExitStack) -> None:
+        """Keys and certificate are read again when they change, or on SIGHUP."""
+        watched = [part for part in (self._key_file, self._tls) if part is not None]
+        paths = [path for part in watched for path in part.paths]
+        if not paths:
+            return
+
+        def reload() -> None:
+            for part in watched:
+                part.reload()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        stack.push_async_callback(cancelled, asyncio.create_task(watch_files(paths, reload)))
+
     def _on_signal(self) -> None:
         """The first drains, the second forces."""
         (self._force if self._terminate.is_set() else self._terminate).set()
-
-
-async def _load_renderer(config: WorkerConfig) -> PromptRenderer:
-    """Tokenizer and chat template, read in a thread. ConfigError names the file that is wrong."""
-    try:
-        return await asyncio.to_thread(_read_renderer, config)
-    except (ModelFolderError, PromptError) as error:
-        raise ConfigError(f"--model: {error}") from None
-
-
-def _read_renderer(config: WorkerConfig) -> PromptRenderer:
-    template = None
-    if config.chat_template is not None:
-        try:
-            template = config.chat_template.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--chat-template: cannot read {config.chat_template}: {error}") from None
-    bundle = PromptBundle.from_model_dir(
-        config.model,
-        block_size=config.block_size,
-        max_model_len=config.max_model_len or _likely_max_model_len(config.model),
-        served_model_names=config.model_names,
-        generation_config=config.generation_config,
-        chat_template=template,
-    )
-    return PromptRenderer(bundle)
-
-
-def _likely_max_model_len(folder: Path) -> int:
-    """What the engine will most likely say. A wrong guess costs reading the tokenizer a second time."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        model = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, object])
-        length = model.get("max_position_embeddings")
-        if isinstance(length, int) and length > 0:
-            return min(length, _intended_length(folder) or length)
-    return 1
-
-
-def _intended_length(folder: Path) -> int | None:
-    """Of the inputs of a model that embeds, as sentence-transformers notes it."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        settings = msgspec.json.decode((folder / "sentence_bert_config.json").read_bytes(), type=dict[str, object])
-        length = settings.get("max_seq_length")
-        return length if isinstance(length, int) and length > 0 else None
-    return None
-
-
-async def _watch(engine: EngineClient, process: EngineProcess) -> None:
-    """Hand out what the engine says until it ends; then tell everybody why it did."""
-    receiving = asyncio.create_task(engine.receive())
-    try:
-        await first(settled(receiving), process.wait())
-        how = f"its messages cannot be read: {receiving.exception()}" if receiving.done() else await process.wait()
-    finally:
-        await _cancel(receiving)
-    await engine.drain_inbox(0.05)
-    engine.fail(how)
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder that only this user may enter, for the sockets to the engine."""
-    default = tempfile.gettempdir()
-    parent = default if len(default) <= _MAX_FOLDER_CHARS else "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-    folder = Path(tempfile.mkdtemp(prefix="quire-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
