@@ -8,8 +8,8 @@ from itertools import accumulate
 
 from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError
 
-MAX_DEPTH = 100
-"""Objects and arrays inside each other."""
+MAX_DEPTH = 128
+"""Objects and arrays inside each other: the deepest schema that is taken, and what it lies in."""
 MAX_CONTAINERS = 32_768
 """Objects and arrays of one body: 4096 messages of several parts, large tool schemas."""
 MAX_STRINGS = 131_072

@@ -104,6 +104,7 @@ class Generate:
         bad_words = await loaded.tokeniser.bad_words(body.bad_words or ())
         content = body.grammar
         reading = loaded.model.reading(body, prompts[0], None if content is None else content.text)
+        grammar = _grammar(content, reading)
         serial = self._serving.next_serial()
         cache_salt = scoped_salt(caller.cache_scope, body.cache_salt)
         if caller.trusted:
@@ -126,8 +127,8 @@ class Generate:
             only_prompts=body.requested_max_tokens == 0,
             shows_prompts=_shows_prompts(body),
             shows_token_ids=body.return_token_ids is True or (reading is not None and reading.reasons),
-            grammar=_grammar(content, reading),
-            grammar_field="tools" if content is None else content.field,
+            grammar=None if grammar is None else grammar.text,
+            grammar_field="" if grammar is None else grammar.field,
             model=body.model or loaded.model.names[0],
             span=http[SPAN],
         )
@@ -146,11 +147,13 @@ class Generate:
         )
 
 
-def _grammar(content: Grammar | None, reading: Reading | None) -> str | None:
-    """What the whole text must match: a reading's grammar holds that of the content."""
-    if reading is not None:
-        return reading.grammar
-    return None if content is None else content.text
+def _grammar(content: Grammar | None, reading: Reading | None) -> Grammar | None:
+    """What the whole text must match, and the field it comes from: a reading's grammar holds that of the content."""
+    if reading is None:
+        return content
+    if reading.grammar is None:
+        return None
+    return Grammar(text=reading.grammar, field="tools" if content is None else content.field)
 
 
 def _continues(body: GenerationRequest) -> bool:
