@@ -41,8 +41,8 @@ def test_only_what_is_too_deep_is_refused(value: object, extra: int) -> None:
     ("body", "words"),
     [
         (b"[" * 2_000_000, "nested too deeply"),
-        (b"[" * MAX_DEPTH + 1, f"more than {MAX_DEPTH} objects"),
-        (b'{"a":' * MAX_DEPTH + 1 + b"1" + b"}" * 101, "nested too deeply"),
+        (b"[" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} objects"),
+        (b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1), "nested too deeply"),
         (json.dumps({"messages": [{}] * (MAX_CONTAINERS + 1)}).encode(), f"more than {MAX_CONTAINERS}"),
         (json.dumps({"prompt": ["a"] * (MAX_STRINGS + 1)}).encode(), f"more than {MAX_STRINGS} strings"),
         (json.dumps({"prompt": ["\\"] * (2 * MAX_STRINGS + 1)}).encode(), f"more than {MAX_STRINGS} strings"),
