@@ -19,11 +19,12 @@ Make = Callable[..., dict[str, Any]]
 Manifest = dict[str, Any]
 
 FULL = """
-{model: {uri: 'pvc://c/m', maxModelLen: 4096, dtype: float32}, accelerator: {type: Nvidia},
+{model: {uri: 'pvc://c/m', maxModelLen: 4096, dtype: float32, task: embed, pooling: last}, accelerator: {type: Nvidia},
 engine: {maxNumSeqs: 8, maxNumBatchedTokens: 512, blockSize: 32, enablePrefixCaching: false, kvCacheMemory: 1Gi,
   gpuMemoryUtilizationPercent: 80, seed: 3, generationDefaults: Neutral, depth: 2, computeThreads: 2,
   maxNumQueuedRequests: 9, maxNumQueuedTokens: 999, drainTimeoutSeconds: 7, startTimeoutSeconds: 77,
-  schedulingPolicy: ShortestJobFirst, queueTimeoutSeconds: 20, requestTimeoutSeconds: 300}}
+  schedulingPolicy: ShortestJobFirst, queueTimeoutSeconds: 20, requestTimeoutSeconds: 300,
+  toolCallParser: hermes, reasoningParser: think}}
 """
 
 
@@ -52,6 +53,8 @@ def test_the_worker_accepts_its_command_line(document: Make, host: str) -> None:
     assert (config.host, config.port, config.model_names) == (host, 8000, ("llama",))
     assert (config.load_timeout_s, config.drain_timeout_s, config.max_model_len) == (77, 7, 4096)
     assert (config.scheduling_policy, config.queue_timeout_s, config.request_timeout_s) == ("sjf", 20, 300)
+    assert (config.tool_call_parser, config.reasoning_parser) == ("hermes", "think")
+    assert (config.task, config.pooling) == ("embed", "last")
     assert (config.kv_cache_memory_bytes, config.gpu_memory_utilization, config.depth) == (2**30, 0.8, 2)
 
 

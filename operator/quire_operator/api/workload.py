@@ -76,6 +76,10 @@ class ModelSpec(ApiModel):
         NotYet("4-bit weights in the engine", except_for=("fp8", "int8")),
     ] = None
     """How the projections of a float checkpoint are quantised while it is loaded: int8 on CPUs, fp8 on accelerators."""
+    task: Literal["auto", "generate", "embed", "score"] | None = None
+    """What the model is served for; absent or auto, as its architecture and files say."""
+    pooling: Literal["mean", "last", "cls"] | None = None
+    """How hidden states become an embedding; absent, as the checkpoint's files say, else by architecture."""
     max_model_len: Annotated[int, Field(ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens; absent, the model's own limit, made smaller if the KV memory cannot hold it."""
     secret_ref: SecretReference | None = None
@@ -150,6 +154,12 @@ class EngineSpec(ApiModel):
     """How long a request may wait to begin; after that it gets 503. No limit when absent."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
     """How long a request may take; after that it ends with 504. No limit when absent."""
+    tool_call_parser: (
+        Literal["auto", "none", "hermes", "llama3_json", "mistral", "deepseek_v3", "deepseek_v31", "qwen3_coder"] | None
+    ) = None
+    """Format of the model's tool calls; absent or auto, as its chat template and vocabulary show."""
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] | None = None
+    """How the model marks its reasoning; absent or auto, as its chat template and vocabulary show."""
     speculation: Annotated[Literal["Off", "NGram", "Draft"], NotYet("speculative decoding in the engine")] = "Off"
     """Draft tokens ahead and verify them in one step."""
 

@@ -168,6 +168,8 @@ def engine_args(engine: EngineSpec) -> list[str]:
         "--scheduling-policy": _POLICIES.get(engine.scheduling_policy or ""),
         "--queue-timeout": engine.queue_timeout_seconds,
         "--request-timeout": engine.request_timeout_seconds,
+        "--tool-call-parser": engine.tool_call_parser,
+        "--reasoning-parser": engine.reasoning_parser,
     }
     args = [part for flag, setting in valued.items() if setting is not None for part in (flag, str(setting))]
     if not engine.enable_prefix_caching:
@@ -196,6 +198,10 @@ def _args(service: InferenceService) -> list[str]:
         args += ["--max-model-len", str(model.max_model_len)]
     if model.quantization is not None:
         args += ["--quantization", model.quantization]
+    if model.task is not None:
+        args += ["--task", model.task]
+    if model.pooling is not None:
+        args += ["--pooling", model.pooling]
     return args + engine_args(engine)
 
 
