@@ -28,6 +28,31 @@ def run(*arguments: str, timeout_s: float = 280) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
+BARE_MACHINE = """
+import importlib.abc, sys
+class Lacking(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"llguidance", "opentelemetry", "aiohttp", "tokenizers", "jinja2", "prometheus_client", "uvloop", "zmq"}:
+            raise ImportError(f"{name} is not on a machine with a GPU and nothing else")
+sys.meta_path.insert(0, Lacking())
+import gpu.bench, gpu.check, gpu.check_shard, gpu.parity, gpu.tune
+"""
+
+
+def test_the_gpu_commands_need_torch_triton_numpy_and_msgspec_only() -> None:
+    done = run("gpu.check", "--help")
+    bare = subprocess.run(
+        [sys.executable, "-c", BARE_MACHINE],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "bench")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert (done.returncode, bare.returncode) == (0, 0), bare.stderr
+
+
 def test_every_operation_has_cases_and_their_names_are_unique() -> None:
     assert ops_without_cases() == []
     names = [(case.op, case.name) for case in all_cases(small=False)]

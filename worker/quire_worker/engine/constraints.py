@@ -4,12 +4,16 @@ A mask is made from committed tokens only: of a plan whose rows still await some
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from quire_worker.grammar.masks import MaskFiller, MaskWanted
 from quire_worker.plan import TokenMasks
 from quire_worker.request import ChoiceOutput
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    # llguidance is loaded with the first grammar: where there are none, as in checks on a bare machine with a GPU, it need not exist.
+    from quire_worker.grammar.masks import MaskFiller
 
 
 class Constraints:
@@ -17,7 +21,7 @@ class Constraints:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._filler = MaskFiller()
+        self._filler: MaskFiller | None = None
         self._outputs: list[ChoiceOutput] = []
 
     def are_ready(self, constrained: Sequence[tuple[int, Choice]]) -> bool:
@@ -26,6 +30,8 @@ class Constraints:
 
     def masks(self, constrained: Sequence[tuple[int, Choice]]) -> TokenMasks | None:
         """For the rows whose choices go on. A choice that has no token left ends: see `take_outputs`."""
+        from quire_worker.grammar.masks import MaskFiller, MaskWanted
+
         wanted: list[MaskWanted] = []
         choices: list[Choice] = []
         for row, choice in constrained:
@@ -34,6 +40,8 @@ class Constraints:
                 choices.append(choice)
         if not wanted:
             return None
+        if self._filler is None:
+            self._filler = MaskFiller()
         masks, verdicts = self._filler.fill(wanted)
         for choice, verdict in zip(choices, verdicts, strict=True):
             if verdict is not None:

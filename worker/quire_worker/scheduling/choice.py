@@ -8,13 +8,16 @@ Holds state and no policy. One choice's tokens (P prompt, half-open intervals):
 """
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockTable
 from quire_worker.kv.digest_chain import DigestChain
 from quire_worker.request import PromptLogprobs, SamplingParams
+
+if TYPE_CHECKING:
+    from quire_worker.grammar.matcher import Matcher
 
 Rank = tuple[float, ...]
 """The order of service: smaller is sooner. See policy.py."""

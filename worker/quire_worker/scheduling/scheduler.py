@@ -14,8 +14,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
-from quire_worker.grammar.matcher import Matcher
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import NULL_BLOCK
 from quire_worker.kv.events import CacheEvent
@@ -34,6 +34,9 @@ from quire_worker.scheduling.prefill_share import PrefillShare
 from quire_worker.scheduling.repetition import is_repeating
 from quire_worker.scheduling.siblings import Siblings
 from quire_worker.scheduling.waiting_queue import WaitingQueue
+
+if TYPE_CHECKING:
+    from quire_worker.grammar.matcher import Matcher
 
 _NEVER = float("inf")
 
@@ -97,7 +100,7 @@ class Scheduler:
         self._siblings.gather(choices[0], choices[1:])
         return None
 
-    def constrain(self, request_id: str, matchers: Sequence[Matcher]) -> None:
+    def constrain(self, request_id: str, matchers: "Sequence[Matcher]") -> None:
         """The choices of a request that was just added must match a grammar: one matcher for each, in their order."""
         for choice, matcher in zip(self._requests[request_id], matchers, strict=True):
             choice.matcher = matcher
