@@ -30,9 +30,10 @@ def run(*arguments: str, timeout_s: float = 280) -> subprocess.CompletedProcess[
 
 BARE_MACHINE = """
 import importlib.abc, sys
+lacking = "llguidance opentelemetry aiohttp tokenizers jinja2 prometheus_client uvloop zmq".split()
 class Lacking(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {"llguidance", "opentelemetry", "aiohttp", "tokenizers", "jinja2", "prometheus_client", "uvloop", "zmq"}:
+        if name.partition(".")[0] in lacking:
             raise ImportError(f"{name} is not on a machine with a GPU and nothing else")
 sys.meta_path.insert(0, Lacking())
 import gpu.bench, gpu.check, gpu.check_shard, gpu.parity, gpu.tune
