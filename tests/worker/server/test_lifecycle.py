@@ -63,7 +63,7 @@ async def test_while_loading_it_is_alive_but_not_ready(http: aiohttp.ClientSessi
         assert ready.status == 503
         assert "loading" in error["message"]
         assert refused.status == 503
-        assert refused.headers["Retry-After"] == "1"
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
         assert refused.headers["x-quire-reason"] == "not_ready"
 
 
@@ -118,7 +118,7 @@ async def test_prompts_beyond_the_queue_are_refused_together_and_leave_nothing_b
     following = await http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 2})
 
     assert refused.status == 429
-    assert refused.headers["Retry-After"] == "1"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
     assert following.status == 200
     assert await metric(worker, "vllm:admission_rejections_total", reason="queue_full") == 1
     await eventually(lambda: metric(worker, "vllm:kv_cache_usage_perc"), 0)
