@@ -75,12 +75,7 @@ class Scheduler:
 
     def add(self, submit: Submit) -> Rejection | None:
         """Queue a request, or say why not; then nothing changed."""
-        if submit.request_id in self._requests:
-            return Rejection("invalid", f"request_id: {submit.request_id} is already running")
-        queue = QueueState(
-            self.num_waiting, self.queue.num_tokens + self._siblings.num_tokens, self._batch.draft.num_free_rows
-        )
-        rejection = rejection_of(submit, self._limits, queue)
+        rejection = self.refusal_of(submit)
         if rejection is not None:
             return rejection
         now_s = self._clock()
@@ -96,6 +91,14 @@ class Scheduler:
         self.queue.push(choices[0])
         self._siblings.gather(choices[0], choices[1:])
         return None
+
+    def refusal_of(self, submit: Submit, *, num_ahead: int = 0, num_tokens_ahead: int = 0) -> Rejection | None:
+        """Why `add` would refuse a request, if choices with so many prompt tokens together stood before it; None if it would not."""
+        if submit.request_id in self._requests:
+            return Rejection("invalid", f"request_id: {submit.request_id} is already running")
+        num_tokens = self.queue.num_tokens + self._siblings.num_tokens + num_tokens_ahead
+        queue = QueueState(self.num_waiting + num_ahead, num_tokens, self._batch.draft.num_free_rows)
+        return rejection_of(submit, self._limits, queue)
 
     def constrain(self, request_id: str, matchers: Sequence[Matcher]) -> None:
         """The choices of a request that was just added must match a grammar: one matcher for each, in their order."""
