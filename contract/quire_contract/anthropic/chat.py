@@ -105,7 +105,7 @@ def _chat(
 ) -> ChatCompletionRequest:
     try:
         messages, continues = _messages(request, limits)
-        chat = make_chat(fields, SHARED, {**_prompt_values(request), **values}, messages, NAMES)
+        chat = make_chat(fields, SHARED, {**_prompt_values(request), **values}, messages)
         if continues:
             chat = msgspec.structs.replace(chat, continue_final_message=True, add_generation_prompt=False)
         if request.thinking is not None:

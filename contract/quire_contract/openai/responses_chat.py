@@ -87,7 +87,7 @@ def decode_responses(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Resp
     request = decode_struct(ResponsesRequest, body)
     _check_own(request)
     try:
-        chat = make_chat(fields, SHARED, _values(request), _messages(request, limits), NAMES)
+        chat = make_chat(fields, SHARED, _values(request), _messages(request, limits))
         validation.check_chat(chat, limits)
     except ApiError as error:
         raise under_own_names(error, NAMES) from None

@@ -13,8 +13,6 @@ import openai
 import pydantic
 import pytest
 
-from quire_contract.openai.requests import ChatCompletionRequest
-
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 QUESTION = "Convert 5 km to m."
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
@@ -25,13 +23,6 @@ SCHEMA: Any = {
     "required": ["metres"],
     "additionalProperties": False,
 }
-needs_tools = pytest.mark.skipif(
-    not {"tools", "response_format"} <= set(ChatCompletionRequest.__struct_fields__),
-    reason="chats take no tools, or nothing makes the model call them, so nothing does",
-)
-needs_formats = pytest.mark.skipif(
-    "response_format" not in ChatCompletionRequest.__struct_fields__, reason="chats take no formats, so nothing does"
-)
 
 
 class Length(pydantic.BaseModel):
@@ -228,14 +219,12 @@ async def test_a_body_over_the_limit_is_refused_in_anthropics_form(demo: Any, ht
     assert (answer.status, body["error"]["type"]) == (413, "request_too_large")
 
 
-@needs_formats
 async def test_a_response_is_parsed_into_the_clients_own_model(sdk: openai.AsyncOpenAI) -> None:
     answer = await sdk.responses.parse(model="demo", input=QUESTION, text_format=Length, max_output_tokens=60)
 
     assert isinstance(answer.output_parsed, Length)
 
 
-@needs_formats
 async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.AsyncAnthropic) -> None:
     answer: Any = await claude.messages.create(
         model="demo",
@@ -247,7 +236,6 @@ async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.
     assert Length.model_validate_json(answer.content[0].text).metres >= 0
 
 
-@needs_tools
 async def test_a_response_calls_a_function_and_reads_its_output(calling_sdk: openai.AsyncOpenAI) -> None:
     sdk = calling_sdk
     tool: Any = {"type": "function", "name": "tell", "parameters": SCHEMA, "strict": True}
@@ -271,7 +259,6 @@ async def test_a_response_calls_a_function_and_reads_its_output(calling_sdk: ope
     assert second.usage.input_tokens > first.usage.input_tokens
 
 
-@needs_tools
 async def test_a_message_uses_a_tool_and_reads_its_result(calling_claude: anthropic.AsyncAnthropic) -> None:
     claude = calling_claude
     tool: Any = {"name": "tell", "input_schema": SCHEMA, "strict": True}
