@@ -129,7 +129,9 @@ class EngineLoop:
     def _refuse(self, message: Submit | Embed, rejection: Rejection) -> None:
         retry_after_s = 1
         if rejection.reason == "queue_full":
-            retry_after_s = self._advice.on_refused(message.n, self._clock())
+            # Of embeddings the queue counts requests, of text choices.
+            num_refused = message.n if isinstance(message, Submit) else 1
+            retry_after_s = self._advice.on_refused(num_refused, self._clock())
         self.send(
             Rejected(
                 request_id=message.request_id,
