@@ -6,7 +6,7 @@ Errors then speak of chat fields; `under_own_names` gives them back the names th
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,6 +44,8 @@ SHARED_FIELDS = (
 )
 """Fields that other APIs take under the same name as chats: they act on tokens or on when they come, whatever the answer's form."""
 
+ChatCheck = Callable[[ChatCompletionRequest, Limits], None]
+"""Refuses what a converted body must not say, with a 400 in a chat's names."""
 _PARTS_PER_MESSAGE = 4
 
 
