@@ -1,6 +1,7 @@
 """/v1/responses and /v1/messages on the demo model, with the official clients: what they send is what chats are."""
 
 import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,10 @@ import anthropic
 import openai
 import pydantic
 import pytest
+
+from quire_contract.openai.limits import Limits
+from quire_worker.server import errors
+from quire_worker.server.asked import asked_chat, asked_message, asked_response
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 QUESTION = "Convert 5 km to m."
@@ -276,6 +281,17 @@ async def test_a_message_uses_a_tool_and_reads_its_result(calling_claude: anthro
     assert Length.model_validate(use.input).metres >= 0
     assert (streamed.content[0].type, streamed.stop_reason) == ("tool_use", "tool_use")
     assert counted.input_tokens > first.usage.input_tokens + first.usage.cache_read_input_tokens
+
+
+def test_what_breaks_a_stream_names_the_clients_own_field() -> None:
+    error = errors.of_grammar("response_format.json_schema.schema", "leaves no token")
+    message = asked_message(json.dumps({"model": "m", "max_tokens": 5, "messages": MESSAGES}).encode(), Limits())
+    response = asked_response(json.dumps({"model": "m", "input": QUESTION}).encode(), Limits())
+    chat = asked_chat(json.dumps({"model": "m", "messages": MESSAGES}).encode(), Limits())
+
+    assert message.own_error(error).param == "output_config.format.schema"
+    assert response.own_error(error).message == "text.format.schema: leaves no token"
+    assert chat.own_error(error) is error
 
 
 async def test_a_lost_engine_ends_streams_in_the_form_of_their_api(launch: Callable[..., Any]) -> None:
