@@ -1,7 +1,8 @@
 """What a router reads of a body before it chooses a worker, whichever API the body is of: `contract.prompt` must render it as the worker
 will, or its blocks could not be found again.
 
-Chats and completions are read in part; the bodies of other APIs are converted whole, as only the conversion says what their prompt is.
+Chats and completions are read in part; the bodies of other APIs are converted whole, as only the conversion says what their prompt is. Of
+none is more checked than the prompt needs: what else a worker takes depends on its flags.
 """
 
 import msgspec
@@ -12,6 +13,7 @@ from quire_contract.openai.decode import DEFAULT_LIMITS, decode_routing_fields
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import ChatCompletionRequest, RoutingFields
 from quire_contract.openai.responses_chat import decode_responses
+from quire_contract.openai.validation import check_routing
 
 PATHS_WITH_PROMPT = frozenset({names.PATH_CHAT, names.PATH_COMPLETIONS, names.PATH_RESPONSES, names.PATH_MESSAGES})
 """Calls that are routed by what their prompt has in common with earlier ones."""
@@ -34,10 +36,14 @@ PATHS_BY_MODEL = frozenset(
 def routing_fields(path: str, body: bytes, limits: Limits = DEFAULT_LIMITS) -> RoutingFields:
     """What the body of a call to one of PATHS_WITH_PROMPT says. ApiError 400 (413 over the limit) in the body's own names."""
     if path == names.PATH_RESPONSES:
-        return _of_chat(decode_responses(body, limits)[1])
+        return _of_chat(decode_responses(body, limits, _check_prompt)[1])
     if path == names.PATH_MESSAGES:
-        return _of_chat(decode_messages(body, limits)[1])
+        return _of_chat(decode_messages(body, limits, _check_prompt)[1])
     return decode_routing_fields(body, limits)
+
+
+def _check_prompt(chat: ChatCompletionRequest, limits: Limits) -> None:
+    check_routing(_of_chat(chat), limits)
 
 
 def _of_chat(chat: ChatCompletionRequest) -> RoutingFields:

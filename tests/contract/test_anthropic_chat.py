@@ -147,3 +147,12 @@ def test_a_body_whose_tokens_are_counted_needs_no_max_tokens_and_has_the_same_pr
     counted = decode_count_tokens(json.dumps(body).encode())
 
     assert counted.prompt_input() == decoded(**body)[1].prompt_input()
+
+
+def test_a_message_says_how_long_it_may_take_and_counting_does_not_ask() -> None:
+    chat = decoded(timeout_s=2.5, queue_timeout_s=1.0)[1]
+    counted = decode_count_tokens(json.dumps(BODY | {"timeout_s": 2.5}).encode())
+
+    assert (chat.timeout_s, chat.queue_timeout_s) == (2.5, 1.0)
+    assert refusal(timeout_s=-1).param == "timeout_s"
+    assert counted.timeout_s is None

@@ -173,8 +173,13 @@ def test_what_asks_for_nothing_is_let_through(fields: dict[str, Any]) -> None:
     assert decoded(**fields)[1] == decoded()[1]
 
 
-def test_every_shared_field_that_chats_take_is_taken_here() -> None:
-    taken = set(SHARED_FIELDS) & set(ChatCompletionRequest.__struct_fields__)
+def test_every_shared_field_is_a_chats_and_is_taken_here() -> None:
+    times = {"timeout_s": 2.5, "queue_timeout_s": 1.0, "repetition_detection": {"max_pattern_size": 4, "min_count": 3}}
 
-    assert {"seed", "top_k", "cache_salt", "logit_bias"} <= taken
-    assert decoded(logit_bias={"5": 1.5}, cache_salt="s")[1].logit_bias == {"5": 1.5}
+    chat = decoded(logit_bias={"5": 1.5}, cache_salt="s", priority=3, **times)[1]
+
+    assert set(SHARED_FIELDS) <= set(ChatCompletionRequest.__struct_fields__)
+    assert (chat.logit_bias, chat.cache_salt, chat.priority) == ({"5": 1.5}, "s", 3)
+    assert (chat.timeout_s, chat.queue_timeout_s) == (2.5, 1.0)
+    assert chat.repetition_detection is not None
+    assert (chat.repetition_detection.max_pattern_size, chat.repetition_detection.min_count) == (4, 3)

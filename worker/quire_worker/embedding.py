@@ -25,8 +25,10 @@ class Embed(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="emb
     """Cut vectors to so many numbers; None: all."""
     normalises: bool | None = None
     """Scale vectors to length 1; None: as the model says."""
-    priority: int = 0
-    """Not looked at."""
+    timeout_s: float | None = None
+    """Seconds from submission after which the request is ended wherever it is, with finish reason "deadline"."""
+    queue_timeout_s: float | None = None
+    """Seconds from submission after which it is ended if none of its inputs has been in a batch, with finish reason "queue_timeout"."""
 
     @property
     def n(self) -> int:

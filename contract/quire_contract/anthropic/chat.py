@@ -22,7 +22,14 @@ from quire_contract.anthropic.requests import (
     SystemBlock,
 )
 from quire_contract.openai import validation
-from quire_contract.openai.chat_shaped import OwnNames, check_num_parts, make_chat, shared_fields, under_own_names
+from quire_contract.openai.chat_shaped import (
+    ChatCheck,
+    OwnNames,
+    check_num_parts,
+    make_chat,
+    shared_fields,
+    under_own_names,
+)
 from quire_contract.openai.decode import DEFAULT_LIMITS, decode_fields, decode_struct
 from quire_contract.openai.errors import CODE_INVALID_TYPE, CODE_MISSING, CODE_UNSUPPORTED, ApiError, invalid
 from quire_contract.openai.limits import Limits
@@ -64,7 +71,9 @@ REFUSED: Mapping[str, Unsupported] = {
 """Fields that would change the answer and that a message cannot have, with what to do instead."""
 
 
-def decode_messages(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[MessagesRequest, ChatCompletionRequest]:
+def decode_messages(
+    body: bytes, limits: Limits = DEFAULT_LIMITS, check: ChatCheck = validation.check_chat
+) -> tuple[MessagesRequest, ChatCompletionRequest]:
     """The checked body, and the chat that it means. ApiError 400 (413 for a body over the limit) in the body's own names."""
     fields = _fields(body, limits)
     request = decode_struct(MessagesRequest, body)
@@ -80,7 +89,7 @@ def decode_messages(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Messa
         "top_k": request.top_k,
         "user": None if request.metadata is None else request.metadata.user_id,
     }
-    return request, _chat(_taken(fields, SHARED), request, values, limits)
+    return request, _chat(_taken(fields, SHARED), request, values, limits, check)
 
 
 def decode_count_tokens(body: bytes, limits: Limits = DEFAULT_LIMITS) -> ChatCompletionRequest:
@@ -101,16 +110,20 @@ def _taken(fields: Mapping[str, msgspec.Raw], names: frozenset[str]) -> Mapping[
 
 
 def _chat(
-    fields: Mapping[str, msgspec.Raw], request: CountTokensRequest, values: Mapping[str, Any], limits: Limits
+    fields: Mapping[str, msgspec.Raw],
+    request: CountTokensRequest,
+    values: Mapping[str, Any],
+    limits: Limits,
+    check: ChatCheck = validation.check_chat,
 ) -> ChatCompletionRequest:
     try:
         messages, continues = _messages(request, limits)
-        chat = make_chat(fields, SHARED, {**_prompt_values(request), **values}, messages, NAMES)
+        chat = make_chat(fields, SHARED, {**_prompt_values(request), **values}, messages)
         if continues:
             chat = msgspec.structs.replace(chat, continue_final_message=True, add_generation_prompt=False)
         if request.thinking is not None:
             chat = msgspec.structs.replace(chat, chat_template_kwargs=_template_kwargs(request.thinking.type, chat))
-        validation.check_chat(chat, limits)
+        check(chat, limits)
     except ApiError as error:
         raise under_own_names(error, NAMES) from None
     return chat

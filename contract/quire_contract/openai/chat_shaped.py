@@ -6,17 +6,16 @@ Errors then speak of chat fields; `under_own_names` gives them back the names th
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from quire_contract.openai.decode import decode_struct
-from quire_contract.openai.errors import CODE_UNSUPPORTED, ApiError, invalid
+from quire_contract.openai.errors import ApiError, invalid
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.messages import ChatMessage
 from quire_contract.openai.requests import ChatCompletionRequest
-from quire_contract.openai.unsupported import UNSUPPORTED
 
 SHARED_FIELDS = (
     "seed",
@@ -37,17 +36,22 @@ SHARED_FIELDS = (
     "structured_outputs",
     "truncate_prompt_tokens",
     "chat_template_kwargs",
+    "repetition_detection",
     "cache_salt",
     "priority",
+    "timeout_s",
+    "queue_timeout_s",
 )
-"""Fields that other APIs take under the same name as chats, as far as chats take them: they act on tokens, whatever the answer's form."""
+"""Fields that other APIs take under the same name as chats: they act on tokens or on when they come, whatever the answer's form."""
 
+ChatCheck = Callable[[ChatCompletionRequest, Limits], None]
+"""Refuses what a converted body must not say, with a 400 in a chat's names."""
 _PARTS_PER_MESSAGE = 4
 
 
 def shared_fields(own: Sequence[str]) -> frozenset[str]:
     """Those that an API takes beside its `own` fields."""
-    return frozenset(SHARED_FIELDS) & frozenset(ChatCompletionRequest.__struct_fields__) - frozenset(own)
+    return frozenset(SHARED_FIELDS) - frozenset(own)
 
 
 class OwnNames:
@@ -83,16 +87,12 @@ def make_chat(
     shared: frozenset[str],
     values: Mapping[str, Any],
     messages: list[ChatMessage],
-    names: OwnNames,
 ) -> ChatCompletionRequest:
-    """The chat request that a body means; ranges are not checked yet.
+    """The chat request that a body means; ranges are not checked.
 
     `fields`: the body, undecoded; `shared`: those that its API takes as they are; `values`: what its own mean in a chat, None for absent.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    taken = frozenset(ChatCompletionRequest.__struct_fields__)
-    for name in [name for name in given if name not in taken]:
-        _refuse_or_drop(name, given.pop(name), names)
     given |= {name: fields[name] for name in shared & fields.keys()}
     chat = decode_struct(ChatCompletionRequest, msgspec.json.encode({**given, "messages": []}))
     return msgspec.structs.replace(chat, messages=messages)
@@ -104,11 +104,3 @@ def check_num_parts(path: str, contents: Iterable[object], limits: Limits) -> No
     count = sum(len(content) for content in contents if isinstance(content, list))
     if count > most:
         raise invalid(path, f"has {count} parts in all its messages; at most {most} are allowed")
-
-
-def _refuse_or_drop(name: str, value: Any, names: OwnNames) -> None:
-    """A field that chats do not take (yet) is as unsupported here as it is there; the same table says which values are harmless.
-    Once ChatCompletionRequest has the field, it passes without a change here."""
-    row = UNSUPPORTED.get(name)
-    if row is not None and not row.is_harmless(value):
-        raise invalid(names.of(name), row.message, CODE_UNSUPPORTED)

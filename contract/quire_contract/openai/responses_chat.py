@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from quire_contract.openai import validation
-from quire_contract.openai.chat_shaped import OwnNames, check_num_parts, make_chat, shared_fields, under_own_names
+from quire_contract.openai.chat_shaped import (
+    ChatCheck,
+    OwnNames,
+    check_num_parts,
+    make_chat,
+    shared_fields,
+    under_own_names,
+)
 from quire_contract.openai.decode import DEFAULT_LIMITS, decode_fields, decode_struct
 from quire_contract.openai.errors import CODE_INVALID_TYPE, CODE_MISSING, CODE_UNSUPPORTED, ApiError, invalid
 from quire_contract.openai.limits import Limits
@@ -79,7 +86,9 @@ REFUSED: Mapping[str, Unsupported] = {
 """Fields that would change the answer and that a response cannot have, with what to do instead."""
 
 
-def decode_responses(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[ResponsesRequest, ChatCompletionRequest]:
+def decode_responses(
+    body: bytes, limits: Limits = DEFAULT_LIMITS, check: ChatCheck = validation.check_chat
+) -> tuple[ResponsesRequest, ChatCompletionRequest]:
     """The checked body, and the chat that it means. ApiError 400 (413 for a body over the limit) in the body's own names."""
     fields = decode_fields(body, limits)
     refuse_named(fields, REFUSED)
@@ -87,8 +96,8 @@ def decode_responses(body: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Resp
     request = decode_struct(ResponsesRequest, body)
     _check_own(request)
     try:
-        chat = make_chat(fields, SHARED, _values(request), _messages(request, limits), NAMES)
-        validation.check_chat(chat, limits)
+        chat = make_chat(fields, SHARED, _values(request), _messages(request, limits))
+        check(chat, limits)
     except ApiError as error:
         raise under_own_names(error, NAMES) from None
     return request, chat

@@ -149,6 +149,25 @@ def test_a_complete_grammar_ends_at_once_whatever_min_tokens_and_ignore_eos_say(
 
 
 @pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_grammar_that_lets_nothing_follow_the_prompt_ends_when_the_prompts_scores_are_there(
+    engine: Any, depth: int, n: int
+) -> None:
+    made = engine(depth=depth, budget=4)
+    made.submit("scored", 'start: ""', n=n, ignore_eos=True, prompt_logprobs=1)
+    made.submit("plain", 'start: ""', ignore_eos=True)
+
+    made.run()
+
+    ends = [made.end("scored", choice) for choice in range(n)]
+    assert {end.finish_reason for end in [*ends, made.end("plain")]} == {"stop"}
+    assert all(tokens == [] for tokens in made.rig.tokens.values())
+    assert sum(part.num_tokens for part in ends[0].prompt_logprobs or ()) == 8
+    assert all(end.prompt_logprobs is None for end in [*ends[1:], made.end("plain")])
+    assert made.rig.scheduler.counters.num_generated_tokens == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
 def test_max_tokens_inside_a_grammar_is_length(engine: Any, depth: int) -> None:
     made = engine(depth=depth)
     made.submit("r", JSON, max_tokens=4)

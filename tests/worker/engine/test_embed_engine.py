@@ -10,7 +10,7 @@ from quire_worker.engine.embed_engine import EmbedEngine, warm_up_embeddings
 from quire_worker.engine.engine import Engine
 from quire_worker.engine.load_meter import LoadMeter, StepSpeeds
 from quire_worker.errors import DeviceError, LoadError
-from quire_worker.request import SamplingParams, Submit
+from quire_worker.request import FAILED_NOT_FINITE, SamplingParams, Submit
 from quire_worker.scheduling.embed_queue import EmbedQueue
 from quire_worker.scheduling.limits import SchedulerLimits
 
@@ -84,6 +84,20 @@ def test_a_vector_that_is_not_finite_fails_its_input() -> None:
     good, bad = engine.step()
 
     assert (good.finish_reason, bad.finish_reason, bad.embedding) == ("stop", "error", None)
+    assert (good.error_code, bad.error_code) == (None, FAILED_NOT_FINITE)
+
+
+def test_a_step_tells_what_ran_out_of_time() -> None:
+    engine = engine_around(FirstTokens())
+    engine.add(Embed(request_id="late", inputs=[[1], [2]], timeout_s=0.0))
+
+    outputs = engine.step()
+
+    assert [(o.request_id, o.choice, o.finish_reason) for o in outputs] == [
+        ("late", 0, "deadline"),
+        ("late", 1, "deadline"),
+    ]
+    assert (engine.last_step_tokens, engine.scheduler.has_work) == (0, False)
 
 
 def test_a_broken_device_ends_the_engine() -> None:

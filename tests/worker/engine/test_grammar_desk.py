@@ -30,12 +30,15 @@ class Desk:
 
     def __init__(self, rig: Any, compiler: GrammarCompiler) -> None:
         self.scheduler = rig.scheduler
-        self.desk = GrammarDesk(rig.scheduler, compiler)
+        self.rig = rig
+        self.desk = GrammarDesk(rig.scheduler, compiler, clock=lambda: rig.time_s)
         self.refused: list[tuple[str, Rejection]] = []
 
-    def take(self, name: str, grammar: str, n: int = 1) -> Rejection | None:
+    def take(self, name: str, grammar: str, n: int = 1, **more: Any) -> Rejection | None:
         params = SamplingParams(max_tokens=4)
-        return self.desk.take(Submit(request_id=name, prompt_token_ids=[1, 2], sampling=params, n=n, grammar=grammar))
+        return self.desk.take(
+            Submit(request_id=name, prompt_token_ids=[1, 2], sampling=params, n=n, grammar=grammar, **more)
+        )
 
     def collect(self) -> None:
         """Once something is ready."""
@@ -124,11 +127,62 @@ def test_what_is_aborted_while_it_waits_never_comes(make_desk: Any) -> None:
 def test_a_full_queue_refuses_what_was_compiled_for_nothing(make_desk: Any) -> None:
     desk = make_desk(rows=1, queue=1)
 
-    for name in "abc":
-        desk.take(name, YES)
+    desk.take("a", YES)
+    for name in "bc":
+        desk.rig.submit(name, 2)
     desk.collect()
 
-    assert [(name, rejection.reason) for name, rejection in desk.refused] == [("c", "queue_full")]
+    assert [(name, rejection.reason) for name, rejection in desk.refused] == [("a", "queue_full")]
+
+
+def test_requests_at_the_desk_count_in_the_bounds_of_the_queue(make_desk: Any) -> None:
+    by_number, by_tokens = make_desk(rows=1, queue=1), make_desk(queue_tokens=5)
+
+    numbers = [by_number.take(name, YES) for name in "abc"]
+    tokens = [by_tokens.take(name, YES) for name in "abc"]
+
+    assert [refused and refused.reason for refused in numbers] == [None, None, "queue_full"]
+    assert [refused and refused.reason for refused in tokens] == [None, None, "queue_full"]
+    assert by_number.desk.num_waiting == 2
+
+
+def test_the_time_of_a_request_runs_while_its_grammar_is_compiled(make_desk: Any) -> None:
+    desk = make_desk()
+    desk.take("late", YES, n=3, timeout_s=2.0)
+    desk.take("impatient", YES, queue_timeout_s=1.0)
+    desk.take("patient", YES, timeout_s=9.0)
+    desk.desk.abort(Abort(request_id="late", choice=1))
+    waits_s = [desk.desk.wait_s]
+
+    desk.rig.time_s = 1.0
+    first = desk.desk.expire()
+    waits_s.append(desk.desk.wait_s)
+    desk.rig.time_s = 2.0
+    second = desk.desk.expire()
+    desk.collect()
+
+    assert waits_s == [1.0, 1.0]
+    assert [(o.request_id, o.choice, o.finish_reason, o.error) for o in first + second] == [
+        ("impatient", 0, "queue_timeout", "waiting"),
+        ("late", 0, "deadline", "waiting"),
+        ("late", 2, "deadline", "waiting"),
+    ]
+    assert desk.waiting == [("patient", 0)]
+
+
+def test_what_was_spent_at_the_desk_is_gone_in_the_queue(make_desk: Any) -> None:
+    desk = make_desk()
+    desk.take("a", YES, timeout_s=5.0)
+    desk.rig.time_s = 4.0
+    desk.collect()
+
+    desk.rig.time_s = 4.9
+    before = desk.scheduler.expire()
+    desk.rig.time_s = 5.0
+    after = desk.scheduler.expire()
+
+    assert before == []
+    assert [(o.request_id, o.finish_reason) for o in after] == [("a", "deadline")]
 
 
 def test_too_many_grammars_at_once_are_refused_for_now(make_desk: Any) -> None:

@@ -26,9 +26,9 @@ class Rig:
         )
         self.queue = EmbedQueue(limits, 4, lambda: self.time_s)
 
-    def add(self, name: str, *lengths: int) -> str | None:
+    def add(self, name: str, *lengths: int, **times: float) -> str | None:
         """A request with inputs of these lengths; why it was refused."""
-        rejection = self.queue.add(Embed(request_id=name, inputs=[[1] * length for length in lengths]))
+        rejection = self.queue.add(Embed(request_id=name, inputs=[[1] * length for length in lengths], **times))
         return None if rejection is None else rejection.reason
 
     def batch(self) -> list[tuple[str, int]]:
@@ -172,3 +172,37 @@ def test_inputs_carry_what_the_request_asked_for() -> None:
 
     assert [(list(i.input.token_ids), i.input.second_start) for i in items] == [([1, 2], 1), ([3], 1)]
     assert {(i.input.dimensions, i.input.normalises) for i in items} == {(8, False)}
+
+
+def test_a_request_that_is_in_no_batch_in_time_is_never_computed_and_a_deadline_ends_any() -> None:
+    rig = Rig(tokens=4)
+    rig.add("begun", *[2] * 9, queue_timeout_s=1.0, timeout_s=5.0)
+    rig.add("late", 4, 4, queue_timeout_s=1.0)
+    rig.add("patient", 1, timeout_s=9.0)
+    first = rig.batch()
+    rig.time_s = 1.0
+    late = rig.queue.expire()
+    second = rig.batch()
+    rig.time_s = 5.0
+
+    ended = rig.queue.expire()
+
+    assert (first, second) == ([("begun", 0)], [("patient", 0), ("begun", 1)])
+    assert [(o.request_id, o.choice, o.finish_reason, o.error) for o in late] == [
+        ("late", 0, "queue_timeout", "waiting"),
+        ("late", 1, "queue_timeout", "waiting"),
+    ]
+    assert {(o.request_id, o.finish_reason, o.error) for o in ended} == {("begun", "deadline", "running")}
+    assert [o.choice for o in ended] == list(range(2, 9))
+    assert (rig.queue.has_work, rig.queue.num_uncached_tokens) == (False, 0)
+
+
+def test_the_time_of_a_request_that_is_gone_is_not_its_successors() -> None:
+    rig = Rig(tokens=4)
+    rig.add("a", 4, timeout_s=1.0)
+    rig.queue.abort("a")
+    rig.add("a", 4)
+    rig.time_s = 1.0
+
+    assert rig.queue.expire() == []
+    assert rig.batch() == [("a", 0)]

@@ -284,6 +284,22 @@ async def test_a_full_queue_is_429_with_the_time_to_come_back(start_real: Any, h
     assert {answer for answer in answers if answer[0] != 200} == {(429, "1")}
 
 
+async def test_embeddings_and_scores_take_no_longer_than_they_may(
+    start_real: Any, post: Any, metric: Any, eventually: Any
+) -> None:
+    limit = ("--request-timeout", "0.05", "--max-num-batched-tokens", "256")
+    hurried = start_real(minilm(), *FLAGS, *limit, "--served-model-name", "m").wait_until_ready()
+
+    status, body = await post(hurried, "/v1/embeddings", model="m", input=[LONG_TEXT] * 600)
+    scored, refused = await post(
+        hurried, "/v1/rerank", model="m", query="a", documents=[LONG_TEXT + str(i) for i in range(600)]
+    )
+
+    assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+    assert (scored, refused["error"]["code"]) == (504, "deadline_exceeded")
+    await eventually(lambda: metric(hurried, "vllm:num_requests_running"), 0)
+
+
 async def test_a_terminated_worker_answers_what_it_has_begun(start_real: Any, http: aiohttp.ClientSession) -> None:
     worker = start_real(minilm(), *FLAGS, "--served-model-name", "m").wait_until_ready()
     body = {"model": "m", "input": [LONG_TEXT] * 60}
@@ -352,7 +368,7 @@ async def test_a_decoder_with_sentence_transformers_files_embeds_and_may_be_cut(
 
 
 async def test_one_input_whose_numbers_overflow_fails_alone_and_in_words(
-    start_real: Any, post: Any, tokenised_folder: Callable[..., Path]
+    start_real: Any, post: Any, metric: Any, tokenised_folder: Callable[..., Path]
 ) -> None:
     folder = tokenised_folder(ENCODERS["bert"])
     model = transformers.AutoModel.from_pretrained(folder)
@@ -366,8 +382,9 @@ async def test_one_input_whose_numbers_overflow_fails_alone_and_in_words(
         post(worker, "/v1/embeddings", model="m", input=[[3]]),
     )
 
-    assert (bad[0], bad[1]["error"]["code"]) == (500, "internal_error")
+    assert (bad[0], bad[1]["error"]["code"]) == (500, "output_not_finite")
     assert good[0] == 200
+    assert await metric(worker, "quire_worker_non_finite_outputs_total") == 1
 
 
 def test_a_task_that_the_model_cannot_have_ends_the_worker_with_the_one_it_can(start_real: Any) -> None:

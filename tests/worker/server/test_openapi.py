@@ -96,6 +96,13 @@ def test_errors_and_streams_have_the_form_of_their_api() -> None:
     assert streams == {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
 
 
+def test_whoever_sends_a_body_may_be_too_slow_and_whoever_computes_may_run_out_of_time() -> None:
+    for path, method, operation in operations():
+        statuses = set(operation["responses"])
+        assert ("408" in statuses) == ("requestBody" in operation), (method, path)
+        assert ("504" in statuses) == ("500" in statuses), (method, path)
+
+
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.method == "GET"], ids=lambda route: route.name)
 async def test_what_a_get_answers_fits_its_description(route: Any, worker: Any, http: aiohttp.ClientSession) -> None:
     path = route.path.replace("{name:.+}", "tiny").replace("{digest}", "0")

@@ -1,6 +1,7 @@
 """/v1/responses and /v1/messages on the demo model, with the official clients: what they send is what chats are."""
 
 import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,9 @@ import openai
 import pydantic
 import pytest
 
-from quire_contract.openai.requests import ChatCompletionRequest
+from quire_contract.openai.limits import Limits
+from quire_worker.server import errors
+from quire_worker.server.asked import asked_chat, asked_message, asked_response
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 QUESTION = "Convert 5 km to m."
@@ -25,13 +28,6 @@ SCHEMA: Any = {
     "required": ["metres"],
     "additionalProperties": False,
 }
-needs_tools = pytest.mark.skipif(
-    not {"tools", "response_format"} <= set(ChatCompletionRequest.__struct_fields__),
-    reason="chats take no tools, or nothing makes the model call them, so nothing does",
-)
-needs_formats = pytest.mark.skipif(
-    "response_format" not in ChatCompletionRequest.__struct_fields__, reason="chats take no formats, so nothing does"
-)
 
 
 class Length(pydantic.BaseModel):
@@ -228,14 +224,12 @@ async def test_a_body_over_the_limit_is_refused_in_anthropics_form(demo: Any, ht
     assert (answer.status, body["error"]["type"]) == (413, "request_too_large")
 
 
-@needs_formats
 async def test_a_response_is_parsed_into_the_clients_own_model(sdk: openai.AsyncOpenAI) -> None:
     answer = await sdk.responses.parse(model="demo", input=QUESTION, text_format=Length, max_output_tokens=60)
 
     assert isinstance(answer.output_parsed, Length)
 
 
-@needs_formats
 async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.AsyncAnthropic) -> None:
     answer: Any = await claude.messages.create(
         model="demo",
@@ -247,7 +241,6 @@ async def test_a_message_is_parsed_into_the_clients_own_model(claude: anthropic.
     assert Length.model_validate_json(answer.content[0].text).metres >= 0
 
 
-@needs_tools
 async def test_a_response_calls_a_function_and_reads_its_output(calling_sdk: openai.AsyncOpenAI) -> None:
     sdk = calling_sdk
     tool: Any = {"type": "function", "name": "tell", "parameters": SCHEMA, "strict": True}
@@ -271,7 +264,6 @@ async def test_a_response_calls_a_function_and_reads_its_output(calling_sdk: ope
     assert second.usage.input_tokens > first.usage.input_tokens
 
 
-@needs_tools
 async def test_a_message_uses_a_tool_and_reads_its_result(calling_claude: anthropic.AsyncAnthropic) -> None:
     claude = calling_claude
     tool: Any = {"name": "tell", "input_schema": SCHEMA, "strict": True}
@@ -289,6 +281,17 @@ async def test_a_message_uses_a_tool_and_reads_its_result(calling_claude: anthro
     assert Length.model_validate(use.input).metres >= 0
     assert (streamed.content[0].type, streamed.stop_reason) == ("tool_use", "tool_use")
     assert counted.input_tokens > first.usage.input_tokens + first.usage.cache_read_input_tokens
+
+
+def test_what_breaks_a_stream_names_the_clients_own_field() -> None:
+    error = errors.of_grammar("response_format.json_schema.schema", "leaves no token")
+    message = asked_message(json.dumps({"model": "m", "max_tokens": 5, "messages": MESSAGES}).encode(), Limits())
+    response = asked_response(json.dumps({"model": "m", "input": QUESTION}).encode(), Limits())
+    chat = asked_chat(json.dumps({"model": "m", "messages": MESSAGES}).encode(), Limits())
+
+    assert message.own_error(error).param == "output_config.format.schema"
+    assert response.own_error(error).message == "text.format.schema: leaves no token"
+    assert chat.own_error(error) is error
 
 
 async def test_a_lost_engine_ends_streams_in_the_form_of_their_api(launch: Callable[..., Any]) -> None:

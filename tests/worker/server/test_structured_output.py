@@ -210,6 +210,19 @@ async def test_a_free_neighbour_draws_the_same_tokens(sdk: openai.AsyncOpenAI) -
         assert_valid(PERSON, answer)
 
 
+async def test_an_answer_that_must_be_empty_still_shows_the_prompts_scores(sdk: openai.AsyncOpenAI) -> None:
+    body = {"structured_outputs": {"grammar": 'start: ""'}, "ignore_eos": True, "prompt_logprobs": 0}
+    asked: Any = {"model": "demo", "prompt": "Convert 5 km", "echo": True, "logprobs": 0, "extra_body": body}
+
+    whole = (await sdk.completions.create(**asked)).choices[0]
+    chunks = [chunk async for chunk in await sdk.completions.create(**asked, stream=True)]
+
+    assert (whole.text, whole.finish_reason) == ("Convert 5 km", "stop")
+    assert whole.logprobs is not None
+    assert len(whole.logprobs.token_logprobs or ()) == len(whole.to_dict()["prompt_logprobs"]) == 4  # type: ignore[arg-type]
+    assert [chunk.choices[0].to_dict() for chunk in chunks] == [whole.to_dict()]
+
+
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"json": {"type": "strin"}}, "json: Invalid type: strin"),
     "no such keyword": ({"json": {"type": "array", "uniqueItems": True}}, 'json: Unimplemented keys: ["uniqueItems"]'),

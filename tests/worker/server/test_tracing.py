@@ -13,6 +13,8 @@ import aiohttp
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.worker.embedding_models import minilm
+
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PROMPT = "markedprompt"
 BODY = {"model": "alias", "prompt": PROMPT, "max_tokens": 5, "ignore_eos": True, "temperature": 0.5}
@@ -108,6 +110,25 @@ async def test_a_request_continues_its_callers_trace_and_says_what_it_cost(
     times = [event.time_unix_nano for event in span.events]
     assert times == sorted(times)
     assert times[-1] <= span.end_time_unix_nano
+
+
+async def test_a_request_for_embeddings_says_what_it_cost(
+    http: aiohttp.ClientSession, start_real: Callable[..., Any], collector: Collector
+) -> None:
+    flags = ("--device", "cpu", "--compute-threads", "1", "--otlp-endpoint", collector.url)
+    worker = start_real(minilm(), "--served-model-name", "minilm", *flags).wait_until_ready()
+    body = {"model": "minilm", "query": "food", "documents": ["bread", "a man"]}
+
+    async with http.post(f"{worker.base}/v1/rerank", json=body, headers={"X-Request-Id": "mine"}) as response:
+        tokens = (await response.json())["usage"]["total_tokens"]
+    span, attributes = await asyncio.to_thread(collector.next)
+
+    assert span.name == "POST /v1/rerank"
+    assert attributes["gen_ai.operation.name"] == "embeddings"
+    assert (attributes["gen_ai.request.model"], attributes["gen_ai.request.id"]) == ("minilm", "mine")
+    assert attributes["gen_ai.usage.input_tokens"] == tokens > 0
+    assert attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert attributes["gen_ai.latency.e2e"] > 0
 
 
 async def test_without_a_parent_a_trace_begins_and_refusals_are_seen(

@@ -48,6 +48,14 @@ def test_headers_of_those_who_are_no_router_mean_nothing() -> None:
     assert UrgencyRules(takes_priority=True).decide(body(), headers, trusted=False) == Urgency()
 
 
+def test_a_body_without_such_fields_has_the_servers_and_the_routers_limits() -> None:
+    rules = UrgencyRules(takes_priority=True, timeout_s=9, queue_timeout_s=3)
+    headers = {names.HEADER_PRIORITY: "2", names.HEADER_DEADLINE: "2.5"}
+
+    assert rules.decide(None, {}, trusted=False) == Urgency(timeout_s=9, queue_timeout_s=3)
+    assert rules.decide(None, headers, trusted=True) == Urgency(priority=2, timeout_s=2.5, queue_timeout_s=3)
+
+
 def test_behind_a_router_a_body_can_only_lower_its_own_priority() -> None:
     rules = UrgencyRules(takes_priority=True)
     headers = {names.HEADER_PRIORITY: "3"}

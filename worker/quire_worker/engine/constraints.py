@@ -44,8 +44,9 @@ class Constraints:
             self._filler = MaskFiller()
         masks, verdicts = self._filler.fill(wanted)
         for choice, verdict in zip(choices, verdicts, strict=True):
-            if verdict is not None:
-                self._outputs.append(self._scheduler.end_by_grammar(choice, verdict))
+            ended = None if verdict is None else self._scheduler.end_by_grammar(choice, verdict)
+            if ended is not None:
+                self._outputs.append(ended)
         return masks
 
     def take_outputs(self) -> list[ChoiceOutput]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from quire_worker.embedding import Embed, Embedder
 from quire_worker.errors import DeviceError, LoadError
-from quire_worker.request import ChoiceOutput, Submit
+from quire_worker.request import FAILED_NOT_FINITE, ChoiceOutput, Submit
 from quire_worker.scheduling.embed_queue import BatchItem, EmbedQueue
 from quire_worker.scheduling.intake import Rejection
 
@@ -33,15 +33,16 @@ class EmbedEngine:
         return Rejection("invalid", "This model makes embeddings or scores and generates no text.")
 
     def step(self) -> list[ChoiceOutput]:
-        """Compute one batch; an output for each of its inputs.
+        """Compute one batch; an output for each of its inputs, and what ran out of time.
 
         What a batch raises fails only the inputs that cause it, except DeviceError, which passes through."""
+        ended = self.scheduler.expire()
         batch = self.scheduler.next_batch()
         self.last_step_tokens = sum(len(item.input.token_ids) for item in batch)
         self.last_step_rows = len(batch)
         if not batch:
-            return []
-        outputs = self._compute(batch)
+            return ended
+        outputs = ended + self._compute(batch)
         self.scheduler.counters.num_steps += 1
         return outputs
 
@@ -58,7 +59,7 @@ class EmbedEngine:
             half = len(batch) // 2
             return self._compute(batch[:half]) + self._compute(batch[half:])
         return [
-            _failed(item, "the vector is not finite: the model's numbers overflow on this input")
+            _failed(item, "the vector is not finite: the model's numbers overflow on this input", FAILED_NOT_FINITE)
             if vector is None
             else ChoiceOutput(
                 request_id=item.request_id, choice=item.index, token_ids=[], finish_reason="stop", embedding=vector
@@ -67,8 +68,15 @@ class EmbedEngine:
         ]
 
 
-def _failed(item: BatchItem, error: str) -> ChoiceOutput:
-    return ChoiceOutput(request_id=item.request_id, choice=item.index, token_ids=[], finish_reason="error", error=error)
+def _failed(item: BatchItem, error: str, code: str | None = None) -> ChoiceOutput:
+    return ChoiceOutput(
+        request_id=item.request_id,
+        choice=item.index,
+        token_ids=[],
+        finish_reason="error",
+        error=error,
+        error_code=code,
+    )
 
 
 def warm_up_embeddings(engine: EmbedEngine) -> None:

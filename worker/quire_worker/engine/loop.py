@@ -72,10 +72,9 @@ class EngineLoop:
         while not self._must_stop:
             if not self._engine.scheduler.has_work:
                 self.num_turns += 1
-                self._poller.poll(1 + int(self._pace.wait_s(self._clock()) * 1000))
+                self._poller.poll(1 + int(self._idle_s() * 1000))
             self._receive()
-            if self._desk is not None:
-                self._desk.collect(self._refuse)
+            self._visit_desk()
             if self._engine.scheduler.has_work:
                 self._step()
             if self._pace.wait_s(self._clock()) == 0.0:
@@ -84,6 +83,20 @@ class EngineLoop:
     def send(self, message: FromEngine) -> None:
         """Hand a message to the API process; never waits (the socket has no high-water mark)."""
         self._outbound.send(self._encode(message), zmq.DONTWAIT)
+
+    def _idle_s(self) -> float:
+        """How long there is nothing to do unless something arrives."""
+        pause_s = self._pace.wait_s(self._clock())
+        return pause_s if self._desk is None else min(pause_s, self._desk.wait_s)
+
+    def _visit_desk(self) -> None:
+        """Hand on what was compiled, and end what waited too long for that."""
+        if self._desk is None:
+            return
+        self._desk.collect(self._refuse)
+        ended = self._desk.expire()
+        if ended:
+            self.send(Outputs(items=ended))
 
     def _receive(self) -> None:
         """Everything that has arrived, in order."""
@@ -116,7 +129,9 @@ class EngineLoop:
     def _refuse(self, message: Submit | Embed, rejection: Rejection) -> None:
         retry_after_s = 1
         if rejection.reason == "queue_full":
-            retry_after_s = self._advice.on_refused(message.n, self._clock())
+            # Of embeddings the queue counts requests, of text choices.
+            num_refused = message.n if isinstance(message, Submit) else 1
+            retry_after_s = self._advice.on_refused(num_refused, self._clock())
         self.send(
             Rejected(
                 request_id=message.request_id,

@@ -43,6 +43,7 @@ class Choice:
         "capacity",
         "chain",
         "ending",
+        "ends_empty",
         "index",
         "matcher",
         "max_total",
@@ -166,3 +167,5 @@ class Choice:
         self.num_computed = self.num_planned = 0
         self.num_known = len(self.token_ids)
         self.prompt_logprobs = []
+        self.ends_empty = False
+        """Its grammar lets no token follow the prompt: it ends when the step in flight has brought the prompt's log-probabilities."""

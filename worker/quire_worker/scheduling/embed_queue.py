@@ -4,16 +4,21 @@ A batch takes one input of each request in turn until its tokens or its rows are
 So a short request does not wait for long ones to end, whatever lies in the queue, and nothing starves: an input that does not fit comes
 first in the next batch. An input is computed whole.
 
+A request's time runs from its arrival; what of it lies in no batch when that is over is never computed.
+
 Knows requests and limits; not tensors or sockets. The surface is the scheduler's, as far as the engine's loop looks at it.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quire_worker.embedding import Embed, EmbedInput
 from quire_worker.kv.events import CacheEvent
+from quire_worker.request import ChoiceOutput
 from quire_worker.scheduling.counters import Counters
+from quire_worker.scheduling.deadlines import DEADLINE, QUEUE_TIMEOUT, Deadlines
 from quire_worker.scheduling.intake import Rejection
 from quire_worker.scheduling.limits import SchedulerLimits
 
@@ -21,10 +26,11 @@ from quire_worker.scheduling.limits import SchedulerLimits
 class _Open:
     """A request, and how far it has come."""
 
-    __slots__ = ("arrived_s", "message", "next")
+    __slots__ = ("arrival", "arrived_s", "message", "next")
 
-    def __init__(self, message: Embed, arrived_s: float) -> None:
+    def __init__(self, message: Embed, arrival: int, arrived_s: float) -> None:
         self.message = message
+        self.arrival = arrival
         self.arrived_s = arrived_s
         self.next = 0
         """Inputs before this one were handed out."""
@@ -61,27 +67,59 @@ class EmbedQueue:
         self._clock = clock
         self._ring: deque[_Open] = deque()
         self._num_tokens = 0
+        self._arrivals = itertools.count()
+        self._deadlines = Deadlines()
         self.num_free_blocks = num_blocks
         self.counters = Counters()
 
     def add(self, message: Embed) -> Rejection | None:
         """Queue a request, or say why not; then nothing changed."""
-        if any(opened.message.request_id == message.request_id for opened in self._ring):
+        if self._find(message.request_id) is not None:
             return Rejection("invalid", f"request_id: {message.request_id} is already running")
         rejection = _malformed(message, self._limits) or self._queue_full(message)
         if rejection is None:
-            self._ring.append(_Open(message, self._clock()))
-            self._num_tokens += _num_tokens(message.inputs)
+            self._append(_Open(message, next(self._arrivals), self._clock()))
         return rejection
+
+    def _append(self, opened: _Open) -> None:
+        message = opened.message
+        self._ring.append(opened)
+        self._num_tokens += _num_tokens(message.inputs)
+        for kind, timeout_s in ((QUEUE_TIMEOUT, message.queue_timeout_s), (DEADLINE, message.timeout_s)):
+            if timeout_s is not None:
+                self._deadlines.add(kind, opened.arrived_s + timeout_s, message.request_id, opened.arrival)
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """Forget a request. Single inputs are not dropped: nobody asks for that."""
         del choice
-        for opened in self._ring:
-            if opened.message.request_id == request_id:
-                self._num_tokens -= _num_tokens(opened.message.inputs[opened.next :])
-                self._ring.remove(opened)
-                return
+        opened = self._find(request_id)
+        if opened is not None:
+            self._remove(opened)
+
+    def expire(self) -> list[ChoiceOutput]:
+        """End what is out of time: requests not in a batch when their queue timeout passes, and all whose deadline does."""
+        if self._deadlines.next_s > (now_s := self._clock()):
+            return []
+        ended = []
+        for kind, request_id, arrival in self._deadlines.take_due(now_s):
+            opened = self._find(request_id)
+            if opened is None or opened.arrival != arrival or (kind == QUEUE_TIMEOUT and opened.next):
+                continue
+            self._remove(opened)
+            state = "running" if opened.next else "waiting"
+            ended += [
+                ChoiceOutput(request_id=request_id, choice=index, token_ids=[], finish_reason=kind, error=state)
+                for index in range(opened.next, opened.message.n)
+            ]
+        self._deadlines.forget_ended({opened.message.request_id for opened in self._ring})
+        return ended
+
+    def _find(self, request_id: str) -> _Open | None:
+        return next((opened for opened in self._ring if opened.message.request_id == request_id), None)
+
+    def _remove(self, opened: _Open) -> None:
+        self._num_tokens -= _num_tokens(opened.message.inputs[opened.next :])
+        self._ring.remove(opened)
 
     @property
     def has_work(self) -> bool:

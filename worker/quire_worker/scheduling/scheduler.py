@@ -78,12 +78,7 @@ class Scheduler:
 
     def add(self, submit: Submit) -> Rejection | None:
         """Queue a request, or say why not; then nothing changed."""
-        if submit.request_id in self._requests:
-            return Rejection("invalid", f"request_id: {submit.request_id} is already running")
-        queue = QueueState(
-            self.num_waiting, self.queue.num_tokens + self._siblings.num_tokens, self._batch.draft.num_free_rows
-        )
-        rejection = rejection_of(submit, self._limits, queue)
+        rejection = self.refusal_of(submit)
         if rejection is not None:
             return rejection
         now_s = self._clock()
@@ -99,6 +94,14 @@ class Scheduler:
         self.queue.push(choices[0])
         self._siblings.gather(choices[0], choices[1:])
         return None
+
+    def refusal_of(self, submit: Submit, *, num_ahead: int = 0, num_tokens_ahead: int = 0) -> Rejection | None:
+        """Why `add` would refuse a request, if choices with so many prompt tokens together stood before it; None if it would not."""
+        if submit.request_id in self._requests:
+            return Rejection("invalid", f"request_id: {submit.request_id} is already running")
+        num_tokens = self.queue.num_tokens + self._siblings.num_tokens + num_tokens_ahead
+        queue = QueueState(self.num_waiting + num_ahead, num_tokens, self._batch.draft.num_free_rows)
+        return rejection_of(submit, self._limits, queue)
 
     def constrain(self, request_id: str, matchers: "Sequence[Matcher]") -> None:
         """The choices of a request that was just added must match a grammar: one matcher for each, in their order."""
@@ -141,9 +144,14 @@ class Scheduler:
         self._deadlines.forget_ended(self._requests)
         return ended
 
-    def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput:
-        """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error"."""
+    def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput | None:
+        """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error".
+
+        None: it ends when the step that computes its prompt commits, as it has to tell the prompt's log-probabilities."""
         assert choice.matcher is not None
+        if reason == "stop" and choice.sampling.prompt_logprobs is not None:
+            choice.ends_empty = True
+            return None
         self._end(choice)
         return ChoiceOutput(
             request_id=choice.request_id,
@@ -212,11 +220,13 @@ class Scheduler:
         assert step.plan is plan and result.step_id == plan.step_id, "plans commit in the order of their launch"
         outputs: list[ChoiceOutput] = []
         sampled, num_sampled, index = result.rows, len(result.rows), 0
-        is_special = bool(result.failed or result.prompt_logprobs)
+        is_special, num_failed = bool(result.failed or result.prompt_logprobs), 0
         for row, count, choice in zip(plan.rows, plan.num_tokens, step.choices, strict=True):
             choice.num_computed += count
             if is_special and choice.status is not Status.FINISHED:
-                outputs += self._take_special(choice, row, result)
+                failed = self._take_special(choice, row, result)
+                outputs += failed
+                num_failed += len(failed)
             if choice.num_computed >= choice.milestone:
                 self._pass_milestone(choice)
             if index < num_sampled and sampled[index] == row:
@@ -228,7 +238,7 @@ class Scheduler:
         assert index == num_sampled, "the runner sampled rows that the plan does not hold"
         self._kv.pool.release(step.held_blocks)
         self.counters.num_steps += 1
-        self.counters.num_generated_tokens += len(outputs) - len(result.failed)
+        self.counters.num_generated_tokens += len(outputs) - num_failed
         return outputs
 
     def abandon_steps(self, culprit: StepPlan) -> list[Choice]:
@@ -254,6 +264,8 @@ class Scheduler:
 
     def _take_token(self, choice: Choice, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> ChoiceOutput:
         """Append what was sampled, and end the choice if that ends it."""
+        if choice.ends_empty:
+            return self._end_empty(choice)
         (token,) = token_ids
         choice.token_ids.append(token)
         total = len(choice.token_ids)
@@ -289,6 +301,19 @@ class Scheduler:
         choice.queue_time_s = None
         if reason is not None:
             self._end(choice, of_itself=reason == "stop")
+        return output
+
+    def _end_empty(self, choice: Choice) -> ChoiceOutput:
+        output = ChoiceOutput(
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason="stop",
+            queue_time_s=choice.queue_time_s,
+            prompt_logprobs=choice.take_prompt_logprobs(),
+        )
+        self.counters.num_generated_tokens -= 1  # commit counts each output that `_take_token` makes as a token
+        self._end(choice, of_itself=True)
         return output
 
     def _take_special(self, choice: Choice, row: int, result: StepResult) -> list[ChoiceOutput]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from quire_contract.anthropic import chat as anthropic_chat
 from quire_contract.openai import responses_chat
-from quire_contract.openai.chat_shaped import OwnNames
+from quire_contract.openai.chat_shaped import OwnNames, under_own_names
 from quire_contract.openai.decode import decode_request
+from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest, GenerationRequest, stop_strings
 from quire_worker.server.answers import Answer, ChatAnswer, CompletionAnswer, Head
@@ -44,6 +45,10 @@ class Asked(NamedTuple):
     make_answer: Callable[[Head, Vocabulary, Showing], Answer]
     names: OwnNames | None = None
     """What the client calls the fields of `body`, if that is not the body it sent."""
+
+    def own_error(self, error: ApiError) -> ApiError:
+        """The error in the words of the body that the client sent."""
+        return error if self.names is None else under_own_names(error, self.names)
 
 
 def asked_chat(data: bytes, limits: Limits) -> Asked:

@@ -7,13 +7,17 @@ import dataclasses
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from quire_contract.openai.errors import ApiError
 from quire_contract.telemetry import log_event
 from quire_worker.embedding import Embed
 from quire_worker.engine.messages import Rejected
-from quire_worker.server import errors
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
+from quire_worker.server.failures import Failures
 from quire_worker.server.metrics import Metrics, RequestRecord
+from quire_worker.server.tracing import NO_SPAN, Span, tell_embedded
+from quire_worker.server.urgency import left
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,11 @@ class EmbeddingJob:
     arrived_s: float
     """By the clock that `run_job` is given."""
     embed: Embed
+    """Its times are seconds since the request arrived."""
     log: bool
+    model: str
+    """As the client called it."""
+    span: Span = NO_SPAN
 
     @property
     def num_tokens(self) -> int:
@@ -39,7 +47,8 @@ async def run_job(job: EmbeddingJob, engine: EngineClient, metrics: Metrics, clo
     """Each input's vector, little-endian float32. ApiError if the engine refuses or fails the request, EngineDeadError if it dies."""
     reason = "abort"
     try:
-        vectors = await _follow(job, engine, metrics)
+        failures = Failures(engine, metrics, clock, job.request_id, arrived_s=job.arrived_s)
+        vectors = await _follow(job, engine, failures)
         reason = "stop"
         return vectors
     except (ApiError, EngineDeadError):
@@ -49,21 +58,22 @@ async def run_job(job: EmbeddingJob, engine: EngineClient, metrics: Metrics, clo
         _record(job, reason, metrics, clock() - job.arrived_s)
 
 
-async def _follow(job: EmbeddingJob, engine: EngineClient, metrics: Metrics) -> list[bytes]:
+async def _follow(job: EmbeddingJob, engine: EngineClient, failures: Failures) -> list[bytes]:
     found: dict[int, bytes] = {}
-    with engine.generating([job.embed]) as mailbox:
+    spent_s = failures.spent_s(job.embed.timeout_s)
+    embed = msgspec.structs.replace(
+        job.embed,
+        timeout_s=left(job.embed.timeout_s, spent_s),
+        queue_timeout_s=left(job.embed.queue_timeout_s, spent_s),
+    )
+    with engine.generating([embed]) as mailbox:
         while len(found) < job.embed.n:
             for mail in await mailbox.take():
                 item = mail.item
                 if isinstance(item, Rejected):
-                    metrics.on_rejected(item.reason)
-                    raise errors.of_rejected(item)
+                    raise failures.of_rejected(item)
                 if item.embedding is None:
-                    log_event(
-                        _log, logging.ERROR, "request failed in the engine",
-                        request_id=job.request_id, input=item.choice, error=item.error,
-                    )  # fmt: skip
-                    raise errors.step_failed(job.request_id)
+                    raise failures.error_of(item)
                 found[item.choice] = item.embedding
     return [found[index] for index in range(job.embed.n)]
 
@@ -71,19 +81,19 @@ async def _follow(job: EmbeddingJob, engine: EngineClient, metrics: Metrics) -> 
 def _record(job: EmbeddingJob, reason: str, metrics: Metrics, end_s: float) -> None:
     num_tokens = job.num_tokens
     metrics.on_embedded(num_inputs=job.embed.n)
-    metrics.on_finished(
-        RequestRecord(
-            num_prompt_tokens=num_tokens,
-            num_cached_tokens=0,
-            num_generated_tokens=0,
-            n=1,
-            max_tokens=0,
-            first_token_s=None,
-            queue_time_s=None,
-            end_s=end_s,
-            finish_reasons=(reason,),
-        )
+    record = RequestRecord(
+        num_prompt_tokens=num_tokens,
+        num_cached_tokens=0,
+        num_generated_tokens=0,
+        n=1,
+        max_tokens=0,
+        first_token_s=None,
+        queue_time_s=None,
+        end_s=end_s,
+        finish_reasons=(reason,),
     )
+    metrics.on_finished(record)
+    tell_embedded(job.span, job, record)
     if job.log:
         log_event(
             _log,

@@ -9,8 +9,9 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from quire_contract import names
@@ -36,7 +37,7 @@ from quire_worker.server.embedding_answers import (
     usage_of,
 )
 from quire_worker.server.embedding_run import EmbeddingJob, run_job
-from quire_worker.server.middleware import CALLER
+from quire_worker.server.middleware import CALLER, SPAN
 from quire_worker.server.model_routes import json_response
 from quire_worker.server.serving import Loaded, Serving
 
@@ -48,6 +49,15 @@ _WHOLE_BYTES = 256 * 1024
 
 T = TypeVar("T")
 Pairs = Sequence[tuple[str, str]]
+
+
+class _Asking(NamedTuple):
+    """One call."""
+
+    http: web.Request
+    loaded: Loaded
+    arrived_s: float
+    model_name: str
 
 
 class Embeddings:
@@ -69,14 +79,8 @@ class Embeddings:
             _check_dimensions(body.dimensions, info)
             inputs = await self._inputs(loaded, body)
             job = self._job(
-                request,
-                arrived_s,
-                Embed(
-                    request_id=self._engine_id(request),
-                    inputs=inputs,
-                    dimensions=body.dimensions,
-                    normalises=body.normalize,
-                ),
+                _Asking(request, loaded, arrived_s, model_name),
+                Embed(request_id="", inputs=inputs, dimensions=body.dimensions, normalises=body.normalize),
             )
             vectors = await self._run(job)
             is_base64 = body.encoding_format == "base64"
@@ -84,12 +88,14 @@ class Embeddings:
             return await _answer(request, answer)
 
     async def rerank(self, request: web.Request) -> web.Response:
+        arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
             body = await self._body(request, RerankRequest)
             model_name = loaded.model.check_name(body.model)
             texts = body.texts
             pairs = [(body.query, text) for text in texts]
-            scores, num_tokens = await self._scores(request, loaded, pairs, body.truncate_prompt_tokens, "documents")
+            asking = _Asking(request, loaded, arrived_s, model_name)
+            scores, num_tokens = await self._scores(asking, pairs, body.truncate_prompt_tokens, "documents")
             shows = request.path != names.PATH_RERANK_COHERE if body.return_documents is None else body.return_documents
             answer = RerankResponse(
                 id=f"rerank-{uuid.uuid4().hex}",
@@ -100,10 +106,12 @@ class Embeddings:
             return json_response(answer)
 
     async def score(self, request: web.Request) -> web.Response:
+        arrived_s = self._serving.clock()
         with self._serving.request() as loaded:
             body = await self._body(request, ScoreRequest)
             model_name = loaded.model.check_name(body.model)
-            scores, num_tokens = await self._scores(request, loaded, body.pairs, body.truncate_prompt_tokens, "text_2")
+            asking = _Asking(request, loaded, arrived_s, model_name)
+            scores, num_tokens = await self._scores(asking, body.pairs, body.truncate_prompt_tokens, "text_2")
             answer = ScoreResponse(
                 id=f"score-{uuid.uuid4().hex}",
                 created=int(time.time()),
@@ -135,12 +143,10 @@ class Embeddings:
 
         return await self._tokenised(loaded, tokenise, sum(len(value) for value in values if isinstance(value, str)))
 
-    async def _scores(
-        self, request: web.Request, loaded: Loaded, pairs: Pairs, truncate: int | None, param: str
-    ) -> tuple[list[float], int]:
+    async def _scores(self, asking: _Asking, pairs: Pairs, truncate: int | None, param: str) -> tuple[list[float], int]:
         """A score for each pair, and how many tokens were read for them. `param` names the field in errors."""
-        arrived_s = self._serving.clock()
-        info = loaded.model.check_embeds(request.path)
+        loaded = asking.loaded
+        info = loaded.model.check_embeds(asking.http.path)
         cut = loaded.model.encoder.cut(truncate)
         encoder, num_chars = loaded.model.encoder, sum(len(first) + len(second) for first, second in pairs)
         if info.task == "score":
@@ -151,15 +157,14 @@ class Embeddings:
             )
             inputs = _bounded((ids for ids, _ in found), param)
             starts = [start for _, start in found]
-            embed = Embed(request_id=self._engine_id(request), inputs=inputs, second_starts=starts)
-            job = self._job(request, arrived_s, embed)
+            job = self._job(asking, Embed(request_id="", inputs=inputs, second_starts=starts))
             return scores_of(await self._run(job)), job.num_tokens
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         places = {text: place for place, text in enumerate(texts)}
         inputs = await self._tokenised(
             loaded, lambda: _bounded((encoder.one(text, cut, param) for text in texts), param), num_chars
         )
-        job = self._job(request, arrived_s, Embed(request_id=self._engine_id(request), inputs=inputs, normalises=True))
+        job = self._job(asking, Embed(request_id="", inputs=inputs, normalises=True))
         vectors = await self._run(job)
         firsts = [vectors[places[first]] for first, _ in pairs]
         return await cosines(firsts, [vectors[places[second]] for _, second in pairs]), job.num_tokens
@@ -167,16 +172,23 @@ class Embeddings:
     async def _tokenised(self, loaded: Loaded, work: Callable[[], list[T]], num_chars: int) -> list[T]:
         return work() if num_chars <= _INLINE_CHARS else await loaded.tokeniser.in_thread(work)
 
-    def _engine_id(self, request: web.Request) -> str:
-        return f"{request[CALLER].request_id}-{self._serving.next_serial()}"
-
-    def _job(self, request: web.Request, arrived_s: float, embed: Embed) -> EmbeddingJob:
+    def _job(self, asking: _Asking, embed: Embed) -> EmbeddingJob:
+        """What the engine is asked, under a name of its own and in the time there is."""
+        http, caller = asking.http, asking.http[CALLER]
+        urgency = self._serving.urgency.decide(None, http.headers, trusted=caller.trusted)
         return EmbeddingJob(
-            request_id=request[CALLER].request_id,
-            route=request.path,
-            arrived_s=arrived_s,
-            embed=embed,
+            request_id=caller.request_id,
+            route=http.path,
+            arrived_s=asking.arrived_s,
+            embed=msgspec.structs.replace(
+                embed,
+                request_id=f"{caller.request_id}-{self._serving.next_serial()}",
+                timeout_s=urgency.timeout_s,
+                queue_timeout_s=urgency.queue_timeout_s,
+            ),
             log=self._serving.log_requests,
+            model=asking.model_name,
+            span=http[SPAN],
         )
 
     async def _run(self, job: EmbeddingJob) -> list[bytes]:

@@ -12,7 +12,6 @@ from msgspec import UNSET
 
 from quire_contract import names
 from quire_contract.openai.bounds import MAX_BIAS
-from quire_contract.openai.chat_shaped import under_own_names
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.model_checks import check_prompt_logprobs, check_vocabulary, resolve_max_tokens
@@ -76,7 +75,7 @@ class Generate:
             try:
                 return await self._answer(http, asked, loaded, arrived_s)
             except ApiError as error:
-                raise error if asked.names is None else under_own_names(error, asked.names) from None
+                raise asked.own_error(error) from None
 
     async def _answer(self, http: web.Request, asked: Asked, loaded: Loaded, arrived_s: float) -> web.StreamResponse:
         body = asked.body
@@ -90,7 +89,7 @@ class Generate:
         answer = asked.make_answer(head, vocabulary, showing)
         with self._generation(job, body, loaded.model, reading) as generation:
             if body.stream:
-                return await _stream(http, generation, answer, body.stream_options or StreamOptions())
+                return await _stream(http, generation, answer, asked)
             return await _whole(generation, answer, len(job.prompts) * job.n)
 
     async def _job(
@@ -248,10 +247,9 @@ async def _whole(generation: Generation, answer: Answer, num_choices: int) -> we
     return web.Response(body=body, content_type="application/json")
 
 
-async def _stream(
-    http: web.Request, generation: Generation, answer: Answer, options: StreamOptions
-) -> web.StreamResponse:
+async def _stream(http: web.Request, generation: Generation, answer: Answer, asked: Asked) -> web.StreamResponse:
     """Errors before the first tokens are plain HTTP errors; later ones an event, and still [DONE]."""
+    options = asked.body.stream_options or StreamOptions()
     arrived = await generation.next()
     response = web.StreamResponse(headers=_STREAM_HEADERS)
     await response.prepare(http)
@@ -266,7 +264,7 @@ async def _stream(
     except EngineDeadError as error:
         await response.write(answer.error(errors.engine_dead(str(error))))
     except ApiError as error:
-        await response.write(answer.error(error))
+        await response.write(answer.error(asked.own_error(error)))
     await response.write_eof()
     return response
 

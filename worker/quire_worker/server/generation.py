@@ -11,23 +11,20 @@ from types import TracebackType
 
 from msgspec.structs import replace
 
-from quire_contract import names
 from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
-from quire_worker.request import FAILED_GRAMMAR, FAILED_NO_TOKEN, FAILED_NOT_FINITE, PromptLogprobs, SamplingParams
-from quire_worker.server import errors
+from quire_worker.request import PromptLogprobs, SamplingParams
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
+from quire_worker.server.failures import FAILURES, Failures
 from quire_worker.server.mailbox import Mail, Mailbox
 from quire_worker.server.metrics import Metrics, RequestRecord
 from quire_worker.server.tracing import NO_SPAN, Span, tell
-from quire_worker.server.urgency import Urgency
+from quire_worker.server.urgency import Urgency, left
 
 _log = logging.getLogger(__name__)
-_FAILURES = frozenset({"error", names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE})
-"""Finish reasons that no client sees as one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +116,9 @@ class Generation:
         self._first_token_s: float | None = None
         self._queue_time_s: float | None = None
         self._failed = False
+        self._failures = Failures(
+            engine, metrics, clock, job.request_id, arrived_s=job.arrived_s, grammar_field=job.grammar_field
+        )
         self._inbox: AbstractContextManager[Mailbox] | None = None
         self._mailbox: Mailbox | None = None
 
@@ -127,10 +127,7 @@ class Generation:
 
     def __enter__(self) -> "Generation":
         job, urgency = self._job, self._job.urgency
-        spent_s = self._clock() - job.arrived_s
-        if urgency.timeout_s is not None and spent_s >= urgency.timeout_s:
-            self._metrics.on_rejected(names.REASON_DEADLINE)
-            raise errors.deadline_passed(spent_s, "waiting")
+        spent_s = self._failures.spent_s(urgency.timeout_s)
         submits = [
             Submit(
                 request_id=self._id(index),
@@ -139,8 +136,8 @@ class Generation:
                 n=self._engine_n,
                 cache_salt=job.cache_salt,
                 priority=urgency.priority,
-                timeout_s=_left(urgency.timeout_s, spent_s),
-                queue_timeout_s=_left(urgency.queue_timeout_s, spent_s),
+                timeout_s=left(urgency.timeout_s, spent_s),
+                queue_timeout_s=left(urgency.queue_timeout_s, spent_s),
                 grammar=job.grammar,
             )
             for index, prompt in enumerate(job.prompts)
@@ -198,10 +195,9 @@ class Generation:
     def _take(self, mail: Mail, arrived: list[Arrived]) -> None:
         item = mail.item
         if isinstance(item, Rejected):
-            self._metrics.on_rejected(item.reason)
-            raise errors.of_rejected(item, self._job.grammar_field)
-        if item.finish_reason in _FAILURES:
-            raise self._failure(item)
+            raise self._failures.of_rejected(item)
+        if item.finish_reason in FAILURES:
+            raise self._failures.error_of(item)
         track = self._tracks[item.request_id, item.choice]
         if track.choice.finish_reason is not None:
             return  # arrived between the stop string and the abort
@@ -228,34 +224,6 @@ class Generation:
                 # Choice 0 is the first to have any: the others wait until it has computed the prompt.
                 piece = replace(piece, scores=self._scores.get(item.request_id))
             arrived.extend((index, piece) for index in track.indices)
-
-    def _timed_out(self, item: ChoiceOutput) -> ApiError:
-        after_s = self._clock() - self._job.arrived_s
-        if item.finish_reason == names.REASON_QUEUE_TIMEOUT:
-            self._metrics.on_rejected(names.REASON_QUEUE_TIMEOUT)
-            stats = self._engine.stats
-            return errors.queue_timed_out(after_s, 1 if stats is None else stats.retry_after_s)
-        if item.error == "waiting":
-            self._metrics.on_rejected(names.REASON_DEADLINE)
-        else:
-            self._metrics.on_deadline()
-        return errors.deadline_passed(after_s, item.error or "running")
-
-    def _failure(self, item: ChoiceOutput) -> ApiError:
-        """What the client reads about a choice that ended badly."""
-        if item.finish_reason != "error":
-            return self._timed_out(item)
-        if item.error_code == FAILED_GRAMMAR:
-            return errors.of_grammar(self._job.grammar_field, item.error or "")
-        log_event(
-            _log, logging.ERROR, "request failed in the engine", request_id=self._job.request_id, error=item.error
-        )
-        if item.error_code == FAILED_NOT_FINITE:
-            self._metrics.on_not_finite()
-            return errors.not_finite(self._engine.dtype)
-        if item.error_code == FAILED_NO_TOKEN:
-            return errors.no_token()
-        return errors.step_failed(self._job.request_id)
 
     def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
         """Latencies as the client sees them, but by when tokens reached this process: a slow reader is not our latency."""
@@ -311,7 +279,3 @@ class Generation:
             first_token_ms=None if record.first_token_s is None else round(record.first_token_s * 1e3, 1),
             total_ms=round(record.end_s * 1e3, 1),
         )
-
-
-def _left(limit_s: float | None, spent_s: float) -> float | None:
-    return None if limit_s is None else max(0.0, limit_s - spent_s)

@@ -33,11 +33,13 @@ _REASONS = {
     401: "No key, or a wrong one.",
     403: "Not for this caller.",
     404: "There is no such model or thing.",
+    408: "The body did not arrive in time.",
     409: "Not in this state.",
     413: "The body is too large.",
     429: "Too much is waiting; Retry-After says when to come again.",
     500: "The model failed on this request.",
-    503: "Not ready, draining or dead; another worker or a later try may answer.",
+    503: "Not ready, draining or dead, or waited in vain; another worker or a later try may answer.",
+    504: "The request was not done in the time it may take.",
 }
 _OTHERS: Mapping[type, tuple[OwnNames, frozenset[str]]] = {
     ResponsesRequest: (responses_chat.NAMES, responses_chat.SHARED),

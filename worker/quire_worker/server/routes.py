@@ -38,9 +38,9 @@ from quire_worker.server.probe_answers import (
 )
 
 JSON = "application/json"
-_READ = (400, 413)
+_READ = (400, 408, 413)
 _AWAY = (503,)
-_GENERATES = (*_READ, 404, 429, 500, 503)
+_GENERATES = (*_READ, 404, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

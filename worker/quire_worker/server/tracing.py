@@ -13,6 +13,7 @@ from quire_worker.errors import ConfigError
 from quire_worker.server.metrics import RequestRecord
 
 if TYPE_CHECKING:
+    from quire_worker.server.embedding_run import EmbeddingJob
     from quire_worker.server.generation import Job
 
 Value = str | bool | int | float | Sequence[str]
@@ -22,7 +23,6 @@ _OPERATIONS = {
     "/v1/responses": "chat",
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
 }
 
 
@@ -123,3 +123,18 @@ def tell(span: Span, job: "Job", record: RequestRecord) -> None:
         attributes["gen_ai.latency.time_to_first_token"] = record.first_token_s
         span.event("first token", job.arrived_s + record.first_token_s)
     span.set(attributes)
+
+
+def tell_embedded(span: Span, job: "EmbeddingJob", record: RequestRecord) -> None:
+    """The same of a request for embeddings or scores."""
+    span.set(
+        {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.request.id": job.request_id,
+            "gen_ai.request.model": job.model,
+            "gen_ai.response.model": job.model,
+            "gen_ai.usage.input_tokens": record.num_prompt_tokens,
+            "gen_ai.response.finish_reasons": record.finish_reasons,
+            "gen_ai.latency.e2e": record.end_s,
+        }
+    )

@@ -37,9 +37,14 @@ class UrgencyRules:
     queue_timeout_s: float = 0.0
     """Its time in the queue at most; 0: no limit."""
 
-    def decide(self, body: GenerationRequest, headers: Mapping[str, str], *, trusted: bool) -> Urgency:
-        """The urgency of a checked body; `trusted` headers are a router's. ApiError 400 names the field or header that is wrong."""
-        priority, deadline_s = body.priority or 0, None
+    def decide(self, body: GenerationRequest | None, headers: Mapping[str, str], *, trusted: bool) -> Urgency:
+        """The urgency of a checked body; `trusted` headers are a router's. ApiError 400 names the field or header that is wrong.
+
+        None: a body that has nothing to say of it."""
+        own = Urgency()
+        if body is not None:
+            own = Urgency(priority=body.priority or 0, timeout_s=body.timeout_s, queue_timeout_s=body.queue_timeout_s)
+        priority, deadline_s = own.priority, None
         if trusted:
             priority = self._routed_priority(priority, headers.get(names.HEADER_PRIORITY))
             deadline_s = _seconds(headers.get(names.HEADER_DEADLINE))
@@ -49,8 +54,8 @@ class UrgencyRules:
             )
         return Urgency(
             priority=priority,
-            timeout_s=_shortest(body.timeout_s, deadline_s, self.timeout_s or None),
-            queue_timeout_s=_shortest(body.queue_timeout_s, self.queue_timeout_s or None),
+            timeout_s=_shortest(own.timeout_s, deadline_s, self.timeout_s or None),
+            queue_timeout_s=_shortest(own.queue_timeout_s, self.queue_timeout_s or None),
         )
 
     def _routed_priority(self, wanted: int, header: str | None) -> int:
@@ -58,6 +63,11 @@ class UrgencyRules:
         if header is not None and not _PRIORITY.fullmatch(header):
             raise invalid(names.HEADER_PRIORITY, "must be a whole number of at most 15 digits")
         return max(int(header or 0), wanted) if self.takes_priority else 0
+
+
+def left(limit_s: float | None, spent_s: float) -> float | None:
+    """Of a limit, when so much time is gone."""
+    return None if limit_s is None else max(0.0, limit_s - spent_s)
 
 
 def _seconds(header: str | None) -> float | None:
