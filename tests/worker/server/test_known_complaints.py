@@ -182,19 +182,22 @@ async def test_after_hundreds_of_requests_memory_is_flat_and_every_block_is_back
             streamed.close()
 
     async def rounds(first: int, last: int) -> list[int]:
+        """Kilobytes of each process: the least after one of the last 30 rounds, for what is under way comes and goes."""
+        samples = []
         for index in range(first, last):
             await asyncio.gather(
                 post(http, worker, prompt=f"{index} the lazy dog"),
                 post(http, worker, prompt=f"{index}", n=3, temperature=1, logprobs=2),
                 leave_in_the_middle(index),
             )
-        return [fact(pid, "status", r"VmRSS:\s+(\d+) kB") for pid in pids]
+            samples.append([fact(pid, "status", r"VmRSS:\s+(\d+) kB") for pid in pids])
+        return [min(column) for column in zip(*samples[-30:], strict=True)]
 
     before = await rounds(0, 120)
     after = await rounds(120, 400)
 
-    # What 840 requests left behind would be seen from 1.2 kB each.
-    assert [late - early < 1000 for early, late in zip(before, after, strict=True)] == [True, True], (before, after)
+    # What 840 requests left behind would be seen from 1.8 kB each.
+    assert [late - early < 1500 for early, late in zip(before, after, strict=True)] == [True, True], (before, after)
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         await eventually(lambda name=name: metric(worker, name), 0)
 
