@@ -4,6 +4,7 @@
     ├── ConfigError        a launch flag or a field of the engine's configuration is wrong
     ├── LoadError          the model cannot be loaded: a missing, corrupt or unsupported file, or not enough memory
     ├── DeviceError        the device is in a state that no further step can leave; the process must exit
+    ├── StepMemoryError    a step found no memory; a smaller one may
     └── PublisherError     KV events can no longer be published; the process must exit
 
 Imports nothing of ours, so that every part of the worker may raise them.
@@ -24,6 +25,10 @@ class LoadError(QuireWorkerError):
 
 class DeviceError(QuireWorkerError):
     """The device stays broken after this error (a sticky CUDA error, say): retrying a step cannot help."""
+
+
+class StepMemoryError(QuireWorkerError):
+    """A step found no memory. The device is none the worse, and a step of fewer tokens may go well."""
 
 
 class PublisherError(QuireWorkerError):

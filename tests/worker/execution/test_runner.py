@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire_worker.errors import DeviceError
+from quire_worker.errors import DeviceError, StepMemoryError
 from quire_worker.plan import StepPlan, TokenMasks
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28]
@@ -191,7 +191,7 @@ def test_a_device_that_stays_broken_is_told_apart_from_a_step_that_failed(runner
         runner.launch(plans.step([0], [3], new=[plans.new(0, [1, 2, 3], [1])]))
 
     runner._steps._model._head = failing(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(StepMemoryError, match="CUDA out of memory; lower --max-num-batched-tokens"):
         runner.launch(plans.step([0], [3], freed=[0], new=[plans.new(0, [1, 2, 3], [1])]))
 
 

@@ -1,4 +1,4 @@
-"""The engine process with a runner that hangs at the first request, as its argument says. Run by tests only."""
+"""The engine process with a runner that hangs or breaks at the first request, as its argument says. Run by tests only."""
 
 import re
 import sys
@@ -9,6 +9,7 @@ from quire_worker.engine.config import EngineConfig, decode_engine_config
 from quire_worker.engine.fake_model import build_fake_runner
 from quire_worker.engine.parent import exit_with_parent
 from quire_worker.engine.process import run_engine
+from quire_worker.errors import DeviceError
 from quire_worker.plan import Handle, ModelInfo, Runner, StepPlan, TokenMasks
 from quire_worker.watchdog import show_stacks_on_crash
 
@@ -23,7 +24,12 @@ def hang_with_the_lock() -> None:
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
-HANGS = {"waits": hang_waiting, "keeps the lock": hang_with_the_lock}
+def lose_the_device() -> None:
+    """As a kernel that read where it must not: nothing that is launched afterwards runs."""
+    raise DeviceError("the GPU failed during a step: an illegal memory access was encountered")
+
+
+HANGS = {"waits": hang_waiting, "keeps the lock": hang_with_the_lock, "loses the device": lose_the_device}
 
 
 class HangingRunner:

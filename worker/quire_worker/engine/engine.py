@@ -18,7 +18,7 @@ from typing import TypeVar
 from quire_worker.embedding import Embed
 from quire_worker.engine.constraints import Constraints
 from quire_worker.engine.quarantine import Quarantine
-from quire_worker.errors import DeviceError
+from quire_worker.errors import DeviceError, StepMemoryError
 from quire_worker.plan import Handle, Runner, StepPlan
 from quire_worker.request import ChoiceOutput, Submit
 from quire_worker.scheduling.choice import Choice
@@ -57,7 +57,8 @@ class Engine:
         """Launch until `depth` plans are in flight or there is nothing to launch, then commit the oldest. Returns its tokens,
         and what ran out of time.
 
-        What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through."""
+        What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through. What found
+        no memory is done again in smaller steps."""
         self.last_step_tokens = 0
         outputs = self.scheduler.expire()
         try:
@@ -70,8 +71,16 @@ class Engine:
         except _StepFailedError as failure:
             self._in_flight.clear()
             self._unsampled = None
-            outputs += self._quarantine.on_failure(failure.plan, failure.cause)
+            outputs += self._recover(failure.plan, failure.cause)
         return outputs + self._constraints.take_outputs()
+
+    def _recover(self, plan: StepPlan, cause: Exception) -> list[ChoiceOutput]:
+        """`plan` raised `cause`; nothing is in flight any more. Returns the output of whoever failed by it."""
+        if isinstance(cause, StepMemoryError) and self.scheduler.budget.on_no_memory(sum(plan.num_tokens)):
+            self.scheduler.abandon_steps(plan)
+            log.warning("steps become smaller, memory ran out max_tokens=%d", self.scheduler.budget.num_tokens)
+            return []
+        return self._quarantine.on_failure(plan, cause)
 
     def _launch_ahead(self) -> None:
         while len(self._in_flight) < self._depth and self._unsampled is None:

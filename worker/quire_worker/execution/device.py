@@ -12,7 +12,7 @@ import torch
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.ops import OpsName
 from quire_kernels.quantize_fp8 import FP8
-from quire_worker.errors import DeviceError, LoadError
+from quire_worker.errors import DeviceError, LoadError, StepMemoryError
 from quire_worker.models.linear import Quantization
 
 DTYPES = {
@@ -28,11 +28,21 @@ FP8_CAPABILITY = (8, 9)
 
 @contextmanager
 def sticky_errors() -> Iterator[None]:
-    """Raises DeviceError for errors after which the device is of no more use to this process; running out of memory is none."""
+    """Raises DeviceError for errors after which the device is of no more use to this process, StepMemoryError where memory ran out."""
     try:
         yield
     except torch.AcceleratorError as error:
         raise DeviceError(f"the GPU failed during a step: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise StepMemoryError(f"no memory for a step: {lines[0]}; lower --max-num-batched-tokens") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an error of its own for a GPU's memory, but not for the host's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -33,6 +33,7 @@ from quire_worker.scheduling.policy import FirstComeFirstServed, Policy
 from quire_worker.scheduling.prefill_share import PrefillShare
 from quire_worker.scheduling.repetition import is_repeating
 from quire_worker.scheduling.siblings import Siblings
+from quire_worker.scheduling.step_budget import StepBudget
 from quire_worker.scheduling.waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._requests: dict[str, list[Choice]] = {}
         self._batch = Batch(kv, limits.max_num_seqs)
+        self.budget = StepBudget(limits.max_num_batched_tokens, limits.max_num_seqs)
         self._in_flight: deque[StepInFlight] = deque()
         self._next_step_id = 0
         self._next_arrival = 0
@@ -201,7 +203,7 @@ class Scheduler:
 
     def plan_step(self) -> StepPlan:
         """The next step, to be launched at once. Empty if there is nothing to compute (now); an empty plan need not be launched."""
-        draft = self._planner.plan(self._limits.max_num_batched_tokens)
+        draft = self._planner.plan(self.budget.num_tokens)
         step = draft.close(self._next_step_id)
         if step.choices:
             self._next_step_id += 1
@@ -238,6 +240,7 @@ class Scheduler:
         assert index == num_sampled, "the runner sampled rows that the plan does not hold"
         self._kv.pool.release(step.held_blocks)
         self.counters.num_steps += 1
+        self.budget.on_good_step()
         self.counters.num_generated_tokens += len(outputs) - num_failed
         return outputs
 
