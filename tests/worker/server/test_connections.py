@@ -42,6 +42,17 @@ async def test_a_head_that_never_ends_is_cut_off(strict: Any) -> None:
     assert await said(strict, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ") == b""
 
 
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET /health HTTP/1.1\r\nX-Slow: "])
+def test_a_connection_that_never_gets_as_far_as_a_request_is_cut_off(strict: Any, sent: bytes) -> None:
+    address = ("127.0.0.1", int(strict.base.rpartition(":")[2]))
+
+    for _ in range(3):
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(sent)  # at once: the worker has hardly accepted
+
+            assert client.recv(1) == b""
+
+
 async def test_a_head_that_drips_is_cut_off(strict: Any) -> None:
     reader, writer = await open_to(strict)
     dripped = 0

@@ -50,7 +50,8 @@ class ConnectionCount:
 class Connection(RequestHandler):
     """aiohttp's, but bytes that are no HTTP get the nested error body, too, and bodies stay packed (see body.py).
 
-    aiohttp waits for the rest of a request's head for as long as for the next request; here a head that has begun must end soon."""
+    aiohttp waits for the rest of a request's head for as long as for the next request, and for ever for the first; here the first head must
+    come, and a head that has begun must end, soon."""
 
     __slots__ = (
         "_count",
@@ -85,12 +86,13 @@ class Connection(RequestHandler):
     @property
     def is_idle(self) -> bool:
         """No request is being answered, nor the head of one complete."""
-        return self._waiter is not None and not self._waiter.done()
+        return not self._messages and not self._request_in_progress
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or say that there are too many."""
         is_taken = self._count.admit(self)
         super().connection_made(transport)
+        self._start_timer()
         if not is_taken:
             cast(asyncio.WriteTransport, transport).write(_too_many())
             self.force_close()
@@ -107,8 +109,8 @@ class Connection(RequestHandler):
         if not self.is_idle:
             self._stop_timer()
             self._count.asks(self)
-        elif self._head_timer is None and self._header_timeout_s > 0:
-            self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+        else:
+            self._start_timer()
 
     def pause_writing(self) -> None:
         """The client takes nothing, and our buffer is full."""
@@ -131,6 +133,11 @@ class Connection(RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def _start_timer(self) -> None:
+        """Unless it runs. Bytes may come before aiohttp's own task has begun to wait for them."""
+        if self._head_timer is None and self._header_timeout_s > 0:
+            self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -138,7 +145,7 @@ class Connection(RequestHandler):
 
     def _give_up(self) -> None:
         self._head_timer = None
-        if self._waiter is not None and not self._waiter.done():
+        if self.is_idle:
             self.force_close()
 
     async def finish_response(
