@@ -46,7 +46,7 @@ FLOAT_BOUNDS: Mapping[str, Bound] = {
     "min_p": Bound(low=0, high=1),
     "presence_penalty": Bound(low=-2, high=2),
     "frequency_penalty": Bound(low=-2, high=2),
-    "repetition_penalty": Bound(low=0, high=10, is_low_excluded=True),
+    "repetition_penalty": Bound(low=1e-3, high=10),
 }
 
 

@@ -64,7 +64,8 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = message.encode(errors="replace").decode()
+        """Half a surrogate pair, as headers that are not UTF-8 hold them, would not become JSON."""
         self.type = type
         self.param = param
         self.code = code

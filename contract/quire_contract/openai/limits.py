@@ -58,3 +58,7 @@ class Limits:
         {"enable_thinking", "thinking", "reasoning_effort", "preserve_thinking", "thinking_budget"}
     )
     """Names that chat_template_kwargs may hold: what chat templates read to turn reasoning on and off."""
+    max_logprob_entries: int = 1_048_576
+    """Output tokens, of all choices, times the log-probabilities that each is shown with, in an answer that is not streamed."""
+    max_allowed_token_entries: int = 1_048_576
+    """Entries of allowed_token_ids times prompts: each prompt goes to the engine with the list."""

@@ -58,6 +58,12 @@ def check_completion(request: CompletionRequest, limits: Limits) -> None:
     num_choices = request.num_prompts * request.num_choices
     if num_choices > limits.max_choices:
         raise invalid("n", f"times the number of prompts is {num_choices}; at most {limits.max_choices} is allowed")
+    num_allowed = request.num_prompts * len(request.allowed_token_ids or ())
+    if num_allowed > limits.max_allowed_token_entries:
+        most = limits.max_allowed_token_entries
+        raise invalid(
+            "allowed_token_ids", f"times the number of prompts is {num_allowed} ids; at most {most} are allowed"
+        )
 
 
 def check_tokenize(request: TokenizeRequest, limits: Limits) -> None:

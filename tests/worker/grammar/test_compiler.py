@@ -34,6 +34,11 @@ def explosion() -> dict[str, Any]:
     return {"allOf": one}
 
 
+def multiples_of(number: int) -> str:
+    """Short, and a lexer of as many states as the number is large."""
+    return js({"type": "integer", "multipleOf": number})
+
+
 HOSTILE: dict[str, tuple[str, str]] = {
     "no such type": (js({"type": "strin"}), "Invalid type: strin"),
     "a type that is a number": (js({"type": 5}), "type must be a string or array of strings"),
@@ -152,6 +157,14 @@ def test_the_least_recently_used_grammar_is_forgotten_first(make_bench: Callable
     assert [bench.compiler.find(digest_of(text)) is not None for text in texts] == [True, False, True]
 
 
+def test_a_short_text_that_takes_much_memory_counts_for_much(bench: Any) -> None:
+    cheap, dear = (bench.compile(multiples_of(number)) for number in (7, 100_019))
+
+    assert isinstance(cheap, CompiledGrammar)
+    assert isinstance(dear, CompiledGrammar)
+    assert dear.size_bytes > 20 * cheap.size_bytes
+
+
 def test_a_text_asked_for_twice_is_compiled_once_and_the_queue_is_bounded(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(GrammarLimits(num_threads=1, max_waiting=2))
     texts = [f'start: "{name}"' for name in "abc"]
@@ -162,6 +175,19 @@ def test_a_text_asked_for_twice_is_compiled_once_and_the_queue_is_bounded(make_b
     assert taken == [True, True, True, False]
     assert [digest for digest, _ in outcomes] == [digest_of(text) for text in texts[:2]]
     assert bench.compiler.start(digest_of(texts[2]), texts[2])
+
+
+def test_a_text_that_nobody_waits_for_is_not_compiled(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(GrammarLimits(num_threads=1))
+    texts = [multiples_of(100_019), 'start: "left"', 'start: "right"']
+    for text in texts:
+        bench.compiler.start(digest_of(text), text)
+    bench.compiler.forget(digest_of(texts[1]))
+
+    ready = bench.wait(2)
+
+    assert [digest for digest, _ in ready] == [digest_of(texts[0]), digest_of(texts[2])]
+    assert bench.compiler.find(digest_of(texts[1])) is None
 
 
 def test_closing_ends_what_is_being_tried_and_does_not_wait_for_it(make_bench: Callable[..., Any]) -> None:

@@ -197,10 +197,10 @@ def test_a_trust_folder_without_files_is_named(launch: Callable[..., Any], tmp_p
         ([], "::1", True),
         ([], "10.0.0.7", False),
         ([], None, False),
-        (["key"], "10.0.0.7", True),
+        (["key"], "10.0.0.7", False),
     ],
 )
-def test_a_server_open_to_all_is_drained_only_from_its_own_machine(
+def test_a_worker_without_routers_is_drained_only_from_its_own_machine(
     api_keys: list[str], peer: str | None, allowed: bool
 ) -> None:
     access = Access(api_keys, trust=None)

@@ -232,6 +232,21 @@ async def test_a_coding_that_nobody_here_reads_is_refused_by_name(
     assert coding in (await error_of(refused))["message"]
 
 
+async def test_a_coding_that_is_no_text_is_refused_too(worker: Any) -> None:
+    port = int(worker.base.rpartition(":")[2])
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"Content-Encoding: \xff\xfe\r\n\r\n{}")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert "Content-Encoding ?? is not supported" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "reason"),
     [

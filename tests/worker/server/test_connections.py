@@ -12,6 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+UNFINISHED = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+)
 FAST = ("--header-timeout", "0.5", "--body-timeout", "0.5", "--keep-alive-timeout", "1")
 
 
@@ -36,6 +40,17 @@ async def said(worker: Any, data: bytes) -> bytes:
 
 async def test_a_head_that_never_ends_is_cut_off(strict: Any) -> None:
     assert await said(strict, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ") == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET /health HTTP/1.1\r\nX-Slow: "])
+def test_a_connection_that_never_gets_as_far_as_a_request_is_cut_off(strict: Any, sent: bytes) -> None:
+    address = ("127.0.0.1", int(strict.base.rpartition(":")[2]))
+
+    for _ in range(3):
+        with socket.create_connection(address, timeout=20) as client:
+            client.sendall(sent)  # at once: the worker has hardly accepted
+
+            assert client.recv(1) == b""
 
 
 async def test_a_head_that_drips_is_cut_off(strict: Any) -> None:
@@ -106,17 +121,38 @@ async def test_one_connection_too_many_is_told_so(strict: Any, http: aiohttp.Cli
     await eventually(healthy, 200)
     opened = [await open_to(strict) for _ in range(4)]
     for _, writer in opened:
-        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(UNFINISHED)
     heads = [await reader.readline() for reader, _ in opened]
     refused = await said(strict, b"")
     for _, writer in opened:
         writer.close()
     await eventually(healthy, 200)
 
-    assert heads == [b"HTTP/1.1 200 OK\r\n"] * 4
+    assert heads == [b"HTTP/1.1 100 Continue\r\n"] * 4
     assert refused.startswith(b"HTTP/1.1 503 ")
     assert b"Retry-After: 1" in refused
     assert b'"code":"too_many_connections"' in refused
+
+
+async def test_connections_that_ask_for_nothing_make_room_for_one_that_does(
+    launch: Callable[..., Any], http: aiohttp.ClientSession
+) -> None:
+    flags = ("--served-model-name", "tiny", "--max-connections", "4", "--header-timeout", "60")
+    worker = launch(*flags).wait_until_ready()
+    opened = [await open_to(worker) for _ in range(20)]
+    for _, writer in opened:
+        writer.write(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        await writer.drain()
+
+    async with http.get(f"{worker.base}/health") as response:
+        status = response.status
+    async with asyncio.timeout(20):
+        first = await opened[0][0].read()
+    for _, writer in opened:
+        writer.close()
+
+    assert status == 200
+    assert first == b""
 
 
 async def test_an_unknown_expectation_gets_the_nested_body(worker: Any) -> None:

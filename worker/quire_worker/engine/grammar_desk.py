@@ -97,6 +97,8 @@ class GrammarDesk:
             waiting.aborted.add(message.choice)
         if message.choice is None or len(waiting.aborted) == waiting.submit.n:
             del self._waiting[message.request_id]
+            if self._compiler is not None and all(other.digest != waiting.digest for other in self._waiting.values()):
+                self._compiler.forget(waiting.digest)
 
     def collect(self, reject: Reject) -> None:
         """Hand on the requests whose grammars became ready."""

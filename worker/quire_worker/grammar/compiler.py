@@ -94,6 +94,10 @@ class GrammarCompiler:
         self._texts.put((digest, text))
         return True
 
+    def forget(self, digest: bytes) -> None:
+        """Nobody waits for the text any more: if its turn has not come it is not compiled, and others' turns come sooner."""
+        self._under_way.discard(digest)
+
     def collect(self) -> list[tuple[bytes, Outcome]]:
         """What became ready since the last call."""
         if not self._done:
@@ -144,6 +148,8 @@ class GrammarCompiler:
     def _work(self, trial: Trial) -> None:
         while (item := self._texts.get()) is not None:
             digest, text = item
+            if digest not in self._under_way:
+                continue
             start = time.perf_counter()
             try:
                 outcome = self._compile(text, trial)

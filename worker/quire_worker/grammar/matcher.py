@@ -22,6 +22,9 @@ _MAX_RENEWAL_S = 0.030
 _BASE_BYTES = 64 * 2**10
 _BYTES_PER_CHARACTER = 200
 """What compiled grammars were seen to take, at most, before they learn of the lexer."""
+_BYTES_PER_COMPILE_S = 100 * 2**20
+"""What those whose expressions are worked out at once (multipleOf, above all) were seen to take, at most, for each second of compiling."""
+_CHEAP_S = 0.005
 _TOO_SLOW = "the grammar takes too long for each token; make it less ambiguous"
 
 Verdict = Literal["stop", "error"]
@@ -41,7 +44,11 @@ class CompiledGrammar:
         self._prototype = self._compile()
         self._compile_time_s = time.thread_time() - start
         self.error = describe(self._prototype.get_error()) if self._prototype.is_error() else None
-        self.size_bytes = _BASE_BYTES + _BYTES_PER_CHARACTER * len(text)
+        self.size_bytes = (
+            _BASE_BYTES
+            + _BYTES_PER_CHARACTER * len(text)
+            + int(_BYTES_PER_COMPILE_S * max(0.0, self._compile_time_s - _CHEAP_S))
+        )
         """An estimate."""
         self.num_too_slow = 0
         """Matchers of it that ran out of patience."""

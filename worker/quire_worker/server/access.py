@@ -66,8 +66,10 @@ class Access:
         return bearer or self._keys.find(headers.get(_API_KEY_HEADER))
 
     def may_control(self, peer: str | None) -> bool:
-        """Whether a caller whom `may_call` let through may also drain: on a server open to everybody, only from this machine."""
-        if not self.is_open:
+        """Whether a caller whom `may_call` let through may also drain: a router or operator of the release, or somebody on this machine.
+
+        A key is for using the model; who holds one must not be able to take it from the others."""
+        if self._trust is not None:
             return True
         try:
             return peer is not None and ipaddress.ip_address(peer).is_loopback

@@ -23,21 +23,38 @@ class ConnectionCount:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.num_open = 0
+        self._open: dict[Connection, None] = {}
+        """That whose last request is longest ago comes first."""
 
-    @property
-    def is_full(self) -> bool:
-        return self.num_open >= self._limit
+    def admit(self, connection: "Connection") -> bool:
+        """Whether there is room: where all are taken, the one that has asked for nothing for longest makes some."""
+        if len(self._open) >= self._limit:
+            idle = next((other for other in self._open if other.is_idle), None)
+            if idle is None:
+                return False
+            self.leave(idle)
+            idle.force_close()
+        self._open[connection] = None
+        return True
+
+    def asks(self, connection: "Connection") -> None:
+        """It has sent a request, or part of its body."""
+        if self._open.pop(connection, self) is None:
+            self._open[connection] = None
+
+    def leave(self, connection: "Connection") -> None:
+        """It counts no more, if it did."""
+        self._open.pop(connection, None)
 
 
 class Connection(RequestHandler):
     """aiohttp's, but bytes that are no HTTP get the nested error body, too, and bodies stay packed (see body.py).
 
-    aiohttp waits for the rest of a request's head for as long as for the next request; here a head that has begun must end soon."""
+    aiohttp waits for the rest of a request's head for as long as for the next request, and for ever for the first; here the first head must
+    come, and a head that has begun must end, soon."""
 
     __slots__ = (
         "_count",
-        "_counted",
         "_head_timer",
         "_header_timeout_s",
         "_send_timeout_s",
@@ -59,7 +76,6 @@ class Connection(RequestHandler):
         """`options` are aiohttp's."""
         super().__init__(server, loop=loop, auto_decompress=False, max_headers=_MAX_HEADERS, **options)
         self._count = count
-        self._counted = False
         self._header_timeout_s = header_timeout_s
         self.body_timeout_s = body_timeout_s
         """For whoever reads a body; None: as long as it takes."""
@@ -67,30 +83,34 @@ class Connection(RequestHandler):
         self._send_timeout_s = send_timeout_s
         self._send_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """No request is being answered, nor the head of one complete."""
+        return not self._messages and not self._request_in_progress
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or say that there are too many."""
-        self._counted = not self._count.is_full
-        self._count.num_open += self._counted
+        is_taken = self._count.admit(self)
         super().connection_made(transport)
-        if not self._counted:
+        self._start_timer()
+        if not is_taken:
             cast(asyncio.WriteTransport, transport).write(_too_many())
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
-        self._count.num_open -= self._counted
-        self._counted = False
+        self._count.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes that do not end a request's head start the time for the rest of it."""
         super().data_received(data)
-        waits_for_head = self._waiter is not None and not self._waiter.done()
-        if not waits_for_head:
+        if not self.is_idle:
             self._stop_timer()
-        elif self._head_timer is None and self._header_timeout_s > 0:
-            self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+            self._count.asks(self)
+        else:
+            self._start_timer()
 
     def pause_writing(self) -> None:
         """The client takes nothing, and our buffer is full."""
@@ -113,6 +133,11 @@ class Connection(RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def _start_timer(self) -> None:
+        """Unless it runs. Bytes may come before aiohttp's own task has begun to wait for them."""
+        if self._head_timer is None and self._header_timeout_s > 0:
+            self._head_timer = self._loop.call_later(self._header_timeout_s, self._give_up)
+
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -120,7 +145,7 @@ class Connection(RequestHandler):
 
     def _give_up(self) -> None:
         self._head_timer = None
-        if self._waiter is not None and not self._waiter.done():
+        if self.is_idle:
             self.force_close()
 
     async def finish_response(

@@ -141,3 +141,12 @@ def no_token() -> ApiError:
 def _with_reason(error: ApiError) -> ApiError:
     error.headers[names.HEADER_REASON] = names.REASON_QUEUE_FULL
     return error
+
+
+def too_many_logprobs(most: int) -> ApiError:
+    """400 for an answer that would be gathered in memory for as long as it is made."""
+    return invalid(
+        "logprobs",
+        f"the answer has more than {most} log-probabilities of output (tokens of all choices x (k + 1)), too many for one that is not "
+        "streamed; send stream: true, or ask for fewer choices, a smaller max_tokens or a smaller k",
+    )

@@ -36,13 +36,14 @@ from quire_worker.server.generation import Arrived, Generation, Job
 from quire_worker.server.logprobs import TokensByNumber
 from quire_worker.server.middleware import CALLER, SPAN
 from quire_worker.server.parsing.dialect import Reading
+from quire_worker.server.portions import num_logprobs, portions
 from quire_worker.server.prompt_shown import NOTHING_MORE, Echo, Extras, ShownPrompt, echo_of
 from quire_worker.server.sampling import sampling_params
 from quire_worker.server.served_model import ServedModel
 from quire_worker.server.serving import Loaded, Serving
 
 _INLINE_SCORES = 4096
-"""Fewer log-probabilities of prompts become JSON on the event loop."""
+"""Fewer log-probabilities become JSON on the event loop, and answers of fewer tokens."""
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -90,7 +91,7 @@ class Generate:
         with self._generation(job, body, loaded.model, reading) as generation:
             if body.stream:
                 return await _stream(http, generation, answer, asked)
-            return await _whole(generation, answer, len(job.prompts) * job.n)
+            return await _whole(generation, answer, len(job.prompts) * job.n, self._serving.limits)
 
     async def _job(
         self, http: web.Request, body: GenerationRequest, loaded: Loaded, arrived_s: float
@@ -237,13 +238,18 @@ def _usage(generation: Generation) -> Usage:
     return usage_of(generation.num_prompt_tokens, generation.num_generated_tokens, generation.num_cached_tokens)
 
 
-async def _whole(generation: Generation, answer: Answer, num_choices: int) -> web.Response:
+async def _whole(generation: Generation, answer: Answer, num_choices: int, limits: Limits) -> web.Response:
     choices = [Gathered() for _ in range(num_choices)]
+    num_shown = 0
     while not generation.done:
         for index, piece in await generation.next():
             choices[index].add(piece)
+            num_shown += num_logprobs(piece)
+        if num_shown > limits.max_logprob_entries:
+            raise errors.too_many_logprobs(limits.max_logprob_entries)
     make = functools.partial(answer.whole, choices, _usage(generation))
-    body = make() if generation.num_shown_scores < _INLINE_SCORES else await asyncio.to_thread(make)
+    is_small = num_shown + generation.num_shown_scores + generation.num_generated_tokens < _INLINE_SCORES
+    body = make() if is_small else await asyncio.to_thread(make)
     return web.Response(body=body, content_type="application/json")
 
 
@@ -253,14 +259,22 @@ async def _stream(http: web.Request, generation: Generation, answer: Answer, ask
     arrived = await generation.next()
     response = web.StreamResponse(headers=_STREAM_HEADERS)
     await response.prepare(http)
-    begin = answer.begin(_usage(generation))
+    waiting = answer.begin(_usage(generation))
+    num_shown = 0
     try:
-        while not generation.done:
-            await response.write(begin + await _events(generation, answer, arrived, options))
-            begin = b""
+        while True:
+            for portion in portions(arrived):
+                await response.write(waiting)
+                await asyncio.sleep(0)  # others' turn; only a full buffer would wait
+                waiting = await _events(generation, answer, portion, options)
+                num_shown += sum(num_logprobs(piece) for _, piece in portion)
+            if generation.done:
+                break
+            await response.write(waiting)
+            waiting = b""
             arrived = await generation.next()
-        events = begin + await _events(generation, answer, arrived, options)
-        await response.write(events + answer.end(_usage(generation), include_usage=options.include_usage is True))
+        end = functools.partial(answer.end, _usage(generation), include_usage=options.include_usage is True)
+        await response.write(waiting + (end() if num_shown < _INLINE_SCORES else await asyncio.to_thread(end)))
     except EngineDeadError as error:
         await response.write(answer.error(errors.engine_dead(str(error))))
     except ApiError as error:

@@ -77,5 +77,5 @@ class InternalRoutes:
 
     def _check_control(self, request: web.Request) -> None:
         if not self._access.may_control(request.remote):
-            message = "On a server without --api-key and --trust-dir only this machine may drain it."
+            message = "Without --trust-dir only this machine may drain this worker."
             raise ApiError(403, message, type=TYPE_INVALID, code="forbidden")
