@@ -5,6 +5,7 @@ docs/known-complaints.md lists all fifteen complaints with their tests; the numb
 
 import asyncio
 import re
+import shutil
 import resource
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -59,13 +60,16 @@ async def test_a_model_is_served_without_being_compiled_and_its_start_is_timed_b
         assert await metric(worker, "quire_worker_startup_seconds", phase=phase) > 0
 
 
-def test_every_byte_of_the_weights_is_read_once_and_none_is_mapped() -> None:
-    checkpoint = open_checkpoint(DEMO)
+def test_every_byte_of_the_weights_is_read_once_and_none_is_mapped(tmp_path: Path) -> None:
+    folder = Path(
+        shutil.copytree(DEMO, tmp_path / "model")
+    )  # transformers, an oracle in this process, maps the demo model itself
+    checkpoint = open_checkpoint(folder)
     size = sum(entry.size_bytes for entry in checkpoint.entries.values())
     before = fact("self", "io", r"rchar: (\d+)")
 
     mapped = [
-        "model.safetensors" in Path("/proc/self/maps").read_text()
+        str(folder) in Path("/proc/self/maps").read_text()
         for _, tensor in checkpoint.stream(set(checkpoint.entries))
         if tensor.numel() > 100_000
     ]
