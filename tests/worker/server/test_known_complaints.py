@@ -5,8 +5,8 @@ docs/known-complaints.md lists all fifteen complaints with their tests; the numb
 
 import asyncio
 import re
-import shutil
 import resource
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
