@@ -21,6 +21,8 @@ from quire_worker.grammar.limits import GrammarLimits
 
 _COMMAND = (sys.executable, "-m", "quire_worker.grammar")
 _LENGTH = struct.Struct(">I")
+_BUSY_SHARE = 0.2
+"""Of the time limit. Who did not get to compute for so long says nothing about the grammar."""
 
 
 class TrialConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,11 +52,15 @@ class Trial:
     def refusal_of(self, text: str) -> str | None:
         """What is wrong with the grammar, in llguidance's words or ours; None if nothing is. Raises TrialBrokenError."""
         process = self._running()
+        begun_s = _cpu_time_s(process.pid)
         try:
             _send(process, text)
             found = _receive(process, self._limits.compile_time_s)
         except TimeoutError:
+            computed_s = _cpu_time_s(process.pid) - begun_s
             self._end()
+            if computed_s < _BUSY_SHARE * self._limits.compile_time_s:
+                raise TrialBrokenError("the machine is too busy to try the grammar; send the request again") from None
             return f"takes longer than {self._limits.compile_time_s:g} s to compile; make it smaller or simpler"
         except (EOFError, OSError):
             self._end()
@@ -101,6 +107,16 @@ class Trial:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def _cpu_time_s(pid: int) -> float:
+    """What the process has computed; 0 if it is gone."""
+    try:
+        # The name, in brackets, may hold anything: fields are counted from behind it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _send(process: "subprocess.Popen[bytes]", text: str) -> None:
