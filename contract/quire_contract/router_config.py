@@ -9,10 +9,13 @@ A name in `models` or `routes` without an endpoint is known but not ready (503);
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+
+from quire_contract.router_settings import RouterSettingsEntry, settings_problem
+from quire_contract.router_tenants import PriceEntry, TenantEntry, price_problem, tenant_problem
 
 VERSION = 1
 SHARD_KEY = "router.json"
@@ -20,6 +23,8 @@ SHARD_KEY = "router.json"
 MAX_SHARD_BYTES = 512 * 1024
 MAX_WEIGHT = 1_000_000
 EntryT = TypeVar("EntryT")
+RoutingPolicy = Literal["kv_aware", "round_robin", "least_load", "consistent_hash", "session_affinity"]
+Role = Literal["both", "prefill", "decode"]
 
 
 class RouterConfigError(ValueError):
@@ -33,6 +38,10 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """As clients write it in `model`."""
     service: str = ""
     """The InferenceService behind it, "namespace/name"."""
+    adapter: str = ""
+    """The LoRA adapter that the name stands for; empty: the model itself."""
+    price: PriceEntry | None = None
+    """What its tokens cost; None: nothing."""
 
 
 class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,6 +51,12 @@ class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """"namespace/name"."""
     weights: dict[str, int] = {}
     """Revision -> its share of the requests in percent; one that is not named gets none. Empty: no split, all revisions are equal."""
+    policy: RoutingPolicy = "kv_aware"
+    """How a worker is chosen."""
+    max_queued_requests: int | None = None
+    """Requests for it that may wait in the router; None: as the settings say."""
+    queue_timeout_s: float | None = None
+    """Longest wait there while its workers are full; None: as the settings say."""
 
 
 class RouteTargetEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,17 +68,42 @@ class RouteTargetEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Its part, relative to the other targets'; 0: none."""
 
 
+class ComplexityStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of a route that chooses by a request's complexity."""
+
+    model: str
+    """A served name."""
+    below: float | None = None
+    """It answers requests whose score is less; None: all that are left. Only the last step has none."""
+
+
+class ShadowEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Copies of requests for a model whose answers nobody sees."""
+
+    model: str
+    """A served name."""
+    percent: int = 100
+    """Of the requests."""
+
+
 class RouteEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A public name behind which other models answer."""
 
     model: str
     """As clients write it in `model`; never one of the served names."""
-    targets: list[RouteTargetEntry]
-    """Who answers, by weight."""
+    targets: list[RouteTargetEntry] = []
+    """Who answers, by weight. Empty if `complexity` says it."""
     fallbacks: list[str] = []
     """Served names that are asked, in this order, while no target has a ready worker."""
     timeout_s: float | None = None
     """Longest time until the first token of a stream; None: the router's own limit."""
+    sticky: Literal["none", "tenant", "user"] = "none"
+    """Whose requests stay at one target: nobody's, a tenant's (its key's, without tenants), or those with one value of "user"."""
+    complexity: list[ComplexityStep] = []
+    """The model is chosen by the request's score, the first step that it is below; header x-quire-model overrides."""
+    shadow: ShadowEntry | None = None
+    fallback_on_error: bool = False
+    """Fallbacks are also asked when a target's workers fail (5xx) or refuse for want of room (429, 503), before anything was sent."""
 
 
 class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -85,6 +125,8 @@ class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The InferenceService that it belongs to, "namespace/name"."""
     revision: str = ""
     """The service's revision that it runs."""
+    role: Role = "both"
+    """What it does of a request."""
 
     @property
     def pod_name(self) -> str:
@@ -92,13 +134,18 @@ class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return self.pod or self.id
 
 
-class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """All that a router serves, or a shard of it."""
 
     models: list[ModelEntry]
     endpoints: list[EndpointEntry]
     services: list[ServiceEntry] = []
     routes: list[RouteEntry] = []
+    tenants: list[TenantEntry] = []
+    require_tenant: bool = False
+    """Requests without a tenant's key are refused, even while there is no tenant."""
+    settings: RouterSettingsEntry | None = None
+    """None: the defaults."""
     version: int = VERSION
 
 
@@ -146,6 +193,9 @@ def merge_shards(shards: Sequence[RouterConfig]) -> RouterConfig:
         endpoints=_first_of_each((e for shard in shards for e in shard.endpoints), lambda endpoint: endpoint.id),
         services=_first_of_each((s for shard in shards for s in shard.services), lambda service: service.id),
         routes=_first_of_each(routes, lambda route: route.model),
+        tenants=_first_of_each((t for shard in shards for t in shard.tenants), lambda tenant: tenant.id),
+        require_tenant=any(shard.require_tenant for shard in shards),
+        settings=next((shard.settings for shard in shards if shard.settings is not None), None),
     )
 
 
@@ -168,6 +218,9 @@ def _first_problem(config: RouterConfig) -> str | None:
         *((f"endpoints[{i}]", _endpoint_problem(entry, names)) for i, entry in enumerate(config.endpoints)),
         *((f"services[{i}]", _service_problem(entry)) for i, entry in enumerate(config.services)),
         *((f"routes[{i}]", _route_problem(entry, names)) for i, entry in enumerate(config.routes)),
+        *((f"tenants[{i}]", tenant_problem(entry)) for i, entry in enumerate(config.tenants)),
+        *((f"models[{i}].price", price_problem(entry.price)) for i, entry in enumerate(config.models) if entry.price),
+        ("settings", None if config.settings is None else settings_problem(config.settings)),
     ]
     return next((f"{place}.{problem}" for place, problem in problems if problem is not None), None)
 
@@ -178,6 +231,8 @@ def _unique_values(config: RouterConfig) -> dict[str, list[str]]:
         "endpoints: id": [endpoint.id for endpoint in config.endpoints],
         "services: id": [service.id for service in config.services],
         "routes: model": [route.model for route in config.routes],
+        "tenants: id": [tenant.id for tenant in config.tenants],
+        "tenants: sha256": [key.sha256 for tenant in config.tenants for key in tenant.keys],
     }
 
 
@@ -210,17 +265,34 @@ def _service_problem(service: ServiceEntry) -> str | None:
 def _route_problem(route: RouteEntry, names: set[str]) -> str | None:
     if not route.model or route.model in names:
         return f"model: {route.model!r} must be a name of its own, neither empty nor in models"
-    if not route.targets:
-        return "targets: must name at least one model"
+    if bool(route.targets) == bool(route.complexity):
+        return "targets: must name at least one model, unless complexity says who answers; give one of the two"
+    if route.complexity:
+        problem = _steps_problem(route.complexity)
+        if problem is not None:
+            return problem
+    if route.shadow is not None and not 1 <= route.shadow.percent <= 100:
+        return f"shadow.percent: is {route.shadow.percent}; use 1 to 100"
     targets = [target.model for target in route.targets]
     repeated = _first_repeated(targets)
     if repeated is not None:
         return f"targets: {repeated!r} is a target twice; add the weights up"
-    if route.model in (*targets, *route.fallbacks):
+    others = [step.model for step in route.complexity] + ([route.shadow.model] if route.shadow else [])
+    if route.model in (*targets, *route.fallbacks, *others):
         return f"targets: {route.model!r} must not lead to itself"
     if route.timeout_s is not None and not 0 < route.timeout_s < float("inf"):
         return f"timeout_s: {route.timeout_s} must be a positive number of seconds"
     return _weights_problem("targets", {target.model: target.weight for target in route.targets})
+
+
+def _steps_problem(steps: list[ComplexityStep]) -> str | None:
+    bounds = [step.below for step in steps]
+    known = [bound for bound in bounds[:-1] if bound is not None]
+    if bounds[-1] is not None or len(known) != len(bounds) - 1:
+        return "complexity: every step but the last one needs below, and the last one must have none"
+    if known != sorted(set(known)):
+        return "complexity: below must rise from step to step"
+    return None
 
 
 def _weights_problem(field: str, weights: dict[str, int]) -> str | None:

@@ -30,8 +30,9 @@ from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
+from quire_router.answer import layered
 from quire_router.app import Handler, RouterApp
-from quire_router.calls import CallHandler
+from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.internal import InternalApi
@@ -40,12 +41,14 @@ from quire_router.kube_source import KubernetesSource
 from quire_router.kv_follower import KvFollower
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.kv_subscriber import KvSubscriber
+from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
+from quire_router.reading import PromptLayer
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
@@ -148,7 +151,8 @@ async def running(
             subscriber = KvSubscriber(endpoint, follower, context, trust=zmq_trust, clock=time.monotonic)
             return [Prober(endpoint, session, reader, trust).run(), subscriber.run()]
 
-        keeper = EndpointKeeper(pool, index, sent, reader, watchers)
+        live = LiveConfig()
+        keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
         loop = asyncio.get_running_loop()
@@ -234,11 +238,14 @@ def build_calls(
     return CallHandler(
         pool=pool,
         picker=picker,
-        proxy=proxy,
+        source=layered([PromptLayer(picker)], proxy.answer),
         metrics=metrics,
-        limits=Limits(max_body_bytes=settings.max_body_bytes),
-        keep_key=trust is None and not settings.api_keys,
-        log_requests=settings.log_requests,
+        settings=CallSettings(
+            limits=Limits(max_body_bytes=settings.max_body_bytes),
+            keep_key=trust is None and not settings.api_keys,
+            log_requests=settings.log_requests,
+            idle_timeout_s=settings.idle_timeout_s,
+        ),
         clock=time.monotonic,
     )
 

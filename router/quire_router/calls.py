@@ -1,4 +1,4 @@
-"""Takes one call that goes to a worker: reads its body, finds its model, hands it to the proxy, and accounts for it.
+"""Takes one call that goes to a worker: reads its body, finds its model, has it answered, and accounts for it.
 
 Only what the router must know is checked here; the rest of the body is the worker's to judge.
 """
@@ -22,10 +22,12 @@ from quire_contract.openai.errors import (
 from quire_contract.openai.limits import Limits
 from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import log_event
+from quire_router.answer import Source
+from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
+from quire_router.delivery import deliver
 from quire_router.endpoints import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
-from quire_router.proxy import STATUS_CLIENT_GONE, Call, Outcome, Proxy
 from quire_router.responses import error_response
 from quire_router.scoring import Choice
 
@@ -41,6 +43,17 @@ class ModelField(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
+class CallSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for every call."""
+
+    limits: Limits
+    keep_key: bool
+    """Whether the client's key is for the worker."""
+    log_requests: bool
+    idle_timeout_s: float
+    """For a client to take what was sent."""
+
+
 class CallHandler:
     """One for the process. Every call ends in one log line and one count, however it ends."""
 
@@ -49,29 +62,27 @@ class CallHandler:
         *,
         pool: EndpointPool,
         picker: Picker,
-        proxy: Proxy,
+        source: Source,
         metrics: RouterMetrics,
-        limits: Limits,
-        keep_key: bool,
-        log_requests: bool,
+        settings: CallSettings,
         clock: Callable[[], float],
     ) -> None:
         self._pool = pool
         self._picker = picker
-        self._proxy = proxy
+        self._source = source
         self._metrics = metrics
-        self._limits = limits
-        self._keep_key = keep_key
-        self._log_requests = log_requests
+        self._settings = settings
         self._clock = clock
 
     async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
         """The answer: a worker's, or an error of our own."""
+        tenant: Tenant | None = None
         started_s = self._clock()
         outcome = Outcome()
         try:
-            call = await self._read(request, request_id, outcome)
-            return await self._proxy.forward(request, call, outcome)
+            call = await self._read(request, request_id, outcome, started_s, tenant)
+            answer = await self._source(call, outcome)
+            return await deliver(request, call, answer, outcome, idle_s=self._settings.idle_timeout_s)
         except ApiError as error:
             outcome.status = error.status
             outcome.problem = outcome.problem or error.message
@@ -82,28 +93,29 @@ class CallHandler:
         finally:
             self._account(request, request_id, outcome, started_s)
 
-    async def _read(self, request: web.BaseRequest, request_id: str, outcome: Outcome) -> Call:
-        body = await _read_body(request, self._limits.max_body_bytes)
-        if request.path in PATHS_WITH_PROMPT:
-            fields = routing_fields(request.path, body, self._limits)
-            outcome.model = model = self._known(fields.model)
-            targets, timeout_s = self._picker.targets(model)
-            prompt = await self._picker.read(targets[0], fields, body, request.path)
-            is_stream = fields.stream is True
-        else:
-            outcome.model = model = self._known(_model_of(body))
-            targets, timeout_s = self._picker.targets(model)
-            prompt, is_stream = None, False
+    async def _read(
+        self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float, tenant: Tenant | None
+    ) -> Call:
+        body = await _read_body(request, self._settings.limits.max_body_bytes)
+        fields = (
+            routing_fields(request.path, body, self._settings.limits) if request.path in PATHS_WITH_PROMPT else None
+        )
+        outcome.model = model = self._known(_model_of(body) if fields is None else fields.model)
+        targets, timeout_s = self._picker.targets(model)
         return Call(
             request_id=request_id,
             model=model,
             targets=targets,
             path=request.path,
             body=body,
-            is_stream=is_stream,
+            is_stream=fields is not None and fields.stream is True,
             first_byte_timeout_s=timeout_s,
-            prompt=prompt,
-            keep_key=self._keep_key,
+            prompt=None,
+            keep_key=self._settings.keep_key,
+            headers=request.headers,
+            fields=fields,
+            tenant=tenant,
+            arrived_s=started_s,
         )
 
     def _known(self, model: str | None) -> str:
@@ -122,7 +134,7 @@ class CallHandler:
         total_s = self._clock() - started_s
         first_s = None if outcome.first_byte_s is None else outcome.first_byte_s - started_s
         self._metrics.count_request(model, outcome.status, total_s, first_s)
-        if not self._log_requests:
+        if not self._settings.log_requests:
             return
         choice = outcome.choice
         fields = {} if choice is None else _chosen(choice)

@@ -13,6 +13,7 @@ from quire_contract.router_config import RouterConfig, RouterConfigError, read_c
 from quire_contract.telemetry import log_event
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.live_config import LiveConfig
 from quire_router.prompts import PromptReader
 
 log = logging.getLogger("quire_router.keeper")
@@ -28,18 +29,26 @@ class EndpointKeeper:
     """Applies configurations. Use from one task."""
 
     def __init__(
-        self, pool: EndpointPool, index: KvIndex, sent: SentIndex, reader: PromptReader, watcher: Watcher
+        self,
+        pool: EndpointPool,
+        index: KvIndex,
+        sent: SentIndex,
+        reader: PromptReader,
+        watcher: Watcher,
+        live: LiveConfig,
     ) -> None:
         self._pool = pool
         self._index = index
         self._sent = sent
         self._reader = reader
         self._watcher = watcher
+        self._live = live
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def apply(self, config: RouterConfig) -> None:
         """Serve what the configuration says, from now on. Requests that run at removed endpoints go on there."""
         changes = self._pool.apply(config)
+        self._live.swap(config)
         for endpoint in changes.removed:
             await self._stop(endpoint)
         for endpoint in changes.added:

@@ -1,6 +1,6 @@
 """Carries one request to a worker and its answer back: original bytes, whole SSE events as they come, retries before the first byte.
 
-    connect -> (retry) -> headers -> (retry) -> first event -> to the client -> ... -> end | broken -> error event, [DONE]
+    connect -> (retry) -> headers -> (retry) -> first event -> the answer begins -> ... -> end | BrokenStreamError
 
 A retry goes to another endpoint, only while nothing was sent to the client, at most MAX_RETRIES times and within the retry budget.
 A call by a route's name has several models that may answer; each is sent the body with its own name in "model", and an answer tells the
@@ -8,23 +8,24 @@ name of the model that gave it. It must not know how endpoints are chosen or wha
 """
 
 import asyncio
+import contextlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import aiohttp
 import msgspec
-from aiohttp import web
 from yarl import URL
 
 from quire_contract import names
-from quire_contract.error_form import broken_stream
 from quire_contract.openai.errors import ApiError, unavailable
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
+from quire_router.answer import Answer, BrokenStreamError
+from quire_router.call import Call, Outcome
 from quire_router.endpoints import Endpoint, Reservation
-from quire_router.picker import Picker, ReadablePrompt
+from quire_router.picker import Picker
 from quire_router.retry_budget import RetryBudget
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
@@ -36,10 +37,6 @@ MAX_RETRIES = 2
 MAX_HELD_BYTES = 1024 * 1024
 """An answer that is no stream is read whole before a byte is sent on, up to this size, so that a worker's death can still be mended."""
 RETRYABLE_STATUS = 503
-STATUS_FAILED = 500
-"""Until a call has ended in any other way: what breaks here is our fault."""
-STATUS_CLIENT_GONE = 499
-"""For logs and metrics only: nobody reads it."""
 MAX_URLS = 4096
 MAX_SENT_AT_ONCE_BYTES = 1024 * 1024
 """Larger bodies are sent in parts, so that they do not hold up the event loop."""
@@ -56,42 +53,6 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Between two parts of a stream that has begun, and for a client to take what was sent to it."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A request that was looked at and may go to a worker."""
-
-    request_id: str
-    model: str
-    """As the client asked for it."""
-    targets: tuple[str, ...]
-    """Models that may answer, in the order in which they are tried; `model` alone unless that is a route."""
-    path: str
-    body: bytes
-    is_stream: bool
-    first_byte_timeout_s: float | None
-    """Until the first event of a stream; None: the proxy's own limit."""
-    prompt: ReadablePrompt | None
-    """As the first target reads it; None: the call has no prompt to route by."""
-    keep_key: bool
-    """Whether the client's Authorization header is for the worker."""
-
-
-class Outcome:
-    """What became of a call; filled in as it goes, for logs and metrics."""
-
-    __slots__ = ("attempts", "choice", "first_byte_s", "model", "problem", "status", "target")
-
-    def __init__(self) -> None:
-        self.model: str | None = None
-        """None: nobody declared the model that was asked for."""
-        self.target: str | None = None
-        """The model that was chosen last for a route."""
-        self.attempts = 0
-        self.choice: Choice | None = None
-        self.status = STATUS_FAILED
-        self.first_byte_s: float | None = None
-        self.problem = ""
-
-
 class RetryableError(Exception):
     """This attempt failed before anything was sent to the client."""
 
@@ -100,16 +61,8 @@ class RetryableError(Exception):
         self.reason = reason
 
 
-class BrokenStreamError(Exception):
-    """A stream ended or stalled after its first byte went to the client."""
-
-
-class ClientGoneError(Exception):
-    """The client left, or took nothing for too long."""
-
-
 class Proxy:
-    """Forwards calls. One for the process."""
+    """Forwards calls. One for the process; the source behind all layers."""
 
     def __init__(
         self,
@@ -131,8 +84,8 @@ class Proxy:
         self._clock = clock
         self._urls: dict[tuple[str, str], URL] = {}
 
-    async def forward(self, request: web.BaseRequest, call: Call, outcome: Outcome) -> web.StreamResponse:
-        """The answer to a call, sent on. ApiError if no endpoint gave one."""
+    async def answer(self, call: Call, outcome: Outcome) -> Answer:
+        """A worker's answer. ApiError if no endpoint gave one."""
         tried: frozenset[str] = frozenset()
         self._budget.note_request()
         while True:
@@ -147,8 +100,7 @@ class Proxy:
             outcome.choice = choice
             outcome.attempts += 1
             try:
-                with reservation:
-                    return await self._attempt(request, call, reservation, outcome)
+                return await self._attempt(call, reservation, outcome)
             except RetryableError as error:
                 outcome.problem = str(error)
                 tried |= {reservation.endpoint.id}
@@ -176,117 +128,95 @@ class Proxy:
         assert refusal is not None, "a call has a target"
         return None, refusal
 
-    async def _attempt(
-        self, request: web.BaseRequest, call: Call, reservation: Reservation, outcome: Outcome
-    ) -> web.StreamResponse:
-        endpoint = reservation.endpoint
-        limit_s = (call.first_byte_timeout_s or self._timeouts.first_byte) if call.is_stream else self._timeouts.answer
-        upstream: aiohttp.ClientResponse | None = None
-        try:
-            try:
-                async with asyncio.timeout(limit_s):
-                    upstream = await self._open(request, call, outcome.target or call.model, endpoint)
-                    begun = await _begin(endpoint, upstream)
-            except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-                endpoint.counts.failed()
-                raise _failure(endpoint, error, limit_s) from None
+    async def _attempt(self, call: Call, reservation: Reservation, outcome: Outcome) -> Answer:
+        """One endpoint's answer. RetryableError: another endpoint may be tried. The place is held until the answer is closed."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(reservation)
+            upstream, begun = await self._begin(call, reservation.endpoint, outcome, stack)
             outcome.first_byte_s = now_s = self._clock()
             is_stream = begun.cutter is not None
             reservation.first_byte(now_s, is_stream=is_stream)
-            endpoint.counts.answered(upstream.status, now_s - reservation.started_s if is_stream else None)
-            return await self._send_on(request, call, endpoint, upstream, begun, outcome)
-        finally:
-            if upstream is not None:
-                upstream.close()  # nothing to close if all of it was read: the connection went back to the session then
+            ttft_s = now_s - reservation.started_s if is_stream else None
+            reservation.endpoint.counts.answered(upstream.status, ttft_s)
+            return self._answer_of(call, reservation.endpoint, upstream, begun, outcome, stack)
 
-    async def _open(
-        self, request: web.BaseRequest, call: Call, target: str, endpoint: Endpoint
-    ) -> aiohttp.ClientResponse:
+    async def _begin(
+        self, call: Call, endpoint: Endpoint, outcome: Outcome, stack: contextlib.AsyncExitStack
+    ) -> tuple[aiohttp.ClientResponse, "Begun"]:
+        limit_s = (call.first_byte_timeout_s or self._timeouts.first_byte) if call.is_stream else self._timeouts.answer
+        try:
+            async with asyncio.timeout(limit_s):
+                upstream = await self._open(call, outcome.target or call.model, endpoint)
+                stack.callback(upstream.close)  # nothing to close if all of it was read: its connection went back then
+                return upstream, await _begin(endpoint, upstream)
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            endpoint.counts.failed()
+            raise _failure(endpoint, error, limit_s) from None
+
+    async def _open(self, call: Call, target: str, endpoint: Endpoint) -> aiohttp.ClientResponse:
         key = (endpoint.url, call.path)
         url = self._urls.get(key)
         if url is None:
             if len(self._urls) >= MAX_URLS:
                 self._urls.clear()
             url = self._urls[key] = URL(endpoint.url + call.path)
-        passed = header_rules.to_worker(request.headers, call.request_id, self._trust, keep_key=call.keep_key)
+        passed = header_rules.to_worker(call.headers, call.request_id, self._trust, keep_key=call.keep_key)
         body = call.body if target == call.model else with_model(call.body, target)
         data = body if len(body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(body)
         return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
 
-    async def _send_on(
+    def _answer_of(
         self,
-        request: web.BaseRequest,
         call: Call,
         endpoint: Endpoint,
         upstream: aiohttp.ClientResponse,
         begun: "Begun",
         outcome: Outcome,
-    ) -> web.StreamResponse:
+        stack: contextlib.AsyncExitStack,
+    ) -> Answer:
         assert outcome.choice is not None, "an attempt has been chosen"
-        outcome.status = upstream.status
         passed = header_rules.to_client(upstream.headers, call.request_id, endpoint.id, route_in_short(outcome.choice))
         if begun.is_whole:
-            return web.Response(status=upstream.status, headers=passed, body=begun.data)
-        response = web.StreamResponse(status=upstream.status, headers=passed)
+            return Answer(status=upstream.status, headers=passed, body=begun.data)
+        return Answer(
+            status=upstream.status,
+            headers=passed,
+            parts=self._parts(endpoint, upstream, begun),
+            is_events=begun.cutter is not None,
+            release=stack.pop_all().aclose,
+        )
+
+    async def _parts(
+        self, endpoint: Endpoint, upstream: aiohttp.ClientResponse, begun: "Begun"
+    ) -> AsyncGenerator[bytes, None]:
+        """What comes until the stream's end. BrokenStreamError where it breaks: all that was given ended with a whole event.
+
+        This is the place where a stream will go on at another worker."""
         try:
-            await self._relay(request, response, upstream, begun)
+            yield begun.data
+            async for part in self._rest(upstream, begun.cutter):
+                yield part
         except BrokenStreamError as error:
-            outcome.problem = f"{endpoint.id} {error}"
             endpoint.counts.broke()
             endpoint.on_suspect()
-            await self._end_broken(request, response, call, begun, outcome)
-        except ClientGoneError:
-            outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left or took nothing for too long"
-            _abort(request)
-        return response
+            raise BrokenStreamError(f"{endpoint.id} {error}") from None
 
-    async def _relay(
-        self, request: web.BaseRequest, response: web.StreamResponse, upstream: aiohttp.ClientResponse, begun: "Begun"
-    ) -> None:
-        """Send on what comes until the stream's end. The idle limit holds for each wait: for the worker, and for the client."""
-        loop, idle_s, cutter = asyncio.get_running_loop(), self._timeouts.idle, begun.cutter
-        part, reading = begun.data, False
-        try:
-            async with asyncio.timeout(idle_s) as limit:
-                await response.prepare(request)
-                while True:
-                    if part:
-                        await response.write(part)
-                    reading = True
+    async def _rest(self, upstream: aiohttp.ClientResponse, cutter: EventCutter | None) -> AsyncGenerator[bytes, None]:
+        idle_s = self._timeouts.idle
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
                     arrived = await upstream.content.readany()
-                    if not arrived:
-                        break
-                    reading = False
-                    limit.reschedule(loop.time() + idle_s)
-                    part = arrived if cutter is None else cutter.cut(arrived)
-        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-            if not reading:
-                raise ClientGoneError from None
-            stalled = isinstance(error, TimeoutError)
-            raise BrokenStreamError(f"sent nothing for {idle_s:g} s" if stalled else "died") from None
+            except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+                stalled = isinstance(error, TimeoutError)
+                raise BrokenStreamError(f"sent nothing for {idle_s:g} s" if stalled else "died") from None
+            if not arrived:
+                break
+            part = arrived if cutter is None else cutter.cut(arrived)
+            if part:
+                yield part
         if cutter is not None and not cutter.is_between_events:
             raise BrokenStreamError("ended within an event")
-
-    async def _end_broken(
-        self, request: web.BaseRequest, response: web.StreamResponse, call: Call, begun: "Begun", outcome: Outcome
-    ) -> None:
-        """A stream broke after its first byte. The client gets an error event, never a bare cut that looks like an end.
-
-        This is the place where a stream will go on at another worker: all that was sent on ended with a whole event."""
-        if begun.cutter is None:
-            _abort(request)
-            return
-        error = ApiError(
-            502,
-            f"The stream broke: {outcome.problem}. What was sent is incomplete.",
-            type="server_error",
-            code="stream_broken",
-        )
-        try:
-            async with asyncio.timeout(self._timeouts.idle):
-                await response.write(broken_stream(error, call.path, call.request_id, begun.cutter.num_events))
-        except (TimeoutError, ConnectionError):
-            _abort(request)
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -350,12 +280,6 @@ def _failure(endpoint: Endpoint, error: Exception, limit_s: float) -> Exception:
             code="worker_timeout",
         )
     return RetryableError("reset", f"{endpoint.id} closed the connection before it answered")
-
-
-def _abort(request: web.BaseRequest) -> None:
-    """Cut the client's connection: it must not take a part for the whole."""
-    if request.transport is not None:
-        request.transport.abort()
 
 
 def route_in_short(choice: Choice) -> str:

@@ -1,0 +1,160 @@
+"""What a release's routers do beside serving models: admission, mending, saving, filtering, accounting. Part of its configuration.
+
+Every section has defaults with which a router works; what a platform team turns on is off by default. Unknown keys are errors.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Requests that wait in the router while the workers of their model are full, or while there is none."""
+
+    max_queued_requests: int = 2000
+    """For each model; more are refused with 429."""
+    max_queued_mib: int = 256
+    """Bodies of waiting requests, over all models, in MiB."""
+    queue_timeout_s: float = 60.0
+    """Longest wait for workers that are full."""
+    no_endpoint_timeout_s: float = 300.0
+    """Longest wait for a model's first ready worker."""
+    waiting_per_worker: int = 4
+    """A worker with more requests in its own queue is full."""
+    kv_use_limit: float = 0.95
+    """A worker with a greater part of its KV blocks in use by requests is full, unless it runs nothing."""
+
+
+class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is done about workers that fail."""
+
+    resume_streams: bool = True
+    """Streams of a worker that died go on at another one."""
+    max_resumes: int = 3
+    """For each stream."""
+    lost_after_s: float = 5.0
+    """A worker that reported load before and is silent for so long, and whose probe fails, has lost its streams."""
+    consecutive_failures: int = 5
+    """After so many in a row, a worker is out of the choice for a while."""
+    ejection_s: float = 10.0
+    """The first time out; it doubles with each further one, up to sixteen times as much."""
+    max_ejected_percent: int = 50
+    """Of a model's workers."""
+    hedge_after_s: float | None = None
+    """A stream without its first event by then is also sent to a second worker, and the first to answer wins. None: never."""
+    max_hedged_percent: int = 5
+    """Of the requests."""
+
+
+class SavingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Work that is not done twice."""
+
+    response_cache: bool = False
+    """Answers to deterministic requests are kept, for each tenant apart."""
+    response_ttl_s: float = 300.0
+    response_cache_mib: int = 256
+    """In the router's memory, and at most as much in Redis where there is one."""
+    max_response_kib: int = 1024
+    """A longer answer is not kept."""
+    coalesce: bool = False
+    """Identical deterministic requests in flight, of one tenant, share one generation."""
+
+
+class ModerationHook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An outside moderator, asked over HTTP."""
+
+    url: str
+    timeout_s: float = 2.0
+    on_failure: Literal["open", "closed"] = "closed"
+    """Whether a request passes when the moderator does not answer."""
+    header_env: str = ""
+    """Environment variable of the router with the value of the Authorization header; empty: none is sent."""
+
+
+class FilterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One rule about content. Exactly one of patterns, words, pii, max_chars and hook says what it looks for."""
+
+    name: str
+    """In answers, logs and metrics; never with what was found."""
+    stage: Literal["prompt", "output", "both"] = "both"
+    action: Literal["block", "redact", "flag"] = "block"
+    patterns: list[str] = []
+    """Regular expressions of a linear-time engine."""
+    words: list[str] = []
+    """Whole words, in any case."""
+    pii: list[Literal["email", "phone", "credit_card", "iban", "ip_address", "us_ssn", "api_key"]] = []
+    max_chars: int | None = None
+    """Of a prompt's whole text."""
+    hook: ModerationHook | None = None
+    models: list[str] = []
+    """Names that clients ask for; empty: all."""
+    tenants: list[str] = []
+    """Ids of tenants; empty: all."""
+    replacement: str = "[redacted]"
+
+
+class UsageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is written down of each request."""
+
+    stream_max_records: int = 1_000_000
+    """Kept in Redis' stream; about that many."""
+    memory_max_records: int = 100_000
+    """Kept in the router without Redis."""
+    currency: str = "USD"
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How limits hold over several routers."""
+
+    lease_percent: int = 10
+    """Part of a limit that a router may take from Redis in advance: what is left of it when the router dies is lost, and a limit may
+    be exceeded by that much while Redis is away."""
+    without_redis: Literal["local", "refuse"] = "local"
+    """While Redis is away: each router counts by itself (a limit may then hold for each of them), or refuses tenants with limits."""
+    default_output_tokens: int = 256
+    """Reserved for the answer of a request that names no maximum."""
+
+
+class RouterSettingsEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All sections."""
+
+    admission: AdmissionSettings = AdmissionSettings()
+    faults: FaultSettings = FaultSettings()
+    saving: SavingSettings = SavingSettings()
+    filters: list[FilterEntry] = []
+    usage: UsageSettings = UsageSettings()
+    limits: LimitSettings = LimitSettings()
+
+
+def settings_problem(settings: RouterSettingsEntry) -> str | None:
+    """The first thing that is wrong, beginning with the field's name."""
+    for section in ("admission", "faults", "saving", "usage", "limits"):
+        for field, value in msgspec.structs.asdict(getattr(settings, section)).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+                return f"{section}.{field}: is {value}; it must not be negative"
+    seen: set[str] = set()
+    for i, entry in enumerate(settings.filters):
+        problem = _filter_problem(entry)
+        if problem is not None:
+            return f"filters[{i}].{problem}"
+        if entry.name in seen:
+            return f"filters[{i}].name: {entry.name!r} is used twice"
+        seen.add(entry.name)
+    return None
+
+
+def _filter_problem(entry: FilterEntry) -> str | None:
+    if not entry.name:
+        return "name: must not be empty"
+    kinds = [
+        bool(entry.patterns),
+        bool(entry.words),
+        bool(entry.pii),
+        entry.max_chars is not None,
+        entry.hook is not None,
+    ]
+    if sum(kinds) != 1:
+        return "patterns: give exactly one of patterns, words, pii, max_chars and hook"
+    if entry.action == "redact" and (entry.max_chars is not None or entry.hook is not None):
+        return "action: redact needs patterns, words or pii; use block or flag"
+    return None

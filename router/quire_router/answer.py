@@ -1,0 +1,87 @@
+"""An answer on its way from a worker to a client, and the layers that it passes.
+
+    Delivery <- layer <- layer <- ... <- Proxy <- worker
+
+A layer takes the call inwards and the answer outwards: it may refuse the call (ApiError), change it, answer it itself, or put a generator
+around the answer's parts. One that has nothing to do with a call returns what the inner source gave, so it costs nothing for each part.
+Whoever takes an answer closes it, however that ends; closing one closes those that it was made of (`Answer.through`).
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Protocol
+
+from multidict import CIMultiDict
+
+from quire_router.call import Call, Outcome
+
+Release = Callable[[], Awaitable[None]]
+
+
+class BrokenStreamError(Exception):
+    """Raised by an answer's parts: it ended or stalled for good after its first part was given, and nobody can go on with it."""
+
+
+class Answer:
+    """What is sent to the client. Either whole, or in parts."""
+
+    __slots__ = ("_release", "body", "headers", "is_events", "parts", "status")
+
+    def __init__(
+        self,
+        *,
+        status: int,
+        headers: CIMultiDict[str],
+        body: bytes | None = None,
+        parts: AsyncGenerator[bytes, None] | None = None,
+        is_events: bool = False,
+        release: Release | None = None,
+    ) -> None:
+        """`is_events`: each part is one or several whole server-sent events. Otherwise parts are cut anywhere.
+
+        `release` is awaited when the answer is closed, also if no part was ever taken: a generator that never began cannot clean up."""
+        assert (body is None) != (parts is None), "an answer is whole or comes in parts"
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.parts = parts
+        self.is_events = is_events
+        self._release = release
+
+    def through(self, parts: AsyncGenerator[bytes, None]) -> "Answer":
+        """This answer with other parts, made of its own. It is closed with the new one."""
+        return Answer(
+            status=self.status, headers=self.headers, parts=parts, is_events=self.is_events, release=self.close
+        )
+
+    async def close(self) -> None:
+        """Nobody reads on: what computes it may stop. Further calls do nothing."""
+        if self.parts is not None:
+            await self.parts.aclose()
+        release, self._release = self._release, None
+        if release is not None:
+            await release()
+
+
+Source = Callable[[Call, Outcome], Awaitable[Answer]]
+"""Gives the answer to a call. ApiError if there is none."""
+
+
+class Layer(Protocol):
+    """One concern of every call."""
+
+    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+        """The answer, with the help of `inner`. ApiError refuses the call."""
+
+
+def layered(layers: Sequence[Layer], source: Source) -> Source:
+    """`source` behind `layers`, the first of which sees a call first and its answer last."""
+    for layer in reversed(layers):
+        source = _around(layer, source)
+    return source
+
+
+def _around(layer: Layer, inner: Source) -> Source:
+    def answer(call: Call, outcome: Outcome) -> Awaitable[Answer]:
+        return layer.answer(call, outcome, inner)
+
+    return answer

@@ -1,0 +1,90 @@
+"""Sends an answer to its client: part by part as it comes, never faster than the client takes it.
+
+It must not know workers: what mends a stream lies behind the answer's parts.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from quire_contract.error_form import broken_stream
+from quire_contract.openai.errors import ApiError
+from quire_router.answer import Answer, BrokenStreamError
+from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome
+
+
+async def deliver(
+    request: web.BaseRequest, call: Call, answer: Answer, outcome: Outcome, *, idle_s: float
+) -> web.StreamResponse:
+    """Send `answer` and close it. A client that takes nothing for `idle_s` seconds is cut off."""
+    outcome.status = answer.status
+    if answer.body is not None:
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    sent = _Sent()
+    try:
+        await _send(request, response, answer, sent, idle_s)
+    except BrokenStreamError as error:
+        outcome.problem = str(error)
+        await _end_broken(request, response, call, answer, sent, idle_s, outcome)
+    except (TimeoutError, ConnectionError):
+        outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left or took nothing for too long"
+        abort(request)
+    finally:
+        await answer.close()
+    return response
+
+
+class _Sent:
+    """What the client has."""
+
+    __slots__ = ("num_events",)
+
+    def __init__(self) -> None:
+        self.num_events = 0
+
+
+async def _send(
+    request: web.BaseRequest, response: web.StreamResponse, answer: Answer, sent: _Sent, idle_s: float
+) -> None:
+    assert answer.parts is not None, "a whole answer is sent otherwise"
+    async with asyncio.timeout(idle_s):
+        await response.prepare(request)
+    async for part in answer.parts:
+        if part:
+            async with asyncio.timeout(idle_s):
+                await response.write(part)
+            if answer.is_events:
+                sent.num_events += part.count(b"\n\n")
+
+
+async def _end_broken(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    call: Call,
+    answer: Answer,
+    sent: _Sent,
+    idle_s: float,
+    outcome: Outcome,
+) -> None:
+    """The client gets an error event, never a bare cut that looks like an end."""
+    if not answer.is_events:
+        abort(request)
+        return
+    error = ApiError(
+        502,
+        f"The stream broke: {outcome.problem}. What was sent is incomplete.",
+        type="server_error",
+        code="stream_broken",
+    )
+    try:
+        async with asyncio.timeout(idle_s):
+            await response.write(broken_stream(error, call.path, call.request_id, sent.num_events))
+    except (TimeoutError, ConnectionError):
+        abort(request)
+
+
+def abort(request: web.BaseRequest) -> None:
+    """Cut the client's connection: it must not take a part for the whole."""
+    if request.transport is not None:
+        request.transport.abort()

@@ -1,0 +1,38 @@
+"""The configuration that is in force, for whoever must act on a change of it. Swapped as a whole; what is here has been validated."""
+
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from quire_contract.router_config import RouterConfig, encode_config
+from quire_contract.router_settings import RouterSettingsEntry
+
+Follower = Callable[[RouterConfig], None]
+"""Makes of a configuration what it needs, at once and without waiting for anything."""
+
+
+class LiveConfig:
+    """One for the process."""
+
+    def __init__(self) -> None:
+        self.settings = RouterSettingsEntry()
+        self.digest = ""
+        """Of the configuration without its endpoints, equal in all routers that serve the same; empty before the first one."""
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Call `follower` with every configuration to come."""
+        self._followers.append(follower)
+
+    def swap(self, config: RouterConfig) -> None:
+        """Use `config` from now on."""
+        self.settings = config.settings or RouterSettingsEntry()
+        for follower in self._followers:
+            follower(config)
+        self.digest = digest_of(config)
+
+
+def digest_of(config: RouterConfig) -> str:
+    """16 hexadecimal digits of what `config` says, workers apart: these come and go."""
+    return hashlib.sha256(encode_config(msgspec.structs.replace(config, endpoints=[]))).hexdigest()[:16]

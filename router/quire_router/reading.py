@@ -1,0 +1,21 @@
+"""The layer that reads a call's prompt with the bundles of the workers that may answer it: layers behind it know its blocks and length."""
+
+import msgspec
+
+from quire_router.answer import Answer, Source
+from quire_router.call import Call, Outcome
+from quire_router.picker import Picker
+
+
+class PromptLayer:
+    """One for the process."""
+
+    def __init__(self, picker: Picker) -> None:
+        self._picker = picker
+
+    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+        """The inner answer, to the call with its prompt read."""
+        if call.fields is None or call.prompt is not None:
+            return await inner(call, outcome)
+        prompt = await self._picker.read(call.targets[0], call.fields, call.body, call.path)
+        return await inner(msgspec.structs.replace(call, prompt=prompt), outcome)
