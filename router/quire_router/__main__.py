@@ -32,6 +32,7 @@ from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
 from quire_router.answer import layered
 from quire_router.app import Handler, RouterApp
+from quire_router.assembly import build_layers
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
@@ -48,7 +49,6 @@ from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
-from quire_router.reading import PromptLayer
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
@@ -167,7 +167,7 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session)
+        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
         app = RouterApp(
             pool=pool,
             index=index,
@@ -222,6 +222,7 @@ def build_calls(
     picker: Picker,
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
+    live: LiveConfig,
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
@@ -238,7 +239,7 @@ def build_calls(
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered([PromptLayer(picker)], proxy.answer),
+        source=layered(build_layers(live=live, picker=picker), proxy.answer),
         metrics=metrics,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),
