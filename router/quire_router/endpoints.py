@@ -34,7 +34,7 @@ SPEED_SAME = 2.0
 class Reservation:
     """One request at one endpoint: counted there from `with` to its end, whatever ends it."""
 
-    __slots__ = ("closed", "endpoint", "idle_start", "started_s", "uncached", "waiting")
+    __slots__ = ("closed", "endpoint", "idle_start", "is_trial", "started_s", "uncached", "waiting")
 
     def __init__(self, endpoint: "Endpoint", uncached: int, now_s: float) -> None:
         self.endpoint = endpoint
@@ -43,6 +43,8 @@ class Reservation:
         self.waiting = True
         self.closed = False
         self.idle_start = endpoint.is_idle()
+        self.is_trial = False
+        """Whether it decides about the endpoint's return, unless another one does already."""
 
     def __enter__(self) -> Self:
         self.endpoint.admit(self)
@@ -175,6 +177,8 @@ class Endpoint:
     def admit(self, reservation: Reservation) -> None:
         """Count a request. Only `Reservation` calls this."""
         self.num_in_flight += 1
+        if reservation.is_trial and self.trial is None:
+            self.trial = reservation
         self.pending_tokens += reservation.uncached
         self._unreported.append(reservation)
         if len(self._unreported) > 2 * self.num_in_flight + 16:

@@ -163,8 +163,7 @@ class Picker:
 
     def _reserve(self, endpoint: Endpoint, uncached: int, now_s: float) -> Reservation:
         reservation = Reservation(endpoint, uncached, now_s)
-        if endpoint.trial is None and ejection.stage_of(endpoint.health, now_s) == "trial":
-            endpoint.trial = reservation
+        reservation.is_trial = ejection.stage_of(endpoint.health, now_s) == "trial"
         return reservation
 
     def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
