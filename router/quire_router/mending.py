@@ -65,12 +65,20 @@ class Mender:
         self._picker = picker
         self._pool = pool
 
-    def pick(self, request: WorkerRequest, excluded: frozenset[str]) -> tuple[Reservation | None, Choice | None]:
-        """A place for a stream of that target, whose tokens mean nothing to other models."""
-        endpoints = self._pool.serving(request.target) or ()
-        if not any(e.is_usable and e.id not in excluded for e in endpoints):
+    def pick(
+        self, request: WorkerRequest, excluded: frozenset[str], revision: str
+    ) -> tuple[Reservation | None, Choice | None]:
+        """A place for a stream of that target, whose tokens mean nothing to other models; if it can be, at its own revision."""
+        usable = [e for e in self._pool.serving(request.target) or () if e.is_usable and e.id not in excluded]
+        if not usable:
             return None, None  # no decision worth keeping: it would be made again in a moment
-        return self._picker.pick(request.call.request_id, request.target, request.call.prompt, excluded)
+        call = request.call
+        others = frozenset(e.id for e in usable if e.entry.revision != revision)
+        if others and len(others) < len(usable):
+            reservation, choice = self._picker.pick(call.request_id, request.target, call.prompt, excluded | others)
+            if reservation is not None:
+                return reservation, choice
+        return self._picker.pick(call.request_id, request.target, call.prompt, excluded)
 
     def is_same(self, endpoint: Endpoint, life: str | None) -> bool:
         """Whether the endpoint is still what it was in that life."""
@@ -175,7 +183,7 @@ class MendedStream:
         wait_until_s = mender.clock() + mender.faults().resume_wait_s
         is_free = is_migration
         while True:
-            reservation, choice = mender.pick(request, self._out())
+            reservation, choice = mender.pick(request, self._out(), attempt.endpoint.entry.revision)
             if reservation is None or choice is None:
                 if mender.clock() >= wait_until_s:
                     raise BrokenStreamError(f"{broken}, and no other worker could go on")

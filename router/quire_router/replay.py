@@ -37,6 +37,7 @@ class Replay:
         "_finished",
         "_ids",
         "_last",
+        "_last_choice",
         "died",
         "is_over",
         "is_usable",
@@ -64,6 +65,7 @@ class Replay:
         self._ids: dict[bytes, bytearray] = {}
         self._finished: set[bytes] = set()
         self._last = b""
+        self._last_choice = b""
 
     def take(self, part: bytes) -> bytes:
         """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
@@ -97,7 +99,12 @@ class Replay:
                 for choice in sorted(self._ids.keys() | self._finished, key=int)
             ]
             envelope = ResumeEnvelope(
-                path=path, body=body.decode(), state=self.state, num_events=self.num_events, choices=choices
+                path=path,
+                body=body.decode(),
+                state=self.state,
+                num_events=self.num_events,
+                choices=choices,
+                last_choice=int(self._last_choice) if self._last_choice else None,
             )
         except ValueError:  # of both decoders: a worker wrote something else than ids, or the body was no UTF-8
             return None
@@ -129,6 +136,7 @@ class Replay:
         try:
             if kind == b"t ":
                 choice, _, ids = line[2:].partition(b" ")
+                self._last_choice = choice
                 self.usage.output += ids.count(b",") + 1
                 held = self._ids.get(choice)
                 if held is None:

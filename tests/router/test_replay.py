@@ -40,6 +40,7 @@ def test_comment_lines_are_taken_out_and_remembered_however_events_arrive_togeth
             ResumedChoice(index=0, token_ids=[17, 4, 9]),
             ResumedChoice(index=1, token_ids=[300, 70000], finished=True),
         ],
+        last_choice=0,
     )
 
 
