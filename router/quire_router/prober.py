@@ -1,7 +1,8 @@
 """Asks one endpoint whether it is ready, and fetches its prompt bundle. Runs at once when somebody suspects the endpoint.
 
-A worker that was stopped, or whose node is gone, keeps its connections: nothing ends them but time. One that reported load, has been silent
-for long and fails a probe besides has lost what it had in flight, and whoever waits there is told (`Endpoint.lose`).
+A worker that was stopped, or whose node is gone, keeps its connections: nothing ends them but time. One that reported load, has been
+silent for long and fails a probe besides has lost what it had in flight, and whoever waits there is told (`Endpoint.lose`). So has one
+whose engine still reports, but whose server answers no probe for much longer.
 
 Load never comes this way: it is pushed in load reports.
 """
@@ -44,6 +45,8 @@ RELEARN_S = 5.0
 """Time until a bundle that could not be had is asked for again."""
 
 
+DEAF_FACTOR = 3.0
+"""A server may be slow for as long as this many silences, while its engine reports that it works."""
 SLOW_S = 1.0
 """A probe that took so much longer than its limit says that this process was held up, not that the endpoint is gone."""
 
@@ -72,6 +75,8 @@ class Prober:
         self._suspected = asyncio.Event()
         self._lost_after_s = lost_after_s
         self._misses = 0
+        self._answered_s = math.inf
+        """When a probe was answered last, in any way; before the first time there is nothing to lose."""
         self._down_since_s: float | None = None
         self._relearn_s = 0.0
         self._complained = ""
@@ -112,6 +117,7 @@ class Prober:
 
     def _take_answer(self, status: int, reason: str) -> None:
         self._misses = 0
+        self._answered_s = asyncio.get_running_loop().time()
         if status == 200:
             if not self._endpoint.ready:
                 log_event(log, logging.INFO, "ready", endpoint=self._endpoint.id)
@@ -128,10 +134,11 @@ class Prober:
     def _end_what_is_lost(self, started_s: float) -> None:
         """A probe that began at `started_s` has failed: if the endpoint has been silent for long too, its streams go on elsewhere."""
         endpoint, now_s = self._endpoint, asyncio.get_running_loop().time()
-        silent_s = now_s - endpoint.heard_s
-        if not endpoint.uses or silent_s < self._lost_after_s() or now_s - started_s > TIMEOUT_S + SLOW_S:
+        limit_s = self._lost_after_s()
+        if not endpoint.uses or not math.isfinite(endpoint.heard_s) or now_s - started_s > TIMEOUT_S + SLOW_S:
             return
-        if math.isfinite(silent_s):
+        silent_s = now_s - endpoint.heard_s
+        if silent_s >= limit_s or now_s - self._answered_s >= DEAF_FACTOR * limit_s:
             num_lost = endpoint.lose()
             log_event(
                 log, logging.WARNING, "lost", endpoint=endpoint.id, silent_s=round(silent_s, 1), requests=num_lost
