@@ -112,13 +112,14 @@ class Generate:
         head = Head(id=state.id, created=state.created, model=model_name)
         answer = asked.make_answer(head, vocabulary, showing)
         generation = self._generation(job, body, loaded.model, reading)
+        movable = self._serving.movable(generation, is_asked=call.envelope is not None or asks_for_replay(call.http))
         if not body.stream:
-            with generation:
+            with generation, movable:
                 return await _whole(call.http, generation, answer, len(job.prompts) * job.n, self._serving.limits)
         if job.is_replayed:
             answer = told = _told(answer, call, job, state, generation)
         ends = [] if call.envelope is None else await _catch_up(told, call.envelope, generation, call)
-        with generation, self._serving.movable(generation, is_asked=job.is_replayed):
+        with generation, movable:
             return await _stream(call.http, generation, answer, asked, ends)
 
     def _state(self, call: "_Call", serial: int) -> ReplayState:

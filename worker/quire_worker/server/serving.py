@@ -26,7 +26,7 @@ class Loaded:
 
 
 class Movable(Protocol):
-    """A stream that can go on at another worker."""
+    """An answer that can go on, or begin anew, at another worker."""
 
     def move(self) -> None: ...
 
@@ -94,21 +94,19 @@ class Serving:
                 self._empty.set()
 
     @contextlib.contextmanager
-    def movable(self, stream: Movable, *, is_asked: bool) -> Iterator[None]:
-        """`stream` can go on at another worker, while entered, if its router asked for that."""
+    def movable(self, answer: Movable, *, is_asked: bool) -> Iterator[None]:
+        """`answer` can be had from another worker, while entered, if its router asked for that."""
         if is_asked:
-            self._movable[id(stream)] = stream
+            self._movable[id(answer)] = answer
         try:
             yield
         finally:
-            self._movable.pop(id(stream), None)
+            self._movable.pop(id(answer), None)
 
-    def move_streams(self) -> int:
-        """End all streams that can go on elsewhere, so that they do. How many."""
-        streams = list(self._movable.values())
-        for stream in streams:
-            stream.move()
-        return len(streams)
+    def move_on(self) -> None:
+        """End everything that can go on elsewhere, so that it does."""
+        for answer in tuple(self._movable.values()):
+            answer.move()
 
     async def wait_empty(self) -> None:
         """Until no request is inside."""
