@@ -22,6 +22,7 @@ OWN = re.compile(
     rb'|"(?:cached_tokens|cache_read_input_tokens|input_tokens)":[0-9]+|: keep-alive\n\n'
 )
 """What is another one in each run."""
+CHOICE = re.compile(rb'"choices":\[{"index":\d+')
 FAULTS = FaultSettings(lost_after_s=1.5, max_resumes=3)
 
 
@@ -152,7 +153,11 @@ async def wave(fleet, requests, disturb=None):
 
 
 def normal(text):
-    return OWN.sub(b"", text)
+    """A stream without what is its own. Several choices take turns as it happens, so each comes by itself."""
+    events = OWN.sub(b"", text).split(b"\n\n")
+    if b'"index":1' in text and b"chat.completion.chunk" in text:
+        events.sort(key=lambda event: CHOICE.search(event)[0] if CHOICE.search(event) else b"~")
+    return events
 
 
 async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start_fleet, model_dir):
@@ -183,7 +188,6 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
     found = await fleet.endpoints()
 
     for disturbed in (killed, stopped, drained):
-        assert [text for text in disturbed if b"stream_broken" in text] == []
-        assert disturbed == expected
+        assert [number for number in range(NUM_STREAMS) if disturbed[number] != expected[number]] == []
     assert all(resumes[reason] > 20 for reason in ("died", "lost", "migrate")), resumes
     assert sum(endpoint["in_flight"] for endpoint in found.values()) == 0
