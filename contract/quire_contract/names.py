@@ -161,6 +161,11 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+QUIRE_ROUTER_RESUMES = "quire_router_resumes_total"
+"""{reason="migrate" | "died" | "lost" | "cut" | "stalled"}: streams that went on at another worker."""
+QUIRE_ROUTER_EJECTIONS = "quire_router_ejections_total"
+QUIRE_ROUTER_HEDGES = "quire_router_hedges_total"
+"""{won="first" | "second" | "none"}: streams that were sent to a second worker."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -240,6 +245,9 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_KV_SNAPSHOTS,
     QUIRE_ROUTER_PREFIX_TOKENS,
     QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+    QUIRE_ROUTER_RESUMES,
+    QUIRE_ROUTER_EJECTIONS,
+    QUIRE_ROUTER_HEDGES,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

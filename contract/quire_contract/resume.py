@@ -44,3 +44,5 @@ class ResumeEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Events that carried data and were sent on, preamble included."""
     choices: list[ResumedChoice]
     """Those with a token or a finish; the others begin anew."""
+    last_choice: int | None = None
+    """Of the last `: t` line: where several choices stream, it says whose events a cut in the middle of a write has left out."""

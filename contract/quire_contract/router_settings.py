@@ -35,7 +35,7 @@ class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lost_after_s: float = 5.0
     """A worker that reported load before and is silent for so long, and whose probe fails, has lost its streams."""
     consecutive_failures: int = 5
-    """After so many in a row, a worker is out of the choice for a while."""
+    """After so many in a row, a worker is out of the choice for a while; 0: never."""
     ejection_s: float = 10.0
     """The first time out; it doubles with each further one, up to sixteen times as much."""
     max_ejected_percent: int = 50
@@ -44,6 +44,8 @@ class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A stream without its first event by then is also sent to a second worker, and the first to answer wins. None: never."""
     max_hedged_percent: int = 5
     """Of the requests."""
+    resume_wait_s: float = 30.0
+    """Longest pause of a stream that must go on elsewhere while no worker can take it."""
 
 
 class SavingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -132,6 +134,11 @@ def settings_problem(settings: RouterSettingsEntry) -> str | None:
         for field, value in msgspec.structs.asdict(getattr(settings, section)).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
                 return f"{section}.{field}: is {value}; it must not be negative"
+    for percent in ("max_ejected_percent", "max_hedged_percent"):
+        if (value := getattr(settings.faults, percent)) > 100:
+            return f"faults.{percent}: is {value}; it must be at most 100"
+    if settings.faults.ejection_s == 0:
+        return "faults.ejection_s: is 0; to leave no worker out, set faults.consecutive_failures to 0"
     seen: set[str] = set()
     for i, entry in enumerate(settings.filters):
         problem = _filter_problem(entry)

@@ -26,6 +26,7 @@ from quire_contract.kube.access import KubeAccess, KubeAccessError
 from quire_contract.kube.client import KubeClient
 from quire_contract.openai.limits import Limits
 from quire_contract.router_config import RouterConfigError
+from quire_contract.router_settings import FaultSettings
 from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
@@ -36,6 +37,7 @@ from quire_router.assembly import build_layers
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
 from quire_router.kube_source import KubernetesSource
@@ -44,14 +46,16 @@ from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.kv_subscriber import KvSubscriber
 from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
+from quire_router.mending import Mender
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
-from quire_router.proxy import Proxy, Timeouts
+from quire_router.proxy import Proxy
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
+from quire_router.upstream import Timeouts, Upstreams
 
 log = logging.getLogger("quire_router")
 
@@ -145,13 +149,14 @@ async def running(
         context.set(zmq.MAX_SOCKETS, MAX_ZMQ_SOCKETS)
         stack.callback(context.destroy, linger=0)
         zmq_trust = None if settings.kv_events_plain else trust
+        live = LiveConfig()
 
         def watchers(endpoint: Endpoint) -> list[Coroutine[Any, Any, None]]:
             follower = KvFollower(endpoint, index, sent, metrics)
             subscriber = KvSubscriber(endpoint, follower, context, trust=zmq_trust, clock=time.monotonic)
-            return [Prober(endpoint, session, reader, trust).run(), subscriber.run()]
+            prober = Prober(endpoint, session, reader, trust, lambda: live.settings.faults.lost_after_s)
+            return [prober.run(), subscriber.run()]
 
-        live = LiveConfig()
         keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
@@ -225,17 +230,7 @@ def build_calls(
     live: LiveConfig,
 ) -> CallHandler:
     """What takes calls to workers."""
-    proxy = Proxy(
-        session=session,
-        picker=picker,
-        budget=RetryBudget(),
-        timeouts=Timeouts(
-            first_byte=settings.first_byte_timeout_s, answer=settings.answer_timeout_s, idle=settings.idle_timeout_s
-        ),
-        trust=trust,
-        on_retry=metrics.count_retry,
-        clock=time.monotonic,
-    )
+    proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
     return CallHandler(
         pool=pool,
         picker=picker,
@@ -247,6 +242,57 @@ def build_calls(
             log_requests=settings.log_requests,
             idle_timeout_s=settings.idle_timeout_s,
         ),
+        clock=time.monotonic,
+    )
+
+
+def build_proxy(
+    settings: RouterSettings,
+    trust: Trust | None,
+    pool: EndpointPool,
+    picker: Picker,
+    metrics: RouterMetrics,
+    session: aiohttp.ClientSession,
+    live: LiveConfig,
+) -> Proxy:
+    """What sends calls to workers, and goes on elsewhere when one fails."""
+    budget = RetryBudget()
+    timeouts = Timeouts(
+        first_byte=settings.first_byte_timeout_s, answer=settings.answer_timeout_s, idle=settings.idle_timeout_s
+    )
+
+    def faults() -> FaultSettings:
+        return live.settings.faults
+
+    upstreams = Upstreams(
+        session=session,
+        timeouts=timeouts,
+        trust=trust,
+        faults=faults,
+        on_ejection=metrics.ejections.inc,
+        clock=time.monotonic,
+    )
+    mender = Mender(
+        upstreams=upstreams,
+        picker=picker,
+        pool=pool,
+        budget=budget,
+        faults=faults,
+        on_resume=lambda reason: metrics.resumes.labels(reason).inc(),
+        clock=time.monotonic,
+    )
+    hedger = Hedger(
+        upstreams=upstreams,
+        picker=picker,
+        faults=faults,
+        on_hedge=lambda winner: metrics.hedges.labels(winner).inc(),
+    )
+    return Proxy(
+        hedger=hedger,
+        mender=mender,
+        picker=picker,
+        budget=budget,
+        on_retry=metrics.count_retry,
         clock=time.monotonic,
     )
 

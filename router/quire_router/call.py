@@ -75,6 +75,7 @@ class Outcome:
         "flags",
         "model",
         "problem",
+        "resumes",
         "status",
         "target",
         "usage",
@@ -96,3 +97,5 @@ class Outcome:
         """"cache" or "shared" if no worker computed the answer for this call alone."""
         self.flags: list[str] = []
         """Names of content filters that found something."""
+        self.resumes = 0
+        """How often its stream went on at another worker."""

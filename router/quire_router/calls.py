@@ -88,7 +88,7 @@ class CallHandler:
             outcome.problem = outcome.problem or error.message
             return error_response(error, request_id, request.path)
         except asyncio.CancelledError:
-            outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left"
+            outcome.status, outcome.problem = STATUS_CLIENT_GONE, "the client left or took nothing for too long"
             raise
         finally:
             self._account(request, request_id, outcome, started_s)
@@ -148,6 +148,7 @@ class CallHandler:
             target=None if outcome.target == model else outcome.target,
             status=outcome.status,
             attempts=outcome.attempts,
+            resumes=outcome.resumes or None,
             first_byte_ms=None if first_s is None else round(first_s * 1000, 1),
             total_ms=round(total_s * 1000, 1),
             **fields,

@@ -4,6 +4,7 @@ It must not know workers: what mends a stream lies behind the answer's parts.
 """
 
 import asyncio
+import functools
 
 from aiohttp import web
 
@@ -11,6 +12,7 @@ from quire_contract.error_form import broken_stream
 from quire_contract.openai.errors import ApiError
 from quire_router.answer import Answer, BrokenStreamError
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome
+from quire_router.idle_guard import NOT_WAITING, IdleGuard
 
 
 async def deliver(
@@ -48,14 +50,21 @@ async def _send(
     request: web.BaseRequest, response: web.StreamResponse, answer: Answer, sent: _Sent, idle_s: float
 ) -> None:
     assert answer.parts is not None, "a whole answer is sent otherwise"
-    async with asyncio.timeout(idle_s):
+    guard = IdleGuard(idle_s, functools.partial(abort, request))
+    now, write, is_events = asyncio.get_running_loop().time, response.write, answer.is_events
+    try:
+        guard.since_s = now()
         await response.prepare(request)
-    async for part in answer.parts:
-        if part:
-            async with asyncio.timeout(idle_s):
-                await response.write(part)
-            if answer.is_events:
-                sent.num_events += part.count(b"\n\n")
+        guard.since_s = NOT_WAITING
+        async for part in answer.parts:
+            if part:
+                guard.since_s = now()
+                await write(part)
+                guard.since_s = NOT_WAITING
+                if is_events:
+                    sent.num_events += part.count(b"\n\n")
+    finally:
+        guard.close()
 
 
 async def _end_broken(

@@ -15,6 +15,8 @@ import msgspec
 
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry, RouteEntry, RouterConfig
+from quire_contract.router_settings import FaultSettings
+from quire_router import ejection
 from quire_router.revision_stats import RevisionCounts, RevisionStats
 from quire_router.scoring import DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
 
@@ -32,7 +34,7 @@ SPEED_SAME = 2.0
 class Reservation:
     """One request at one endpoint: counted there from `with` to its end, whatever ends it."""
 
-    __slots__ = ("closed", "endpoint", "idle_start", "started_s", "uncached", "waiting")
+    __slots__ = ("closed", "endpoint", "idle_start", "is_trial", "started_s", "uncached", "waiting")
 
     def __init__(self, endpoint: "Endpoint", uncached: int, now_s: float) -> None:
         self.endpoint = endpoint
@@ -41,6 +43,8 @@ class Reservation:
         self.waiting = True
         self.closed = False
         self.idle_start = endpoint.is_idle()
+        self.is_trial = False
+        """Whether it decides about the endpoint's return, unless another one does already."""
 
     def __enter__(self) -> Self:
         self.endpoint.admit(self)
@@ -56,6 +60,23 @@ class Reservation:
         self.endpoint.prefilled(self)
         if is_stream and self.idle_start and self.uncached >= SPEED_MIN_TOKENS:
             self.endpoint.learn_speed((now_s - self.started_s) * 1000.0 / self.uncached)
+
+
+class Use:
+    """A connection with something of ours in flight. Ended when the endpoint is found to have lost it, or by its owner."""
+
+    __slots__ = ("close", "endpoint", "is_lost")
+
+    def __init__(self, endpoint: "Endpoint", close: Callable[[], object]) -> None:
+        self.endpoint = endpoint
+        self.close = close
+        """Wakes whoever waits for the connection."""
+        self.is_lost = False
+        endpoint.uses.add(self)
+
+    def end(self) -> None:
+        """Nothing is in flight any more."""
+        self.endpoint.uses.discard(self)
 
 
 class Endpoint:
@@ -84,6 +105,14 @@ class Endpoint:
         """Uncached tokens of our requests there that have not answered yet."""
         self.on_suspect: Callable[[], None] = lambda: None
         """Called when something suggests that it is gone, so that its prober looks at once."""
+        self.life: str | None = None
+        """The epoch that it reported last: another one is another process, which never failed us. None: it reports none."""
+        self.heard_s = -math.inf
+        """When it reported last, whatever became of its event socket since."""
+        self.health = ejection.Health()
+        self.trial: Reservation | None = None
+        """The request that decides whether it comes back, after it was left out of the choice."""
+        self.uses: set[Use] = set()
         self._unreported: deque[Reservation] = deque()
         self._ms_per_token: float | None = None
         self._recent_ms = 0.0
@@ -125,6 +154,7 @@ class Endpoint:
     def take_report(self, report: LoadReport, now_s: float) -> None:
         """The newest load report; it also says whether the endpoint is draining."""
         self.report, self.report_s, self.draining = report, now_s, report.draining
+        self.heard_s, self.life = now_s, report.epoch
 
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
@@ -147,6 +177,8 @@ class Endpoint:
     def admit(self, reservation: Reservation) -> None:
         """Count a request. Only `Reservation` calls this."""
         self.num_in_flight += 1
+        if reservation.is_trial and self.trial is None:
+            self.trial = reservation
         self.pending_tokens += reservation.uncached
         self._unreported.append(reservation)
         if len(self._unreported) > 2 * self.num_in_flight + 16:
@@ -166,10 +198,31 @@ class Endpoint:
         self.prefilled(reservation)
         reservation.closed = True
         self.num_in_flight -= 1
+        if self.trial is reservation:
+            self.trial = None
 
     def recent_ms(self, now_s: float) -> float:
         """Work given lately, in ms, decaying."""
         return self._recent_ms * math.exp((self._recent_s - now_s) / RECENT_LIFE_S)
+
+    # Faults
+
+    def note_failure(self, started_s: float, now_s: float, settings: FaultSettings) -> bool:
+        """A request that was sent at `started_s` failed by the endpoint's fault. Whether it is left out of the choice for that."""
+        was, self.health = self.health, ejection.after_failure(self.health, started_s, now_s, settings)
+        return self.health.num_ejections > was.num_ejections or self.health.is_ejected > was.is_ejected
+
+    def note_success(self, started_s: float) -> None:
+        """A request that was sent at `started_s` was answered."""
+        self.health = ejection.after_success(self.health, started_s)
+
+    def lose(self) -> int:
+        """It is as good as dead though its connections stand: whoever waits for one goes on elsewhere. How many there were."""
+        lost = tuple(self.uses)
+        for use in lost:
+            use.is_lost = True
+            use.close()
+        return len(lost)
 
     # Speed
 
@@ -214,6 +267,8 @@ class EndpointPool:
         self._names: tuple[str, ...] = ()
         self.num_services = 0
         """InferenceServices that are served or have endpoints."""
+        self.faults = FaultSettings()
+        """How faults of endpoints are judged."""
         self.is_configured = False
         """Whether there was a configuration yet: before it, an unknown name may still become known."""
 
@@ -270,6 +325,7 @@ class EndpointPool:
             else:
                 self._by_id[entry.id] = Endpoint(entry, counts)
                 added.append(self._by_id[entry.id])
+        self.faults = FaultSettings() if config.settings is None else config.settings.faults
         self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
         self._index(config)
         return Changes(added=tuple(added), removed=removed)

@@ -4,7 +4,9 @@ from aiohttp import hdrs
 from multidict import CIMultiDict, MultiMapping
 
 from quire_contract import names
+from quire_contract.resume import HEADER_REPLAY
 from quire_contract.trust import Trust
+from quire_router.call import Call
 
 HEADER_ROUTE = "x-quire-route"
 
@@ -52,6 +54,25 @@ def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, 
     passed[names.HEADER_REQUEST_ID] = request_id
     if trust is not None:
         passed[names.HEADER_TOKEN] = trust.token
+    return passed
+
+
+def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
+    """Headers of the request to a worker. One that trusts us is asked for token replay, and told what else it must know of the call.
+
+    `now_s` is of the clock of the call's deadline."""
+    passed = to_worker(call.headers, call.request_id, trust, keep_key=call.keep_key)
+    if trust is None:
+        return passed
+    passed[HEADER_REPLAY] = "1"
+    if call.deadline_s is not None:
+        passed[names.HEADER_DEADLINE] = f"{max(0.0, call.deadline_s - now_s):.3f}"
+    if call.priority:
+        passed[names.HEADER_PRIORITY] = str(call.priority)
+    if call.tenant is not None:
+        passed[names.HEADER_TENANT] = call.tenant.entry.id
+    if call.cache_salt is not None:
+        passed[names.HEADER_CACHE_SALT] = call.cache_salt
     return passed
 
 

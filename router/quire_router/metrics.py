@@ -5,7 +5,7 @@ from collections.abc import Collection
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_contract import names
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.kv_index import KvIndex
 
 UNKNOWN_MODEL = "unknown"
@@ -17,11 +17,13 @@ RETRY_REASONS = (
     "connect",
     "reset",
     "unavailable",
+    "lost",
     OTHER,
     names.REASON_DRAINING,
     names.REASON_QUEUE_FULL,
     names.REASON_NOT_READY,
 )
+RESUME_REASONS = ("migrate", "died", "lost", "cut", "stalled")
 
 
 class ModelMetrics:
@@ -74,7 +76,10 @@ class RouterMetrics:
             names.QUIRE_ROUTER_IN_FLIGHT, "Requests at each endpoint.", ["endpoint"], registry=registry
         )
         self.endpoints = Gauge(
-            names.QUIRE_ROUTER_ENDPOINTS, "Endpoints by state: ready, draining, down.", ["state"], registry=registry
+            names.QUIRE_ROUTER_ENDPOINTS,
+            "Endpoints by state: ready, ejected, draining, down.",
+            ["state"],
+            registry=registry,
         )
         self.model_ready_endpoints = Gauge(
             names.QUIRE_ROUTER_MODEL_READY_ENDPOINTS,
@@ -108,8 +113,29 @@ class RouterMetrics:
         self.loop_lag_s = Gauge(
             names.QUIRE_ROUTER_EVENT_LAG_SECONDS, "How late the event loop runs what is due.", registry=registry
         )
-
+        self._add_faults(registry)
         self._by_model: dict[str, ModelMetrics] = {}
+
+    def _add_faults(self, registry: CollectorRegistry) -> None:
+        self.resumes = Counter(
+            names.QUIRE_ROUTER_RESUMES,
+            "Streams that went on at another worker, by what happened to theirs.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in RESUME_REASONS:
+            self.resumes.labels(reason)
+        self.ejections = Counter(
+            names.QUIRE_ROUTER_EJECTIONS, "Workers left out of the choice as they kept failing.", registry=registry
+        )
+        self.hedges = Counter(
+            names.QUIRE_ROUTER_HEDGES,
+            "Streams sent to a second worker, by who began first.",
+            ["won"],
+            registry=registry,
+        )
+        for winner in ("first", "second", "none"):
+            self.hedges.labels(winner)
 
     def of_model(self, model: str) -> ModelMetrics:
         """The instruments of one declared model (or UNKNOWN_MODEL)."""
@@ -132,10 +158,10 @@ class RouterMetrics:
 
     def show_state(self, pool: EndpointPool, index: KvIndex) -> None:
         """Set the gauges to what is true now."""
-        states = {"ready": 0, "draining": 0, "down": 0}
+        states = {"ready": 0, "ejected": 0, "draining": 0, "down": 0}
         self.in_flight.clear()
         for endpoint in pool:
-            states["draining" if endpoint.draining else "ready" if endpoint.ready else "down"] += 1
+            states[state_of(endpoint)] += 1
             self.in_flight.labels(endpoint.id).set(endpoint.num_in_flight)
         for state, number in states.items():
             self.endpoints.labels(state).set(number)
@@ -169,3 +195,12 @@ class RouterMetrics:
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+def state_of(endpoint: Endpoint) -> str:
+    """In a word."""
+    if endpoint.draining:
+        return "draining"
+    if not endpoint.ready:
+        return "down"
+    return "ejected" if endpoint.health.is_ejected else "ready"

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from quire_contract.openai.requests import RoutingFields
+from quire_router import ejection
 from quire_router.endpoints import Endpoint, EndpointPool, Reservation, pooled_speed
 from quire_router.kv_index import KvIndex, SentIndex, extend_match
 from quire_router.metrics import RouterMetrics
 from quire_router.prompts import PromptBlocks, PromptReader, read_text
+from quire_router.retry_budget import MAX_RETRIES
 from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest, choose
 from quire_router.splitting import choose_by_weight, order_targets
 
@@ -123,7 +125,7 @@ class Picker:
         if split is not None:
             endpoints = _of_split(endpoints, split)
         now_s = self._clock()
-        candidates = self._snapshot(endpoints, prompt, now_s)
+        candidates = self._snapshot(endpoints, prompt, now_s, may_try=len(tried) < MAX_RETRIES)
         best_known = _best_known(prompt)
         request = RouteRequest(
             model=model,
@@ -157,18 +159,32 @@ class Picker:
         counts = self._metrics.of_model(model)
         counts.prefix_tokens.inc(num_tokens)
         counts.prefix_hit_tokens.inc(choice.matched_tokens)
-        return Reservation(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
+        return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
+
+    def _reserve(self, endpoint: Endpoint, uncached: int, now_s: float) -> Reservation:
+        reservation = Reservation(endpoint, uncached, now_s)
+        reservation.is_trial = ejection.stage_of(endpoint.health, now_s) == "trial"
+        return reservation
 
     def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
         usable = {e.entry.revision for e in endpoints if e.is_usable and e.id not in tried}
         return Split(revision=choose_by_weight(weights, usable, self._rng), weights=weights)
 
     def _snapshot(
-        self, endpoints: Sequence[Endpoint], prompt: ReadablePrompt | None, now_s: float
+        self, endpoints: Sequence[Endpoint], prompt: ReadablePrompt | None, now_s: float, *, may_try: bool
     ) -> tuple[Candidate, ...]:
         speeds = pooled_speed(endpoints)
         held = self._held_blocks(endpoints, prompt)
-        return tuple(self._candidate(e, prompt, held.get(e.id, 0), speeds[e.id], now_s) for e in endpoints)
+        found = tuple(self._candidate(e, prompt, held.get(e.id, 0), speeds[e.id], now_s) for e in endpoints)
+        out = self._left_out(endpoints, now_s, may_try=may_try)
+        return found if not out else tuple(_marked(c) if c.endpoint_id in out else c for c in found)
+
+    def _left_out(self, endpoints: Sequence[Endpoint], now_s: float, *, may_try: bool) -> frozenset[str]:
+        """Endpoints that failed too often, and get no request now."""
+        if not any(e.health.is_ejected for e in endpoints):
+            return frozenset()
+        members = [ejection.Member(e.id, e.health, e.trial is not None) for e in endpoints if e.is_usable]
+        return ejection.left_out(members, now_s, self._pool.faults, may_try=may_try)
 
     def _held_blocks(self, endpoints: Sequence[Endpoint], prompt: ReadablePrompt | None) -> dict[str, int]:
         """Leading blocks that each endpoint in step says it holds."""
@@ -216,6 +232,10 @@ class Picker:
             count = self._sent.match_prefix(endpoint.id, blocks.hashes, now_s - APPROXIMATE_LIFE_S)
             knowledge = "approximate"
         return min(count * blocks.block_tokens, max(0, blocks.num_tokens - 1)), knowledge
+
+
+def _marked(candidate: Candidate) -> Candidate:
+    return msgspec.structs.replace(candidate, ejected=True)
 
 
 def _of_split(endpoints: Sequence[Endpoint], split: Split) -> tuple[Endpoint, ...]:

@@ -1,16 +1,23 @@
 """Asks one endpoint whether it is ready, and fetches its prompt bundle. Runs at once when somebody suspects the endpoint.
 
+A worker that was stopped, or whose node is gone, keeps its connections: nothing ends them but time. One that reported load, has been
+silent for long and fails a probe besides has lost what it had in flight, and whoever waits there is told (`Endpoint.lose`). So has one
+whose engine still reports, but whose server answers no probe for much longer.
+
 Load never comes this way: it is pushed in load reports.
 """
 
 import asyncio
 import logging
+import math
+from collections.abc import Callable
 
 import aiohttp
 import msgspec
 
 from quire_contract import names
 from quire_contract.prompt_bundle import PromptBundle, digest_of
+from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_contract.wire import WireError
@@ -38,6 +45,12 @@ RELEARN_S = 5.0
 """Time until a bundle that could not be had is asked for again."""
 
 
+DEAF_FACTOR = 3.0
+"""A server may be slow for as long as this many silences, while its engine reports that it works."""
+SLOW_S = 1.0
+"""A probe that took so much longer than its limit says that this process was held up, not that the endpoint is gone."""
+
+
 class BundleInfo(msgspec.Struct, frozen=True):
     """What the router reads of the answer that names a worker's bundle."""
 
@@ -48,14 +61,22 @@ class Prober:
     """Runs until cancelled."""
 
     def __init__(
-        self, endpoint: Endpoint, session: aiohttp.ClientSession, reader: PromptReader, trust: Trust | None
+        self,
+        endpoint: Endpoint,
+        session: aiohttp.ClientSession,
+        reader: PromptReader,
+        trust: Trust | None,
+        lost_after_s: Callable[[], float] = lambda: FaultSettings().lost_after_s,
     ) -> None:
         self._endpoint = endpoint
         self._session = session
         self._reader = reader
         self._headers = {} if trust is None else {names.HEADER_TOKEN: trust.token}
         self._suspected = asyncio.Event()
+        self._lost_after_s = lost_after_s
         self._misses = 0
+        self._answered_s = math.inf
+        """When a probe was answered last, in any way; before the first time there is nothing to lose."""
         self._down_since_s: float | None = None
         self._relearn_s = 0.0
         self._complained = ""
@@ -77,6 +98,7 @@ class Prober:
 
     async def probe(self) -> None:
         """Ask once."""
+        started_s = asyncio.get_running_loop().time()
         try:
             async with self._session.get(
                 self._endpoint.url + names.PATH_READY,
@@ -88,11 +110,14 @@ class Prober:
             self._misses += 1
             if self._misses >= MAX_MISSES:
                 self._down("does not answer its readiness probe")
+            self._end_what_is_lost(started_s)
         except (aiohttp.ClientError, ConnectionError) as error:
             self._down(f"cannot be reached ({type(error).__name__})")
+            self._end_what_is_lost(started_s)
 
     def _take_answer(self, status: int, reason: str) -> None:
         self._misses = 0
+        self._answered_s = asyncio.get_running_loop().time()
         if status == 200:
             if not self._endpoint.ready:
                 log_event(log, logging.INFO, "ready", endpoint=self._endpoint.id)
@@ -106,7 +131,28 @@ class Prober:
             log_event(log, logging.WARNING, "down", endpoint=self._endpoint.id, why=why)
         self._endpoint.mark_not_ready(why)
 
+    def _end_what_is_lost(self, started_s: float) -> None:
+        """A probe that began at `started_s` has failed: if the endpoint has been silent for long too, its streams go on elsewhere."""
+        endpoint, now_s = self._endpoint, asyncio.get_running_loop().time()
+        limit_s = self._lost_after_s()
+        if not endpoint.uses or not math.isfinite(endpoint.heard_s) or now_s - started_s > TIMEOUT_S + SLOW_S:
+            return
+        silent_s = now_s - endpoint.heard_s
+        if silent_s >= limit_s or now_s - self._answered_s >= DEAF_FACTOR * limit_s:
+            num_lost = endpoint.lose()
+            log_event(
+                log, logging.WARNING, "lost", endpoint=endpoint.id, silent_s=round(silent_s, 1), requests=num_lost
+            )
+
     def _interval_s(self) -> float:
+        """Until the next probe; no later than at the moment when silence would mean that requests there are lost."""
+        usual_s = self._usual_interval_s()
+        if not self._endpoint.uses or not math.isfinite(self._endpoint.heard_s):
+            return usual_s
+        left_s = self._endpoint.heard_s + self._lost_after_s() - asyncio.get_running_loop().time()
+        return min(usual_s, max(INTERVAL_DOWN_S, left_s))
+
+    def _usual_interval_s(self) -> float:
         if not self._endpoint.ready:
             now_s = asyncio.get_running_loop().time()
             self._down_since_s = now_s if self._down_since_s is None else self._down_since_s

@@ -3,6 +3,8 @@
 Without it, trouble at the workers would come back to them multiplied.
 """
 
+MAX_RETRIES = 2
+"""For each request before its first byte."""
 RATIO = 0.2
 """Retries allowed for each request."""
 RESERVE = 256.0

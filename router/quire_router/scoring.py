@@ -1,6 +1,6 @@
 """Choose the endpoint for a request: a pure function of the request, a snapshot of the candidates and a random source.
 
-    drop    not ready | draining | tried before | silent (while others speak) | over the bounded-load guard
+    drop    not ready | draining | tried before | ejected (while others are in) | silent (while others speak) | over the bounded-load guard
     score   cost in milliseconds = uncached tokens to prefill + work already promised + decode load + wait for free blocks
     pick    least cost, but the longest prefix is left only for a clear gain; of those within a hair of each other the one with the
             longer prefix, then the one given less work lately, then any
@@ -69,6 +69,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens that fit its free blocks. None: not known."""
     recent_ms: float = 0.0
     """Work this router gave it lately, decaying. Only breaks ties, so that cold prompts spread."""
+    ejected: bool = False
+    """It failed too often lately: avoided while another is there."""
 
 
 class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -152,11 +154,15 @@ def ladder_level(request: RouteRequest, left: Collection[Candidate]) -> Level:
 
 
 def _drop(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
-    """Why each unfit candidate is out. Preferences (silence, load) drop a candidate only while another is left."""
+    """Why each unfit candidate is out. Preferences (ejection, silence, load) drop a candidate only while another is left."""
     dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
     if len(snapshot) - len(dropped) < 2:
         return dropped
     left = [c for c in snapshot if c.endpoint_id not in dropped]
+    sound = [c for c in left if not c.ejected]
+    if sound and len(sound) < len(left):
+        dropped.update({c.endpoint_id: "ejected" for c in left if c.ejected})
+        left = sound
     speaking = [c for c in left if not c.silent]
     if speaking and len(speaking) < len(left):
         dropped.update({c.endpoint_id: "silent" for c in left if c.silent})

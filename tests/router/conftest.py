@@ -43,6 +43,8 @@ class Upstream:
         self.host = host
         self.behaviour: Behaviour = answer_json
         self.ready_status = 200
+        self.is_stopped = False
+        """Whether it takes connections and never answers a probe, as a process after SIGSTOP."""
         self.bundle: PromptBundle | None = None
         self.bodies: list[bytes] = []
         self.headers: list[Any] = []
@@ -74,6 +76,8 @@ class Upstream:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/ready":
+            if self.is_stopped:
+                await asyncio.Event().wait()
             return web.Response(status=self.ready_status)
         if request.path.startswith("/internal/prompt-bundle"):
             return self._give_bundle(request.path)

@@ -128,6 +128,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     """Seconds from submission after which the request is ended wherever it is, with finish reason "deadline"."""
     queue_timeout_s: float | None = None
     """Seconds from submission after which it is ended if none of its choices has been in the batch, with finish reason "queue_timeout"."""
+    output_token_ids: list[int] = []
+    """What the one choice has produced elsewhere, never more than max_tokens: it goes on behind them, and only what follows is told."""
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

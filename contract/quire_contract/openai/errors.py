@@ -32,6 +32,8 @@ CODE_NOT_READY = "not_ready"
 CODE_QUEUE_TIMEOUT = "queue_timeout"
 CODE_DEADLINE = "deadline_exceeded"
 CODE_INTERNAL = "internal_error"
+CODE_ENGINE_DEAD = "engine_dead"
+"""Of a worker's server whose engine is gone: whoever can goes on elsewhere."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):

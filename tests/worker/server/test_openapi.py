@@ -93,7 +93,8 @@ def test_errors_and_streams_have_the_form_of_their_api() -> None:
                 assert response["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{form}"}
     streams = {path for path, _, each in operations() if "text/event-stream" in each["responses"]["200"]["content"]}
 
-    assert streams == {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+    apis = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+    assert streams == {*apis, "/internal/resume"}
 
 
 def test_whoever_sends_a_body_may_be_too_slow_and_whoever_computes_may_run_out_of_time() -> None:

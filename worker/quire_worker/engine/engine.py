@@ -60,7 +60,7 @@ class Engine:
         What a step raises fails only the request that causes it (see quarantine.py), except DeviceError, which passes through. What found
         no memory is done again in smaller steps."""
         self.last_step_tokens = 0
-        outputs = self.scheduler.expire()
+        outputs = self.scheduler.expire() + self.scheduler.end_complete()
         try:
             self._launch_ahead()
             if self._in_flight:

@@ -14,7 +14,7 @@ from quire_worker.engine.messages import Abort, Submit
 from quire_worker.grammar.compiler import GrammarCompiler, GrammarCounters, Outcome, Refused, digest_of
 from quire_worker.request import ChoiceOutput
 from quire_worker.scheduling.deadlines import DEADLINE, QUEUE_TIMEOUT, Deadlines
-from quire_worker.scheduling.intake import Rejection
+from quire_worker.scheduling.intake import Rejection, num_tokens_of
 from quire_worker.scheduling.scheduler import Scheduler
 
 Reject = Callable[[Submit, Rejection], None]
@@ -79,7 +79,7 @@ class GrammarDesk:
         if outcome is not None:
             self.counters.num_hits += 1
             return self._admit(submit, outcome)
-        num_tokens = sum(len(ahead.submit.prompt_token_ids) * ahead.submit.n for ahead in self._waiting.values())
+        num_tokens = sum(num_tokens_of(ahead.submit) for ahead in self._waiting.values())
         rejection = self._scheduler.refusal_of(submit, num_ahead=self.num_waiting, num_tokens_ahead=num_tokens)
         if rejection is not None:
             return rejection
@@ -154,7 +154,7 @@ class GrammarDesk:
             return self._refused(outcome.message)
         rejection = self._scheduler.add(submit)
         if rejection is None:
-            matchers = [outcome.new_matcher() for _ in range(submit.n)]
+            matchers = [outcome.new_matcher(submit.output_token_ids) for _ in range(submit.n)]
             self._scheduler.constrain(submit.request_id, matchers)
         return rejection
 

@@ -74,17 +74,17 @@ class Choice:
     def __init__(
         self,
         request_id: str,
-        index: int,
         age: tuple[int, int],
         token_ids: list[int],
         sampling: SamplingParams,
         chain: DigestChain,
         max_total: int,
         arrived_s: float,
+        num_prompt: int,
     ) -> None:
-        num_prompt = len(token_ids)
+        """`token_ids` are the prompt's `num_prompt` and, of a choice that was begun elsewhere, its output so far."""
         self.request_id = request_id
-        self.index = index
+        self.index = age[1]
         self.age = age
         self.token_ids = token_ids
         """Prompt and committed output."""

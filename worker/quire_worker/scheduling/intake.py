@@ -45,7 +45,8 @@ def choices_of(
     """The request's choices, oldest first, hashed as far as its full blocks go."""
     prompt, sampling = submit.prompt_token_ids, submit.sampling
     max_total = min(len(prompt) + sampling.max_tokens, limits.max_model_len)
-    chain = kv.new_chain(ExtraKeys(adapter=submit.adapter, cache_salt=submit.cache_salt), prompt)
+    tokens = prompt + submit.output_token_ids
+    chain = kv.new_chain(ExtraKeys(adapter=submit.adapter, cache_salt=submit.cache_salt), tokens)
     choices = []
     for index in range(submit.n):
         own = msgspec.structs.replace(
@@ -55,8 +56,15 @@ def choices_of(
             prompt_logprobs=sampling.prompt_logprobs if index == 0 else None,
         )
         age = (arrival, index)
-        choices.append(Choice(submit.request_id, index, age, prompt.copy(), own, chain.copy(), max_total, arrived_s))
+        choices.append(
+            Choice(submit.request_id, age, tokens.copy(), own, chain.copy(), max_total, arrived_s, len(prompt))
+        )
     return choices
+
+
+def num_tokens_of(submit: Submit) -> int:
+    """Tokens that its choices bring."""
+    return (len(submit.prompt_token_ids) + len(submit.output_token_ids)) * submit.n
 
 
 def _malformed(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
@@ -76,9 +84,23 @@ def _malformed(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
         )
     if sampling.max_tokens < 1:
         return Rejection("invalid", f"max_tokens: must be at least 1, got {sampling.max_tokens}")
+    if submit.output_token_ids:
+        return _malformed_output(submit, limits)
     most = limits.max_num_seqs + limits.max_num_queued_reqs
     if not 1 <= submit.n <= most:
         return Rejection("invalid", f"n: must be between 1 and {most} (rows and queue together), got {submit.n}")
+    return None
+
+
+def _malformed_output(submit: Submit, limits: SchedulerLimits) -> Rejection | None:
+    output = submit.output_token_ids
+    if not _are_ids(limits.vocab_size, tuple(output)):
+        return Rejection("invalid", f"output: token ids must lie in [0, {limits.vocab_size})")
+    room = min(submit.sampling.max_tokens, limits.max_model_len - len(submit.prompt_token_ids))
+    if len(output) > room:
+        return Rejection("invalid", f"output: has {len(output)} tokens, but the choice may have {room}")
+    if submit.n != 1:
+        return Rejection("invalid", f"n: a choice that was begun elsewhere goes on alone, got {submit.n}")
     return None
 
 
@@ -102,7 +124,7 @@ def _queue_full(submit: Submit, limits: SchedulerLimits, queue: QueueState) -> R
     most = limits.max_num_queued_reqs + queue.num_free_rows
     if queue.num_choices + submit.n > most:
         return Rejection("queue_full", f"{queue.num_choices} choices are waiting, at most {most} may; try again later")
-    num_tokens = len(submit.prompt_token_ids) * submit.n
+    num_tokens = num_tokens_of(submit)
     if queue.num_choices and queue.num_tokens + num_tokens > limits.max_num_queued_tokens:
         return Rejection(
             "queue_full",

@@ -152,7 +152,7 @@ class Planner:
     def _enter(self, choice: Choice, table: BlockTable, num_cached: int, count: int) -> None:
         if not choice.was_admitted:
             choice.was_admitted = True
-            choice.num_cached = num_cached
+            choice.num_cached = min(num_cached, choice.num_prompt)
             choice.queue_time_s = self._clock() - choice.arrived_s
-            self._counters.on_first_admission(choice.num_prompt, num_cached, choice.queue_time_s)
+            self._counters.on_first_admission(choice.num_prompt, choice.num_cached, choice.queue_time_s)
         self._batch.enter(choice, table, num_cached, count)

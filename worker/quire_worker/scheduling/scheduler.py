@@ -26,12 +26,12 @@ from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.deadlines import DEADLINE, QUEUE_TIMEOUT, Deadlines
 from quire_worker.scheduling.draft import StepInFlight
+from quire_worker.scheduling.endings import ending_of, verdict_on
 from quire_worker.scheduling.intake import QueueState, Rejection, choices_of, rejection_of
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.planner import Planner
 from quire_worker.scheduling.policy import FirstComeFirstServed, Policy
 from quire_worker.scheduling.prefill_share import PrefillShare
-from quire_worker.scheduling.repetition import is_repeating
 from quire_worker.scheduling.siblings import Siblings
 from quire_worker.scheduling.step_budget import StepBudget
 from quire_worker.scheduling.waiting_queue import WaitingQueue
@@ -64,6 +64,8 @@ class Scheduler:
         self._policy = policy or FirstComeFirstServed()
         self._deadlines = Deadlines()
         self._requests: dict[str, list[Choice]] = {}
+        self._begun_elsewhere: list[Choice] = []
+        """Came with output, and `end_complete` has not looked at them."""
         self._batch = Batch(kv, limits.max_num_seqs)
         self.budget = StepBudget(limits.max_num_batched_tokens, limits.max_num_seqs)
         self._in_flight: deque[StepInFlight] = deque()
@@ -93,6 +95,8 @@ class Scheduler:
                 self._deadlines.add(kind, now_s + timeout_s, submit.request_id, self._next_arrival)
         self._next_arrival += 1
         self._requests[submit.request_id] = choices
+        if submit.output_token_ids:
+            self._begun_elsewhere += choices
         self.queue.push(choices[0])
         self._siblings.gather(choices[0], choices[1:])
         return None
@@ -145,6 +149,31 @@ class Scheduler:
                 ]
         self._deadlines.forget_ended(self._requests)
         return ended
+
+    def end_complete(self) -> list[ChoiceOutput]:
+        """End the choices that were begun elsewhere and whose last token was their last: whoever made it did not come to say so."""
+        if not self._begun_elsewhere:
+            return []
+        ended, came, self._begun_elsewhere = [], self._begun_elsewhere, []
+        for choice in came:
+            if choice.status is Status.FINISHED:
+                continue
+            reason, stop = ending_of(choice, None if choice.matcher is None else choice.matcher.verdict())
+            if reason is not None:
+                ended.append(self._end_told(choice, reason, stop))
+        return ended
+
+    def _end_told(self, choice: Choice, reason: str, stop: int | None) -> ChoiceOutput:
+        self._end(choice, of_itself=reason == "stop")
+        return ChoiceOutput(
+            request_id=choice.request_id,
+            choice=choice.index,
+            token_ids=[],
+            finish_reason=reason,
+            stop_token_id=stop,
+            error=choice.matcher.failure if choice.matcher is not None and reason == "error" else None,
+            error_code=FAILED_GRAMMAR if reason == "error" else None,
+        )
 
     def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput | None:
         """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error".
@@ -271,18 +300,8 @@ class Scheduler:
             return self._end_empty(choice)
         (token,) = token_ids
         choice.token_ids.append(token)
-        total = len(choice.token_ids)
         matcher = choice.matcher
-        reason: str | None = None
-        stop = None
-        if token in choice.ending and total > choice.min_total:
-            reason, stop = "stop", token
-        elif matcher is not None and (verdict := matcher.take(token)) is not None:
-            reason = verdict
-        elif total >= choice.max_total:
-            reason = "length"
-        elif choice.repetition is not None and total >= choice.min_total and is_repeating(choice, choice.repetition):
-            reason = "repetition"
+        reason, stop = ending_of(choice, None if matcher is None else verdict_on(choice, matcher))
         if (
             reason is None and logprobs is None and choice.queue_time_s is None
         ):  # the hot path: nothing to tell but the token

@@ -65,6 +65,10 @@ class Answer(Protocol):
         """The SSE events of these pieces, in one run of bytes."""
         ...
 
+    def num_held(self, index: int) -> int:
+        """Tokens of a choice, the last ones, whose log-probabilities may be needed once more."""
+        ...
+
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
         """What a stream ends with, after every choice's finish reason."""
         ...
@@ -177,7 +181,7 @@ class ChatAnswer:
     def _reader(self, index: int) -> MessageReader:
         assert self._reading is not None, "only where messages are read"
         if index not in self._readers:
-            self._readers[index] = MessageReader(self._reading, self._token_text)
+            self._readers[index] = MessageReader(self._reading, self._token_text, f"{self._head.id}/{index}")
         return self._readers[index]
 
     def _reason(self, index: int, reason: FinishReason) -> FinishReason:
@@ -194,6 +198,9 @@ class ChatAnswer:
     def begin(self, usage: Usage) -> bytes:
         del usage
         return b""
+
+    def num_held(self, index: int) -> int:
+        return self._readers[index].num_held if index in self._readers else 0
 
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
         """A chunk without choices brings the usage."""
@@ -268,6 +275,10 @@ class CompletionAnswer:
     def begin(self, usage: Usage) -> bytes:
         del usage
         return b""
+
+    def num_held(self, index: int) -> int:
+        del index
+        return 0
 
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
         """A chunk without choices brings the usage."""

@@ -29,6 +29,7 @@ def make_app(
     handlers: Mapping[str, Handler] = {
         "chat": generate.chat,
         "completion": generate.completion,
+        "resume": generate.resume,
         "embeddings": embeddings.embeddings,
         "rerank": embeddings.rerank,
         "rerank_plain": embeddings.rerank,

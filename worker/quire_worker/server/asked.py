@@ -32,9 +32,9 @@ class Showing(NamedTuple):
     token_text: Callable[[int], str]
     """A token alone as text."""
 
-    def new_reader(self) -> Reader:
-        """For one choice."""
-        return PlainReader() if self.reading is None else MessageReader(self.reading, self.token_text)
+    def new_reader(self, answer_id: str) -> Reader:
+        """For the one choice of an answer."""
+        return PlainReader() if self.reading is None else MessageReader(self.reading, self.token_text, answer_id)
 
 
 class Asked(NamedTuple):
@@ -83,7 +83,7 @@ def asked_response(data: bytes, limits: Limits) -> Asked:
     request, body = responses_chat.decode_responses(data, limits)
 
     def make_answer(head: Head, vocabulary: Vocabulary, showing: Showing) -> Answer:
-        return ResponsesAnswer(head, vocabulary, request=request, reader=showing.new_reader())
+        return ResponsesAnswer(head, vocabulary, request=request, reader=showing.new_reader(head.id))
 
     return Asked(body, "resp_", make_answer, responses_chat.NAMES)
 
@@ -94,6 +94,6 @@ def asked_message(data: bytes, limits: Limits) -> Asked:
 
     def make_answer(head: Head, vocabulary: Vocabulary, showing: Showing) -> Answer:
         del vocabulary
-        return MessagesAnswer(head, stops=stop_strings(body), reader=showing.new_reader())
+        return MessagesAnswer(head, stops=stop_strings(body), reader=showing.new_reader(head.id))
 
     return Asked(body, "msg_", make_answer, anthropic_chat.NAMES)

@@ -41,6 +41,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """The stop string, or the token of stop_token_ids, that ended the choice."""
     scores: Sequence[PromptLogprobs] | None = None
     """With a choice's first piece, where asked for: the log-probabilities of its prompt."""
+    is_silent: bool = False
+    """Only its tokens count; an answer must not see it. See token_pieces."""
 
     @property
     def is_empty(self) -> bool:
@@ -66,11 +68,17 @@ class Choice:
         self._min_tokens = min_tokens
         self._stop_token_ids = frozenset(stop_token_ids)
         self._pending: collections.deque[TokenEntry] = collections.deque()
-        self._num_fed = 0
+        self.num_fed = 0
+        """Characters that the tokens have made so far, held ones included."""
         self._num_released = 0
         self.num_tokens = 0
         """Tokens that count, so far."""
         self.finish_reason: str | None = None
+
+    @property
+    def held(self) -> str:
+        """Text that may become a stop string."""
+        return self._matcher.held
 
     def push(self, output: ChoiceOutput) -> Piece:
         """Take the next tokens. After a piece with a finish reason nothing must be pushed."""
@@ -83,7 +91,7 @@ class Choice:
             num_taken += 1
             self.num_tokens += 1
             if output.logprobs is not None:
-                self._pending.append(TokenEntry(token_id, output.logprobs[index], self._num_fed))
+                self._pending.append(TokenEntry(token_id, output.logprobs[index], self.num_fed))
             ends = index == len(output.token_ids) - 1 and output.stop_token_id is not None
             if not ends or self._include_stop:
                 stop = self._take_text(self._detokeniser.push(token_id), texts)
@@ -106,7 +114,7 @@ class Choice:
         if not text:
             return None
         released, stop = self._matcher.feed(text, armed=self.num_tokens >= self._min_tokens)
-        self._num_fed += len(text)
+        self.num_fed += len(text)
         self._num_released += len(released)
         texts.append(released)
         return stop

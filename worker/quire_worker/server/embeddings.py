@@ -8,7 +8,7 @@ import asyncio
 import functools
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -39,6 +39,7 @@ from quire_worker.server.embedding_answers import (
 from quire_worker.server.embedding_run import EmbeddingJob, run_job
 from quire_worker.server.middleware import CALLER, SPAN
 from quire_worker.server.model_routes import json_response
+from quire_worker.server.resume import usage_headers
 from quire_worker.server.serving import Loaded, Serving
 
 _INLINE_CHARS = 2048
@@ -85,7 +86,7 @@ class Embeddings:
             vectors = await self._run(job)
             is_base64 = body.encoding_format == "base64"
             answer = await embedding_list(vectors, model_name, usage_of(job.num_tokens), as_base64=is_base64)
-            return await _answer(request, answer)
+            return await _answer(request, answer, usage_headers(request, job.num_tokens))
 
     async def rerank(self, request: web.Request) -> web.Response:
         arrived_s = self._serving.clock()
@@ -103,7 +104,7 @@ class Embeddings:
                 usage=usage_of(num_tokens),
                 results=rerank_results(scores, texts if shows else None, body.top_n),
             )
-            return json_response(answer)
+            return _with_usage(json_response(answer), request, num_tokens)
 
     async def score(self, request: web.Request) -> web.Response:
         arrived_s = self._serving.clock()
@@ -119,7 +120,7 @@ class Embeddings:
                 data=score_data(scores),
                 usage=usage_of(num_tokens),
             )
-            return json_response(answer)
+            return _with_usage(json_response(answer), request, num_tokens)
 
     async def _body(self, request: web.Request, kind: type[BodyT]) -> BodyT:
         decode = functools.partial(decode_embedding_request, kind)
@@ -195,12 +196,17 @@ class Embeddings:
         return await run_job(job, self._serving.engine, self._serving.metrics, self._serving.clock)
 
 
-async def _answer(request: web.Request, pieces: Sequence[bytes]) -> web.StreamResponse:
+def _with_usage(response: web.Response, request: web.Request, num_tokens: int) -> web.Response:
+    response.headers.update(usage_headers(request, num_tokens))
+    return response
+
+
+async def _answer(request: web.Request, pieces: Sequence[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
     """JSON in pieces; a large one goes out as fast as the client reads, and others are served meanwhile."""
     size = sum(map(len, pieces))
     if size <= _WHOLE_BYTES:
-        return web.Response(body=b"".join(pieces), content_type="application/json")
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        return web.Response(body=b"".join(pieces), content_type="application/json", headers=headers)
+    response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
     response.content_length = size
     await response.prepare(request)
     gathered = bytearray()

@@ -6,6 +6,7 @@ from quire_contract import names
 from quire_contract.openai.errors import (
     CODE_CONTEXT_LENGTH,
     CODE_DRAINING,
+    CODE_ENGINE_DEAD,
     CODE_INVALID_VALUE,
     CODE_NOT_READY,
     CODE_QUEUE_TIMEOUT,
@@ -19,7 +20,6 @@ from quire_contract.openai.errors import (
 )
 from quire_worker.engine.messages import Rejected
 
-CODE_ENGINE_DEAD = "engine_dead"
 CODE_NOT_FINITE = "output_not_finite"
 CODE_NO_TOKEN = "no_token_allowed"  # noqa: S105 - a code
 _LINE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")

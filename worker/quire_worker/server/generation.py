@@ -5,7 +5,7 @@ Knows neither JSON nor HTTP; it is the same for chats and completions, streamed 
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -13,15 +13,20 @@ from msgspec.structs import replace
 
 from quire_contract.openai.errors import ApiError
 from quire_contract.prompt import TokenStream
+from quire_contract.resume import ResumedChoice
 from quire_contract.telemetry import log_event
 from quire_worker.engine.messages import ChoiceOutput, Rejected, Submit
 from quire_worker.request import PromptLogprobs, SamplingParams
+from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.failures import FAILURES, Failures
 from quire_worker.server.mailbox import Mail, Mailbox
 from quire_worker.server.metrics import Metrics, RequestRecord
+from quire_worker.server.prompt_shown import no_scores
+from quire_worker.server.token_pieces import TokenPieces
 from quire_worker.server.tracing import NO_SPAN, Span, tell
+from quire_worker.server.track import Track
 from quire_worker.server.urgency import Urgency, left
 
 _log = logging.getLogger(__name__)
@@ -61,21 +66,16 @@ class Job:
     model: str = ""
     """As the client called it."""
     span: Span = NO_SPAN
+    is_replayed: bool = False
+    """A router is told of each token: pieces come one by one, those without anything to show, too."""
+    begun: Sequence[ResumedChoice] | None = None
+    """What another worker made of it; then each choice goes to the engine on its own. None: nothing, it begins here."""
+    cached: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    """Tokens that the worker where it began found in its cache, by the prompt's number."""
 
 
 Arrived = tuple[int, Piece]
 """Index of a choice in the answer, and what it got."""
-
-
-class _Track:
-    """A choice that the engine computes, and the indices in the answer that show it."""
-
-    def __init__(self, choice: Choice, indices: range) -> None:
-        self.choice = choice
-        self.indices = indices
-        self.has_begun = False
-        """Something of it has been told."""
-        self.last_token_s: float | None = None
 
 
 class Generation:
@@ -93,25 +93,16 @@ class Generation:
         self._engine = engine
         self._metrics = metrics
         self._clock = clock
-        # Greedy choices are all the same: compute one, show it n times.
-        greedy = job.sampling[0].temperature == 0
-        self._engine_n = 1 if greedy else job.n
-        self._tracks: dict[tuple[str, int], _Track] = {}
-        for prompt, sampling in enumerate(job.sampling):
-            for choice in range(self._engine_n):
-                first = prompt * job.n + choice
-                indices = range(first, first + (job.n if greedy else 1))
-                made = Choice(
-                    new_detokeniser(job.prompts[prompt]),
-                    job.stops,
-                    include_stop=job.include_stop,
-                    min_tokens=sampling.min_tokens,
-                    stop_token_ids=sampling.stop_token_ids,
-                )
-                self._tracks[self._id(prompt), choice] = _Track(made, indices)
+        # Greedy choices are all the same: compute one, show it n times. Where some have begun elsewhere they may differ.
+        self._is_shared = job.sampling[0].temperature == 0 and job.begun is None
+        self._tracks = {
+            (track.request_id, track.engine_choice): track
+            for prompt in range(len(job.prompts))
+            for track in self._tracks_of(prompt, new_detokeniser)
+        }
         self._num_open = len(self._tracks)
         self.num_prompt_tokens = sum(map(len, job.prompts))
-        self._cached: dict[str, int] = {}
+        self._cached: dict[int, int] = dict(job.cached)
         self._scores: dict[str, list[PromptLogprobs]] = {}
         self._first_token_s: float | None = None
         self._queue_time_s: float | None = None
@@ -122,26 +113,69 @@ class Generation:
         self._inbox: AbstractContextManager[Mailbox] | None = None
         self._mailbox: Mailbox | None = None
 
-    def _id(self, prompt: int) -> str:
-        return f"{self._job.engine_id}-{prompt}"
+    def _tracks_of(self, prompt: int, new_detokeniser: Callable[[Sequence[int]], TokenStream]) -> Iterator[Track]:
+        job, sampling = self._job, self._job.sampling[prompt]
+        for number in range(1 if self._is_shared else job.n):
+            first = prompt * job.n + number
+            choice = Choice(
+                new_detokeniser(job.prompts[prompt]),
+                job.stops,
+                include_stop=job.include_stop,
+                min_tokens=sampling.min_tokens,
+                stop_token_ids=sampling.stop_token_ids,
+            )
+            pieces = TokenPieces(choice, has_entries=sampling.logprobs is not None, include_stop=job.include_stop)
+            yield Track(
+                f"{job.engine_id}-{prompt}" if job.begun is None else f"{job.engine_id}-{prompt}-{number}",
+                number if job.begun is None else 0,
+                prompt,
+                range(first, first + (job.n if self._is_shared else 1)),
+                choice,
+                pieces if job.is_replayed else None,
+            )
 
-    def __enter__(self) -> "Generation":
+    def again(self) -> list[Arrived]:
+        """What another worker let out of the job's choices. Before it is entered; what ends by it is not submitted.
+
+        Takes a while for many tokens."""
+        tracks = {track.indices.start: track for track in self._tracks.values()}
+        arrived: list[Arrived] = []
+        for begun in self._job.begun or ():
+            track = tracks[begun.index]
+            for piece in track.again(begun, self._job.sampling[track.prompt]):
+                self._tell(track, no_scores(len(self._job.prompts[track.prompt])), piece, arrived)
+            self._num_open -= track.choice.finish_reason is not None
+        return arrived
+
+    def _submits(self, spent_s: float) -> Iterator[Submit]:
         job, urgency = self._job, self._job.urgency
-        spent_s = self._failures.spent_s(urgency.timeout_s)
-        submits = [
-            Submit(
-                request_id=self._id(index),
-                prompt_token_ids=prompt,
-                sampling=job.sampling[index],
-                n=self._engine_n,
+        for track in self._tracks.values():
+            sampling = job.sampling[track.prompt]
+            if track.choice.finish_reason is not None or track.engine_choice > 0:
+                continue
+            if job.begun is not None:
+                # Its own seed; what was shown of the prompt is not shown again.
+                sampling = replace(
+                    sampling,
+                    seed=(sampling.seed + track.indices.start % job.n) % 2**64,
+                    prompt_logprobs=None if track.has_begun else sampling.prompt_logprobs,
+                )
+            yield Submit(
+                request_id=track.request_id,
+                prompt_token_ids=job.prompts[track.prompt],
+                sampling=sampling,
+                n=1 if self._is_shared or job.begun is not None else job.n,
                 cache_salt=job.cache_salt,
                 priority=urgency.priority,
                 timeout_s=left(urgency.timeout_s, spent_s),
                 queue_timeout_s=left(urgency.queue_timeout_s, spent_s),
                 grammar=job.grammar,
+                output_token_ids=track.begun_ids,
             )
-            for index, prompt in enumerate(job.prompts)
-        ]
+
+    def __enter__(self) -> "Generation":
+        spent_s = self._failures.spent_s(self._job.urgency.timeout_s)
+        submits = list(self._submits(spent_s))
         self._inbox = self._engine.generating(submits)
         self._mailbox = self._inbox.__enter__()
         return self
@@ -157,6 +191,11 @@ class Generation:
     def done(self) -> bool:
         """Every choice has its finish reason."""
         return self._num_open == 0
+
+    @property
+    def cached(self) -> dict[int, int]:
+        """Tokens found in the cache, by the prompt's number, as far as it is known."""
+        return self._cached
 
     @property
     def num_cached_tokens(self) -> int:
@@ -192,6 +231,11 @@ class Generation:
             raise
         return arrived
 
+    def move(self) -> None:
+        """It is to go on elsewhere: `next` raises ApiError 503, draining, once what has arrived is taken."""
+        if self._mailbox is not None:
+            self._mailbox.fail(errors.drained())
+
     def _take(self, mail: Mail, arrived: list[Arrived]) -> None:
         item = mail.item
         if isinstance(item, Rejected):
@@ -202,30 +246,38 @@ class Generation:
         if track.choice.finish_reason is not None:
             return  # arrived between the stop string and the abort
         self._time(track, mail.arrived_s, item)
-        piece = track.choice.push(item)
-        if piece.finish_reason is not None:
-            self._num_open -= 1
-            if item.finish_reason is None:
-                self._engine.abort_choice(item.request_id, item.choice)
         if item.prompt_logprobs is not None:
             self._scores[item.request_id] = item.prompt_logprobs
-        self._tell(track, item, piece, arrived)
+        for piece in track.push(item):
+            if piece.finish_reason is not None:
+                self._num_open -= 1
+                if item.finish_reason is None:
+                    self._engine.abort_choice(item.request_id, item.choice)
+            # Choice 0 is the first to have any: the others wait until it has computed the prompt.
+            self._tell(track, self._scores.get(item.request_id), piece, arrived)
 
-    def _tell(self, track: _Track, item: ChoiceOutput, piece: Piece, arrived: list[Arrived]) -> None:
-        """Hand the piece out for every index that shows it, unless there is nothing in it to show."""
+    def _tell(
+        self, track: Track, scores: Sequence[PromptLogprobs] | None, piece: Piece, arrived: list[Arrived]
+    ) -> None:
+        """Hand the piece out for every index that shows it, unless there is nothing in it to show; then only if tokens are told."""
         if self._job.only_prompts:
+            if self._job.is_replayed and piece.finish_reason is None:
+                return  # its one token is nobody's business
             reason = None if piece.finish_reason is None else "length"
             piece = replace(piece, text="", token_ids=[], entries=[], finish_reason=reason, stop_reason=None)
         is_first = not track.has_begun
-        is_told = not piece.is_empty or (self._job.shows_token_ids and bool(piece.token_ids))
-        if is_told or (is_first and self._job.shows_prompts):
+        is_shown = not piece.is_empty or (self._job.shows_token_ids and bool(piece.token_ids))
+        if is_shown or (is_first and self._job.shows_prompts):
             track.has_begun = True
-            if is_first:
-                # Choice 0 is the first to have any: the others wait until it has computed the prompt.
-                piece = replace(piece, scores=self._scores.get(item.request_id))
-            arrived.extend((index, piece) for index in track.indices)
+            if is_first and scores is not None:
+                piece = replace(piece, scores=scores)
+        elif self._job.is_replayed and piece.token_ids:
+            piece = replace(piece, is_silent=True)
+        else:
+            return
+        arrived.extend((index, piece) for index in track.indices)
 
-    def _time(self, track: _Track, now_s: float, item: ChoiceOutput) -> None:
+    def _time(self, track: Track, now_s: float, item: ChoiceOutput) -> None:
         """Latencies as the client sees them, but by when tokens reached this process: a slow reader is not our latency."""
         if not item.token_ids:
             return
@@ -234,7 +286,7 @@ class Generation:
             self._metrics.on_first_token(now_s - self._job.arrived_s)
         if track.last_token_s is None:
             if item.choice == 0:
-                self._cached[item.request_id] = item.num_cached_tokens
+                self._cached.setdefault(track.prompt, item.num_cached_tokens)
             if self._queue_time_s is None:
                 self._queue_time_s = item.queue_time_s
         else:

@@ -1,5 +1,7 @@
 """What routers and the operator ask: the prompt bundle, where KV events are, and the drain."""
 
+import asyncio
+
 from aiohttp import web
 
 from quire_contract.kv_events import kv_topic, load_topic
@@ -12,8 +14,11 @@ from quire_worker.server.serving import Serving
 class InternalRoutes:
     """Handlers for the rest of a release."""
 
-    def __init__(self, serving: Serving, access: Access, pod_name: str) -> None:
+    def __init__(self, serving: Serving, access: Access, pod_name: str, drain_timeout_s: float) -> None:
+        """`drain_timeout_s`: after so long a drain, what can go on at another worker is sent there."""
         self._serving = serving
+        self._drain_timeout_s = drain_timeout_s
+        self._moving: asyncio.TimerHandle | None = None
         self._access = access
         self._pod_name = pod_name
 
@@ -59,9 +64,11 @@ class InternalRoutes:
         )
 
     async def drain(self, request: web.Request) -> web.Response:
-        """Take no new requests; running ones go on. Returns at once."""
+        """Take no new requests; running ones go on, until the drain timeout if they can go on elsewhere. Returns at once."""
         self._check_control(request)
         self._serving.lifecycle.drain()
+        if self._moving is None:
+            self._moving = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._serving.move_on)
         return self._drain_state()
 
     async def undrain(self, request: web.Request) -> web.Response:
@@ -69,6 +76,9 @@ class InternalRoutes:
         self._check_control(request)
         if not self._serving.lifecycle.undrain():
             raise ApiError(409, "The worker is terminating; it cannot take requests again.", code="terminating")
+        if self._moving is not None:
+            self._moving.cancel()
+            self._moving = None
         return self._drain_state()
 
     def _drain_state(self) -> web.Response:

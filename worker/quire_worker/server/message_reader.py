@@ -15,11 +15,11 @@ from quire_worker.server.parts import ContentText, Part
 class MessageReader:
     """Takes a choice's pieces in order."""
 
-    def __init__(self, reading: Reading, token_text: Callable[[int], str]) -> None:
-        """`token_text` is a token alone as text."""
+    def __init__(self, reading: Reading, token_text: Callable[[int], str], stem: str = "") -> None:
+        """`token_text` is a token alone as text; calls are named after `stem`, see `formats.call_ids`."""
         self._reading = reading
-        self._parser = reading.new_parser()
-        self._meter = ReasoningMeter(reading.new_parser(), token_text) if reading.reasons else None
+        self._parser = reading.new_parser(stem)
+        self._meter = ReasoningMeter(reading.new_parser(""), token_text) if reading.reasons else None
         self._entries: list[TokenEntry] = []
 
     def take(self, piece: Piece) -> list[Part]:
@@ -40,6 +40,11 @@ class MessageReader:
     def finish_reason(self, reason: FinishReason) -> FinishReason:
         """What the client is told for the engine's reason, when the message is over."""
         return self._reading.finish_reason(self._parser, reason)
+
+    @property
+    def num_held(self) -> int:
+        """Log-probabilities that have not been taken: those of the last tokens."""
+        return len(self._entries)
 
     @property
     def num_reasoning_tokens(self) -> int | None:

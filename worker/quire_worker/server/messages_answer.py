@@ -143,6 +143,10 @@ class MessagesAnswer:
             self._finish_reason, self._stop = piece.finish_reason, piece.stop_reason
         return b"".join(map(named_event, events))
 
+    def num_held(self, index: int) -> int:
+        del index
+        return 0
+
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
         """The last block's end, why the message ends, and all its tokens."""
         del include_usage

@@ -111,6 +111,12 @@ def with_echo(
     )
 
 
+def no_scores(num_tokens: int) -> list[PromptLogprobs]:
+    """In place of a prompt's log-probabilities where they have gone out already, and nobody will see these."""
+    blank = bytes(4 * (num_tokens - 1))
+    return [PromptLogprobs(first=1, num_top=0, logprobs=blank, ranks=blank, top_ids=b"", top_logprobs=b"")]
+
+
 def prompt_fields(
     extras: Extras, index: int, scores: Sequence[PromptLogprobs], vocabulary: Vocabulary
 ) -> dict[str, Any]:

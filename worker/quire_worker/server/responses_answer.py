@@ -3,6 +3,7 @@
 Pure: pieces in, bytes out. A stream's events, put together, say what the whole answer says: both come out of one `OutputItems`.
 """
 
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -76,6 +77,11 @@ class ResponsesAnswer:
             if parts or piece.entries or piece.finish_reason is not None:
                 events += self._items.take(parts, self._shown(self._reader.take_entries()))
         return _encoded(events)
+
+    def num_held(self, index: int) -> int:
+        """The events that close a message repeat all of its log-probabilities."""
+        del index
+        return sys.maxsize if self._logprobs else 0
 
     def end(self, usage: Usage, *, include_usage: bool) -> bytes:
         """The last item's end, and the whole response."""

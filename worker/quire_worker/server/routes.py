@@ -26,6 +26,7 @@ from quire_contract.openai.responses import (
 )
 from quire_contract.openai.responses_objects import ResponseObject, ResponsesEvent
 from quire_contract.openai.responses_requests import ResponsesRequest
+from quire_contract.resume import PATH_RESUME, ResumeEnvelope
 from quire_worker.server.access import OPEN_PATHS
 from quire_worker.server.probe_answers import (
     BundleAnswer,
@@ -227,6 +228,15 @@ ROUTES: tuple[Route, ...] = (
         summary="The prompt bundle of that name.",
         media="application/octet-stream",
         errors=(404, 503),
+    ),
+    Route(
+        method="POST",
+        path=PATH_RESUME,
+        name="resume",
+        summary="A stream of another worker goes on here, for routers.",
+        body=ResumeEnvelope,
+        media="text/event-stream",
+        errors=(*_GENERATES, 409),
     ),
     Route(
         method="POST",

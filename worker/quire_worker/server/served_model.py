@@ -49,6 +49,8 @@ class ServedModel:
         self.encoder = TextEncoder(renderer.tokenizer, bundle.vocab_size, bundle.max_model_len)
         self.bundle_bytes = bundle.to_bytes()
         self.bundle_digest = digest_of(self.bundle_bytes)
+        self.text_digest = bundle.replace(block_size=0, max_model_len=0, served_model_names=[], scheme="").digest()
+        """The same for workers that make the same of texts and tokens, whatever their memory and names."""
 
     def check_name(self, name: str | None) -> str:
         """The name to answer with. ApiError 404 for one that is not served; None is the first."""

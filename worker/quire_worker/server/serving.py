@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from quire_contract.openai.limits import Limits
 from quire_worker.server import errors
@@ -22,6 +23,12 @@ class Loaded:
 
     model: ServedModel
     tokeniser: Tokeniser
+
+
+class Movable(Protocol):
+    """An answer that can go on, or begin anew, at another worker."""
+
+    def move(self) -> None: ...
 
 
 class Serving:
@@ -48,6 +55,7 @@ class Serving:
         self.urgency = urgency
         self.num_inside = 0
         """Requests that passed the gate and have not been answered to the end."""
+        self._movable: dict[int, Movable] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self._base_seed = base_seed
@@ -84,6 +92,21 @@ class Serving:
             self.num_inside -= 1
             if self.num_inside == 0:
                 self._empty.set()
+
+    @contextlib.contextmanager
+    def movable(self, answer: Movable, *, is_asked: bool) -> Iterator[None]:
+        """`answer` can be had from another worker, while entered, if its router asked for that."""
+        if is_asked:
+            self._movable[id(answer)] = answer
+        try:
+            yield
+        finally:
+            self._movable.pop(id(answer), None)
+
+    def move_on(self) -> None:
+        """End everything that can go on elsewhere, so that it does."""
+        for answer in tuple(self._movable.values()):
+            answer.move()
 
     async def wait_empty(self) -> None:
         """Until no request is inside."""

@@ -197,7 +197,7 @@ class Worker:
             model_routes=ModelRoutes(serving),
             probes=probes,
             embeddings=Embeddings(serving),
-            internal=InternalRoutes(serving, self._access, config.pod_name),
+            internal=InternalRoutes(serving, self._access, config.pod_name, config.drain_timeout_s),
             openapi=OpenApi(ROUTES, serving.limits, self._version),
             max_body_bytes=config.max_body_bytes,
         )

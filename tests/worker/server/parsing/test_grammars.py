@@ -300,4 +300,4 @@ def test_whatever_a_schema_is_its_grammar_is_made_or_the_request_refused(
 
     assert reading is not None and reading.grammar is not None
     assert reading.grammar.isascii() and reading.grammar.startswith("start: ")
-    reading.new_parser().push("<tool_call><function=f><parameter=a>1</parameter></function>")
+    reading.new_parser("").push("<tool_call><function=f><parameter=a>1</parameter></function>")

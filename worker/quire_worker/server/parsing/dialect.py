@@ -12,7 +12,7 @@ from quire_contract.openai.requests import ChatCompletionRequest
 from quire_contract.openai.responses import FinishReason
 from quire_contract.openai.tools import ToolUse, tool_use
 from quire_worker.server.parsing.feed import Feed
-from quire_worker.server.parsing.formats import ToolFormat, openai_id
+from quire_worker.server.parsing.formats import ToolFormat, call_ids, openai_id
 from quire_worker.server.parsing.lark import Lark
 from quire_worker.server.parsing.message_parser import ScriptParser, Steps
 from quire_worker.server.parsing.parts_sink import PartsSink
@@ -36,7 +36,8 @@ class Marker:
 class Reading:
     """How one request's messages are read. One parser a choice."""
 
-    new_parser: Callable[[], ScriptParser]
+    new_parser: Callable[[str], ScriptParser]
+    """Of a choice whose calls are named after this stem; see `formats.call_ids`."""
     shown_token_ids: frozenset[int]
     """Special tokens that the parser must see in the text."""
     grammar: str | None
@@ -95,7 +96,7 @@ class Dialect:
             return None
         hidden = () if body.skip_special_tokens is False else self._special_markers(use)
         return Reading(
-            new_parser=lambda: self._parser(use, body, opened=opened, hidden=tuple(hidden)),
+            new_parser=lambda stem: self._parser(use, body, stem, opened=opened, hidden=tuple(hidden)),
             shown_token_ids=frozenset(self._special_markers(use).values()),
             grammar=self._grammar(use, content_grammar, opened=opened),
             use=use,
@@ -116,7 +117,7 @@ class Dialect:
         return {text: marker.token_id for text, marker in found if marker is not None and marker.is_special}
 
     def _parser(
-        self, use: ToolUse, body: ChatCompletionRequest, *, opened: bool, hidden: Sequence[str]
+        self, use: ToolUse, body: ChatCompletionRequest, stem: str, *, opened: bool, hidden: Sequence[str]
     ) -> ScriptParser:
         tools, tags = self.tools, self.tags
         calls = tools is not None and use.mode != "none"
@@ -124,7 +125,7 @@ class Dialect:
         if tags is not None:
             script = Steps(lambda feed, sink: think(feed, sink, tags, opened=opened), script)
         sink = PartsSink(
-            tools.new_id if tools is not None else openai_id,
+            call_ids(tools.new_id if tools is not None else openai_id, stem),
             max_calls=None if use.parallel else 1,
             calls_tools=calls,
             shows_reasoning=body.include_reasoning is not False,

@@ -4,6 +4,8 @@ A new format is a script (`scripts`), a grammar of its calls, and a row in FORMA
 """
 
 import dataclasses
+import hashlib
+import itertools
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +21,25 @@ _MAX_COUNTED = 4096
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def openai_id() -> str:
-    """As OpenAI's ids look."""
-    return f"call_{secrets.token_hex(12)}"
+def openai_id(noise: bytes = b"") -> str:
+    """As OpenAI's ids look, of 16 bytes of noise or more; without any it is random."""
+    return f"call_{(noise or secrets.token_bytes(16))[:12].hex()}"
 
 
-def mistral_id() -> str:
+def mistral_id(noise: bytes = b"") -> str:
     """Nine letters and digits: Mistral's templates refuse a conversation with any other."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(9))
+    number, letters = int.from_bytes((noise or secrets.token_bytes(16))[:16], "big"), ""
+    for _ in range(9):
+        number, place = divmod(number, len(_ALPHABET))
+        letters += _ALPHABET[place]
+    return letters
+
+
+def call_ids(new_id: Callable[[bytes], str], stem: str) -> Callable[[], str]:
+    """Makes the ids of one choice's calls, one after the other: always the same ones for a `stem`, so that whoever takes over the choice
+    names its calls alike. The stem must tell nobody anything and be nobody else's; without one they are random."""
+    numbers = itertools.count()
+    return lambda: new_id(hashlib.sha256(f"{stem}/{next(numbers)}".encode()).digest() if stem else b"")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +62,7 @@ class ToolFormat:
     """Reads the calls of these functions."""
     grammar: Callable[[Lark, Sequence[Function], bool], CallGrammar]
     """Writes one call of these functions or, with True, one or more."""
-    new_id: Callable[[], str] = openai_id
+    new_id: Callable[[bytes], str] = openai_id
 
 
 def _arguments(lark: Lark, function: Function) -> str:

@@ -1,0 +1,173 @@
+"""What a router remembers of one stream so that it can go on at another worker: the protocol of `contract.resume`, at the reading end.
+
+    from the worker   | : s <state>\n: t 0 17\ndata: a\n\n | : t 0 4,9\n\n | : keep-alive\n\n | : f 0\ndata: b\n\n |
+    to the client     | data: a\n\n                        |               | : keep-alive\n\n | data: b\n\n       |
+
+Comment lines stand before an event's other lines, so an event is looked at only where it begins. Token ids are kept as they were written,
+a few bytes each, and become numbers when a stream does go on. Pure: no sockets, no clock.
+"""
+
+import msgspec
+
+from quire_contract import names
+from quire_contract.openai.errors import CODE_ENGINE_DEAD
+from quire_contract.resume import MIGRATE_EVENT, ResumedChoice, ResumeEnvelope
+from quire_router.call import Usage
+
+_MIGRATE = MIGRATE_EVENT[2:-2]
+_DIED = b'"code":"%b"' % CODE_ENGINE_DEAD.encode()
+"""A worker's server says so when its engine is gone. Quotes within a JSON string are escaped, so no text can hold this."""
+_IDS = msgspec.json.Decoder(list[int])
+_ENDS: dict[str, tuple[bytes, ...]] = {
+    names.PATH_RESPONSES: (
+        b"event: response.completed\n",
+        b"event: response.failed\n",
+        b"event: response.incomplete\n",
+        b"event: error\n",
+    ),
+    names.PATH_MESSAGES: (b"event: message_stop\n", b"event: error\n"),
+}
+_DONE = (b"data: [DONE]\n",)
+
+
+class Replay:
+    """One stream. Give it each part that arrives; send on what it gives back."""
+
+    __slots__ = (
+        "_finished",
+        "_ids",
+        "_last",
+        "_last_choice",
+        "died",
+        "is_over",
+        "is_usable",
+        "migrates",
+        "num_events",
+        "state",
+        "usage",
+    )
+
+    def __init__(self, usage: Usage) -> None:
+        """`usage` is filled in as the stream goes, so that it is right whenever that ends."""
+        self.usage = usage
+        self.state: str | None = None
+        """None: the stream has not begun, or its worker knows nothing of token replay."""
+        self.num_events = 0
+        """With data, given back so far."""
+        self.migrates = False
+        """The worker drains and asks that the stream goes on elsewhere."""
+        self.died = False
+        """The worker's engine died, and its server says so: that event is not given back."""
+        self.is_over = False
+        """Either of these: nothing more comes from this worker."""
+        self.is_usable = True
+        """Nothing was seen that makes what is remembered wrong."""
+        self._ids: dict[bytes, bytearray] = {}
+        self._finished: set[bytes] = set()
+        self._last = b""
+        self._last_choice = b""
+
+    def take(self, part: bytes) -> bytes:
+        """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
+        if part.find(b"\n\n") == len(part) - 2:  # one event, as workers write them
+            return self._take_event(part)
+        events = part.split(b"\n\n")
+        if events.pop():
+            self.is_usable = False  # an event too long to be held: it could not be looked at as a whole
+            return part
+        return b"".join([self._take_event(event + b"\n\n") for event in events])
+
+    def resumed(self) -> None:
+        """Another worker goes on with it."""
+        self.migrates = self.died = self.is_over = False
+
+    def has_ended(self, path: str) -> bool:
+        """Whether the last event is one with which streams of this API end."""
+        return self._last.startswith(_ENDS.get(path, _DONE))
+
+    def envelope(self, path: str, body: bytes) -> bytes | None:
+        """What another worker needs to go on with the stream; `body` as the first one got it. None: it cannot go on."""
+        if self.state is None or not self.is_usable:
+            return None
+        try:
+            choices = [
+                ResumedChoice(
+                    index=int(choice),
+                    token_ids=_IDS.decode(b"[%b]" % bytes(self._ids.get(choice, b""))),
+                    finished=choice in self._finished,
+                )
+                for choice in sorted(self._ids.keys() | self._finished, key=int)
+            ]
+            envelope = ResumeEnvelope(
+                path=path,
+                body=body.decode(),
+                state=self.state,
+                num_events=self.num_events,
+                choices=choices,
+                last_choice=int(self._last_choice) if self._last_choice else None,
+            )
+        except ValueError:  # of both decoders: a worker wrote something else than ids, or the body was no UTF-8
+            return None
+        return msgspec.json.encode(envelope)
+
+    def _take_event(self, event: bytes) -> bytes:
+        start = 0
+        while event.startswith(b": ", start):
+            end = event.index(b"\n", start)
+            if not self._note(event[start + 2 : end]):
+                break
+            start = end + 1
+        if start:
+            if start + 1 == len(event):
+                return b""
+            event = event[start:]
+        elif _DIED in event:
+            self.died = self.is_over = True
+        if self.died:  # what follows, [DONE] perhaps, would end the stream
+            return b""
+        if not event.startswith(b":"):
+            self.num_events += 1
+            self._last = event
+        return event
+
+    def _note(self, line: bytes) -> bool:
+        """Remember a comment line. Whether it is one of ours."""
+        kind = line[:2]
+        try:
+            if kind == b"t ":
+                choice, _, ids = line[2:].partition(b" ")
+                self._last_choice = choice
+                self.usage.output += ids.count(b",") + 1
+                held = self._ids.get(choice)
+                if held is None:
+                    self._ids[choice] = bytearray(ids)
+                else:
+                    held += b"," + ids
+            elif kind == b"f ":
+                self._finished.add(line[2:])
+            elif kind == b"u ":
+                self._note_usage(line[2:])
+            elif kind == b"s ":
+                self.state = line[2:].decode("ascii")
+            elif line == _MIGRATE:
+                self.migrates = self.is_over = True
+            else:
+                return False
+        except ValueError:
+            self.is_usable = False
+        return True
+
+    def _note_usage(self, numbers: bytes) -> None:
+        prompt, cached, output = (int(number) for number in numbers.split())
+        if not self.usage.prompt:  # of a stream that goes on, the first worker's
+            self.usage.prompt, self.usage.cached = prompt, cached
+        self.usage.output = max(self.usage.output, output)
+
+
+def usage_of_header(value: str | None) -> Usage | None:
+    """What an answer that is no stream says it cost. None: it does not say."""
+    try:
+        prompt, cached, output = (int(number) for number in (value or "").split(","))
+    except ValueError:
+        return None
+    return Usage(prompt=prompt, cached=cached, output=output)

@@ -1,0 +1,287 @@
+"""One attempt at one worker: the request is sent, and its answer read up to a point where a byte may go to the client.
+
+    connect -> headers -> first event | the whole of what is no stream
+
+What an attempt tells of the worker (it is down, drains, keeps failing) is noted here. It must not know how endpoints are chosen, nor what
+becomes of a failed attempt.
+"""
+
+import asyncio
+import contextlib
+import io
+import logging
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from quire_contract import names
+from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, deadline_exceeded
+from quire_contract.router_settings import FaultSettings
+from quire_contract.telemetry import log_event
+from quire_contract.trust import Trust
+from quire_router import headers as header_rules
+from quire_router.call import Call, Usage
+from quire_router.endpoints import Endpoint, Reservation, Use
+from quire_router.replay import Replay
+from quire_router.scoring import Choice
+from quire_router.splitting import with_model
+from quire_router.sse import EventCutter
+
+log = logging.getLogger("quire_router.upstream")
+
+MAX_HELD_BYTES = 1024 * 1024
+"""An answer that is no stream is read whole before a byte is sent on, up to this size, so that a worker's death can still be mended."""
+RETRYABLE_STATUS = 503
+BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING})
+"""A worker that says so is well."""
+NOT_ITS_FAULT = BUSY_REASONS | {names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE, CODE_QUEUE_TIMEOUT}
+MAX_URLS = 4096
+MAX_SENT_AT_ONCE_BYTES = 1024 * 1024
+"""Larger bodies are sent in parts, so that they do not hold up the event loop."""
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """All in seconds. The connect timeout is the session's."""
+
+    first_byte: float
+    """Until a stream's first event, at one worker; what came before (the router's queue, other workers) is not counted."""
+    answer: float
+    """Until the whole of an answer that is not streamed, at one worker."""
+    idle: float
+    """Between two parts of a stream that has begun, and for a client to take what was sent to it."""
+
+
+class RetryableError(Exception):
+    """This attempt failed before anything was sent to the client."""
+
+    def __init__(self, reason: str, message: str, *, also_tried: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.also_tried = also_tried
+
+
+class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What is sent to a worker."""
+
+    call: Call
+    target: str
+    """The model that it shall use."""
+    path: str
+    body: bytes
+    replay: Replay | None = None
+    """Of the stream that goes on with this request; None: a request of its own."""
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The beginning of an answer, at a point where a byte may go to the client."""
+
+    data: bytes
+    is_whole: bool
+    cutter: EventCutter | None
+    """None: not a stream of events."""
+
+
+class Attempt:
+    """An answer that has begun. Its connection and its place at the endpoint are held until it is closed."""
+
+    __slots__ = ("begun", "choice", "endpoint", "life", "replay", "response", "stack", "started_s", "use")
+
+    def __init__(
+        self, reservation: Reservation, choice: Choice, response: aiohttp.ClientResponse, replay: Replay | None
+    ) -> None:
+        self.endpoint = reservation.endpoint
+        self.life = self.endpoint.life
+        self.started_s = reservation.started_s
+        self.choice = choice
+        self.response = response
+        self.replay = replay
+        """None: the worker was not asked for token replay."""
+        self.begun: Begun
+        self.use: Use
+        self.stack: contextlib.AsyncExitStack
+
+    async def close(self) -> None:
+        """Let the connection and the place go. Further calls do nothing."""
+        await self.stack.aclose()
+
+
+class Upstreams:
+    """Makes attempts. One for the process."""
+
+    def __init__(
+        self,
+        *,
+        session: aiohttp.ClientSession,
+        timeouts: Timeouts,
+        trust: Trust | None,
+        faults: Callable[[], FaultSettings],
+        on_ejection: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.timeouts = timeouts
+        self._session = session
+        self._trust = trust
+        self._faults = faults
+        self._on_ejection = on_ejection
+        self._clock = clock
+        self._urls: dict[tuple[str, str], URL] = {}
+
+    async def begin(self, request: WorkerRequest, reservation: Reservation, choice: Choice) -> Attempt:
+        """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
+        endpoint = reservation.endpoint
+        limit_s = self._limit_s(request.call)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(reservation)
+            use = Use(endpoint, lambda: None)
+            stack.callback(use.end)
+            try:
+                async with asyncio.timeout(limit_s) as limit:
+                    use.close = lambda: limit.reschedule(0)
+                    response = await self._open(request, endpoint)
+                    stack.callback(response.close)  # nothing to close if all was read: its connection went back then
+                    replay = request.replay or (None if self._trust is None else Replay(Usage()))
+                    attempt = Attempt(reservation, choice, response, replay)
+                    attempt.begun = await _begin(endpoint, response, replay)
+            except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+                raise self._failure(request.call, reservation, use, error, limit_s) from None
+            except RetryableError as error:
+                self._refused(reservation, error.reason)
+                raise
+            use.close = response.close
+            self._note_begun(reservation, response, attempt.begun, is_new=request.replay is None)
+            attempt.use = use
+            attempt.stack = stack.pop_all()
+        return attempt
+
+    def broke(self, attempt: Attempt) -> None:
+        """An answer that had begun did not end as it should."""
+        attempt.endpoint.counts.broke()
+        attempt.endpoint.on_suspect()
+        self._note_failure(attempt.endpoint, attempt.started_s)
+
+    def _limit_s(self, call: Call) -> float:
+        limit_s = (call.first_byte_timeout_s or self.timeouts.first_byte) if call.is_stream else self.timeouts.answer
+        if call.deadline_s is None:
+            return limit_s
+        left_s = call.deadline_s - self._clock()
+        if left_s <= 0:
+            raise _deadline_passed()
+        return min(limit_s, left_s)
+
+    async def _open(self, request: WorkerRequest, endpoint: Endpoint) -> aiohttp.ClientResponse:
+        key = (endpoint.url, request.path)
+        url = self._urls.get(key)
+        if url is None:
+            if len(self._urls) >= MAX_URLS:
+                self._urls.clear()
+            url = self._urls[key] = URL(endpoint.url + request.path)
+        passed = header_rules.of_call(request.call, self._trust, self._clock())
+        body = request.body
+        data = body if len(body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(body)
+        return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
+
+    def _note_begun(
+        self, reservation: Reservation, response: aiohttp.ClientResponse, begun: Begun, *, is_new: bool
+    ) -> None:
+        endpoint, now_s = reservation.endpoint, self._clock()
+        is_stream = begun.cutter is not None
+        reservation.first_byte(now_s, is_stream=is_stream and is_new)
+        endpoint.counts.answered(response.status, now_s - reservation.started_s if is_stream and is_new else None)
+        if response.status >= 500:
+            if response.headers.get(names.HEADER_REASON, "") not in NOT_ITS_FAULT:
+                self._note_failure(endpoint, reservation.started_s)
+        elif begun.is_whole or endpoint.trial is reservation:
+            endpoint.note_success(reservation.started_s)
+
+    def _refused(self, reservation: Reservation, reason: str) -> None:
+        endpoint = reservation.endpoint
+        if reason == names.REASON_DRAINING:
+            endpoint.mark_draining()
+            return
+        endpoint.counts.failed()
+        endpoint.on_suspect()
+        if reason not in NOT_ITS_FAULT:
+            self._note_failure(endpoint, reservation.started_s)
+
+    def _failure(
+        self, call: Call, reservation: Reservation, use: Use, error: Exception, limit_s: float
+    ) -> ApiError | RetryableError:
+        """What an attempt's error means: another endpoint may be tried, or the time is over."""
+        endpoint = reservation.endpoint
+        is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
+        if is_late and not use.is_lost and call.deadline_s is not None and self._clock() >= call.deadline_s:
+            return _deadline_passed()
+        endpoint.counts.failed()
+        self._note_failure(endpoint, reservation.started_s)
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            endpoint.mark_down(f"cannot be connected to ({type(error).__name__})")
+            return RetryableError("connect", f"{endpoint.id} cannot be connected to")
+        endpoint.on_suspect()
+        if use.is_lost:
+            return RetryableError("lost", f"{endpoint.id} fell silent")
+        if is_late:
+            return ApiError(
+                504,
+                f"Worker {endpoint.id} did not answer within {limit_s:g} s.",
+                type="server_error",
+                code="worker_timeout",
+            )
+        return RetryableError("reset", f"{endpoint.id} closed the connection before it answered")
+
+    def _note_failure(self, endpoint: Endpoint, started_s: float) -> None:
+        now_s = self._clock()
+        if endpoint.note_failure(started_s, now_s, self._faults()):
+            self._on_ejection()
+            out_s = round(endpoint.health.until_s - now_s, 1)
+            log_event(log, logging.WARNING, "ejected", endpoint=endpoint.id, for_s=out_s)
+
+
+def request_of(call: Call, target: str) -> WorkerRequest:
+    """The call as a worker of `target` gets it. ApiError 400 if its body cannot be given that model's name."""
+    body = call.body if target == call.model else with_model(call.body, target)
+    return WorkerRequest(call=call, target=target, path=call.path, body=body)
+
+
+async def _begin(endpoint: Endpoint, response: aiohttp.ClientResponse, replay: Replay | None) -> Begun:
+    """Read a stream's first events, or an answer that is no stream whole if it is not too large."""
+    reason = response.headers.get(names.HEADER_REASON, "")
+    if response.status == RETRYABLE_STATUS and reason != names.REASON_QUEUE_TIMEOUT:  # that one has waited long enough
+        raise RetryableError(reason or "unavailable", f"{endpoint.id} is {reason or 'unavailable'}")
+    content = response.content
+    if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        return await _begin_whole(content)
+    cutter = EventCutter()
+    while True:
+        arrived = await content.readany()
+        if not arrived:
+            raise RetryableError("reset", f"{endpoint.id} ended the stream before its first event")
+        events = cutter.cut(arrived)
+        if events and replay is not None:
+            events = replay.take(events)
+            if replay.is_over and not events:
+                reason = names.REASON_DRAINING if replay.migrates else "reset"
+                raise RetryableError(reason, f"{endpoint.id} ended the stream before its first event")
+        if events:
+            return Begun(data=events, is_whole=False, cutter=cutter)
+
+
+async def _begin_whole(content: aiohttp.StreamReader) -> Begun:
+    first = await content.readany()
+    if content.at_eof() or not first:
+        return Begun(data=first, is_whole=True, cutter=None)
+    parts, size = [first], len(first)
+    while size < MAX_HELD_BYTES:
+        arrived = await content.readany()
+        if not arrived:
+            return Begun(data=b"".join(parts), is_whole=True, cutter=None)
+        parts.append(arrived)
+        size += len(arrived)
+    return Begun(data=b"".join(parts), is_whole=False, cutter=None)
+
+
+def _deadline_passed() -> ApiError:
+    error = deadline_exceeded("The request's time was over before its answer began.")
+    error.headers[names.HEADER_REASON] = names.REASON_DEADLINE
+    return error

@@ -1,0 +1,31 @@
+"""Whether a choice's last token ends it, and how. Knows tokens and the grammar's word only."""
+
+from typing import TYPE_CHECKING
+
+from quire_worker.scheduling.choice import Choice
+from quire_worker.scheduling.repetition import is_repeating
+
+if TYPE_CHECKING:
+    from quire_worker.grammar.matcher import Matcher
+
+
+def ending_of(choice: Choice, verdict: str | None) -> tuple[str | None, int | None]:
+    """The finish reason, None for a choice that goes on, and the token if it is one that ends. `verdict` is the grammar's."""
+    token, total = choice.token_ids[-1], len(choice.token_ids)
+    if token in choice.ending and total > choice.min_total:
+        return "stop", token
+    if verdict is not None:
+        return verdict, None
+    if total >= choice.max_total:
+        return "length", None
+    if choice.repetition is not None and total >= choice.min_total and is_repeating(choice, choice.repetition):
+        return "repetition", None
+    return None, None
+
+
+def verdict_on(choice: Choice, matcher: "Matcher") -> str | None:
+    """What the grammar says of the last token, which it has not seen. A token that ends the choice is none of its business."""
+    token = choice.token_ids[-1]
+    if token in choice.ending and len(choice.token_ids) > choice.min_total:
+        return None
+    return matcher.take(token)
