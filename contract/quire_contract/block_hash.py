@@ -144,10 +144,16 @@ class BlockHasher:
         """As `copy`, but its digests are only those of blocks to come: for whoever keeps those before it already."""
         other = BlockHasher.__new__(BlockHasher)
         other.block_size, other._keys, other._head, other._tail = self.block_size, self._keys, self._head, self._tail
-        other._parent, other._partial = self._parent, self._partial
-        other._num_before = self._num_before + len(self.digests) * self.block_size
+        other._parent, other._partial, other._num_before = self._parent, self._partial, self._num_before
         other.digests = []
+        if self.digests:
+            other._num_before += len(self.digests) * self.block_size
         return other
+
+    def drop_digests(self) -> None:
+        """Forget the digests so far, for whoever has noted them; those to come chain on them as before."""
+        self._num_before += len(self.digests) * self.block_size
+        self.digests = []
 
     def _hash_next(self, data: bytes) -> bytes:
         digest = sha256(b"".join((self._parent, self._head, data, self._tail))).digest()

@@ -7,6 +7,7 @@ The ids of the segments, one after another, are those of the whole text:
 - Before a token that was added to the vocabulary. `tokenizers` cuts raw text at these first, and normalises, splits and merges each part by
   itself. Only tokens that take part as they are written: not normalised, no word boundaries, no space around them. A segment begins with
   its token, so that what is said of a text's beginning (a space before the first word) is not said of its own.
+  What is shorter than MIN_CHARS goes with what follows.
 - Inside long text after every SEGMENT_CHARS, at the next place where a splitter that is known ends a match whatever follows: between a
   letter and a space before a letter, and with most of them between a line break and a letter. Only with a splitter of KNOWN_SPLITS in
   front of a byte-level alphabet, and with no normaliser that could see the cut.
@@ -22,6 +23,10 @@ import msgspec
 from tokenizers import Tokenizer
 
 SEGMENT_CHARS = 256
+MIN_CHARS = 48
+MAX_KEPT_CHARS = 64
+"""Texts up to this length are often the same: what a template writes between messages. Their ids are kept."""
+MAX_KEPT = 4096
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -69,6 +74,7 @@ class SegmentedEncoder:
         self._added, self._cuts_before = _added_tokens(parts.added_tokens)
         self._inside = _inside(parts)
         self._frame = _frame(tokenizer, parts.post_processor)
+        self._kept: dict[str, list[int]] = {}
 
     @property
     def frame(self) -> tuple[list[int], list[int]] | None:
@@ -82,17 +88,25 @@ class SegmentedEncoder:
         if self._added is not None:
             for found in self._added.finditer(text):
                 at = found.start()
-                if at > start and found.group() in self._cuts_before:
+                if at - start >= MIN_CHARS and found.group() in self._cuts_before:
                     parts.append(text[start:at])
                     start = at
-        parts.append(text[start:])
+        if start < len(text):
+            parts.append(text[start:])
         if self._inside is None:
-            return [part for part in parts if part]
-        return [piece for part in parts if part for piece in _pieces(part, self._inside)]
+            return parts
+        return [piece for part in parts for piece in _pieces(part, self._inside)]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one segment, or of any text, without special tokens around it."""
+        """Token ids of one segment, or of any text, without special tokens around it. Read them, never change them."""
+        known = self._kept.get(text)
+        if known is not None:
+            return known
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if len(text) <= MAX_KEPT_CHARS:
+            if len(self._kept) >= MAX_KEPT:
+                self._kept.clear()
+            self._kept[text] = ids
         return ids
 
 

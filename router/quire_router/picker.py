@@ -109,14 +109,13 @@ class Picker:
         self,
         model: str,
         fields: RoutingFields,
-        body: bytes,
-        path: str,
+        num_bytes: int,
         *,
         cache_salt: str | None = None,
         tenant: str = "",
         session_key: int | None = None,
     ) -> ReadablePrompt:
-        """Read the prompt of a request to `path` with the bundle of every endpoint that may get it.
+        """Read the prompt of a body of `num_bytes` with the bundle of every endpoint that may get it.
 
         `cache_salt` stands before the body's own; `tenant` bounds how much of one's is read at once. Policies that do not ask who holds
         a prompt only need its text."""
@@ -127,7 +126,7 @@ class Picker:
         by_digest: dict[str, PromptBlocks] = {}
         if self._pool.policy(model) in POLICIES_BY_CONTENT:
             for digest in {e.digest for e in endpoints if e.digest is not None}:
-                blocks = await self._reader.read(fields, body, digest, path, keys=keys, tenant=tenant)
+                blocks = await self._reader.read(fields, num_bytes, digest, keys=keys, tenant=tenant)
                 if blocks is not None:
                     by_digest[digest] = blocks
         needs_text = not by_digest or any(e.digest is None for e in endpoints)

@@ -73,7 +73,7 @@ class PromptCache:
         return steps
 
     def begin(self, root: Hashable, hasher: BlockHasher) -> Step:
-        """Remember where prompts of one kind begin. `hasher` may have seen tokens that all of them begin with."""
+        """Remember where prompts of one kind begin. `hasher` may have seen tokens that all begin with; it is the step's from now on."""
         return self._put((0, root), hasher, STEP_BYTES)
 
     def extend(self, before: Step, segment: str, token_ids: Sequence[int]) -> Step:
@@ -84,10 +84,11 @@ class PromptCache:
 
     def _put(self, key: tuple[int, Hashable], hasher: BlockHasher, size_bytes: int) -> Step:
         hashes = [wire_hash(digest) for digest in hasher.digests]
+        hasher.drop_digests()
         size_bytes += HASH_BYTES * len(hashes)
         with self._lock:
             self._last_number += 1
-            step = Step(self._last_number, hasher.fork(), hashes)
+            step = Step(self._last_number, hasher, hashes)
             known = self._steps.get(key)
             if known is not None:  # two threads read the same prompt
                 return known[0]

@@ -7,7 +7,7 @@ So it does for one that is certainly too long for the model, and for one that co
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from hashlib import blake2b
@@ -52,23 +52,11 @@ class BundleError(Exception):
 class PromptReader:
     """Renders, tokenises and hashes prompts, by bundle digest. Long ones in `executor`."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        *,
-        max_cached: int = 1024,
-        max_cached_blocks: int = 1_000_000,
-        cache: PromptCache | None = None,
-    ) -> None:
-        """At most `max_cached` bodies are remembered, with at most `max_cached_blocks` hashes (about 45 bytes each) in all; what bodies
-        have in common is in `cache`."""
+    def __init__(self, executor: Executor, cache: PromptCache | None = None) -> None:
+        """`cache` keeps what prompts have in common; None: one of the usual size."""
         self._executor = executor
         self._readers: dict[str, Reader] = {}
-        self._steps = PromptCache() if cache is None else cache
-        self._cache: OrderedDict[tuple[str, bytes], PromptBlocks] = OrderedDict()
-        self._max_cached = max_cached
-        self._max_cached_blocks = max_cached_blocks
-        self._cached_blocks = 0
+        self._cache = PromptCache() if cache is None else cache
         self._reads: Counter[str] = Counter()
         """Being read in threads, by tenant."""
 
@@ -99,42 +87,26 @@ class PromptReader:
             del self._readers[digest]
 
     async def read(
-        self,
-        fields: RoutingFields,
-        body: bytes,
-        digest: str,
-        path: str = "",
-        *,
-        keys: ExtraKeys | None = None,
-        tenant: str = "",
+        self, fields: RoutingFields, num_bytes: int, digest: str, *, keys: ExtraKeys | None = None, tenant: str = ""
     ) -> PromptBlocks | None:
-        """The first prompt in a body, hashed with the bundle and `keys` (None: the body's own salt).
+        """The first prompt of a body of `num_bytes`, hashed with the bundle and `keys` (None: the body's own salt).
 
-        None: the bundle is not here, the prompt cannot be read, or too many are just being read, of `tenant` or in all. `path` says whose
-        body it is: the same bytes may mean another prompt in another API."""
+        None: the bundle is not here, the prompt cannot be read, or too many are just being read, of `tenant` or in all."""
         reader = self._readers.get(digest)
         if reader is None:
             return None
         keys = ExtraKeys(cache_salt=fields.cache_salt) if keys is None else keys
-        key = (digest, _body_key(body, path, keys))
-        known = self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-            return known
         try:
-            blocks = await self._read(reader, fields, keys, len(body), tenant)
+            return await self._read(reader, fields, keys, num_bytes, tenant)
         except (ApiError, OverflowError, TypeError) as error:
             log_event(log, logging.DEBUG, "prompt_unreadable", error=type(error).__name__)
             return None
-        if blocks is not None:
-            self._remember(key, blocks)
-        return blocks
 
     async def _read(
         self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, num_bytes: int, tenant: str
     ) -> PromptBlocks | None:
         if num_bytes <= INLINE_BODY_BYTES:
-            job = begin_job(reader, self._steps, fields, keys)
+            job = begin_job(reader, self._cache, fields, keys)
             if job is None and num_bytes <= INLINE_CHARS:
                 return reader.read_whole(fields, keys)
             if job is not None and job.missing_chars <= INLINE_CHARS:
@@ -150,7 +122,7 @@ class PromptReader:
     ) -> PromptBlocks:
         """A portion at a time, so that prompts take turns however long each is."""
         if job is None:
-            job = await self._in_thread(lambda: begin_job(reader, self._steps, fields, keys))
+            job = await self._in_thread(lambda: begin_job(reader, self._cache, fields, keys))
         if job is None:
             return await self._in_thread(lambda: reader.read_whole(fields, keys))
         while job.missing_chars:
@@ -173,20 +145,6 @@ class PromptReader:
             self._reads[tenant] -= 1
             if not self._reads[tenant]:
                 del self._reads[tenant]
-
-    @property
-    def num_cached_blocks(self) -> int:
-        """Hashes remembered over all prompts."""
-        return self._cached_blocks
-
-    def _remember(self, key: tuple[str, bytes], blocks: PromptBlocks) -> None:
-        """The least lately used go first. One body may be read twice at once, so the key may be here already."""
-        before = self._cache.pop(key, None)
-        self._cached_blocks += len(blocks.hashes) - (0 if before is None else len(before.hashes))
-        self._cache[key] = blocks
-        while len(self._cache) > self._max_cached or self._cached_blocks > self._max_cached_blocks:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_blocks -= len(oldest.hashes)
 
 
 def read_text(fields: RoutingFields, keys: ExtraKeys | None = None) -> PromptBlocks:
@@ -216,13 +174,3 @@ def _text_of(fields: RoutingFields) -> bytes:
         return token_bytes(first)
     except OverflowError:  # no token id of any model: the worker will say so
         return b""
-
-
-def _body_key(body: bytes, path: str, keys: ExtraKeys) -> bytes:
-    """Names a body among all that mean another prompt or other blocks."""
-    hasher = blake2b(body, digest_size=16, key=path.encode()[:64])
-    if keys.adapter is not None or keys.cache_salt is not None:
-        hasher.update(
-            b"\0" + repr((keys.adapter, keys.cache_salt)).encode("utf-8", "surrogatepass")
-        )  # no JSON holds the zero
-    return hasher.digest()

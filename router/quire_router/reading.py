@@ -22,8 +22,7 @@ class PromptLayer:
         prompt = await self._picker.read(
             call.targets[0],
             call.fields,
-            call.body,
-            call.path,
+            len(call.body),
             cache_salt=call.cache_salt,
             tenant=tenant,
             session_key=session_key(call.headers, call.fields, tenant),

@@ -15,6 +15,7 @@ from quire_contract.prompt_segments import (
     _PLAIN,
     _QWEN2,
     _TEKKEN,
+    MIN_CHARS,
     SEGMENT_CHARS,
     SegmentedEncoder,
 )
@@ -120,16 +121,26 @@ def test_text_is_cut_before_special_tokens_and_a_common_beginning_has_common_seg
     one, two = (encoder.segments(f"{shared}<|im_end|><|im_start|>user\n{tail}") for tail in ("one", "another"))
 
     assert one[:-1] == two[:-1]
-    assert [segment[:10] for segment in one[-2:]] == ["<|im_end|>", "<|im_start"]
+    assert one[-1] == "<|im_end|><|im_start|>user\none"
     assert all(len(segment) < SEGMENT_CHARS + 16 for segment in one)
 
 
 def test_the_longest_added_token_at_a_place_is_the_one_that_counts():
-    assert encoder_of(TOKENIZERS["llama3"]).segments("a<|im_end|>\n<|long|>b<|im_end|>\n") == [
-        "a",
-        "<|im_end|>\n<|long|>b",
-        "<|im_end|>\n",
-    ]
+    a, b = "a" * MIN_CHARS, "b" * MIN_CHARS
+
+    segments = encoder_of(TOKENIZERS["llama3"]).segments(f"{a}<|im_end|>\n<|long|>{b}<|im_end|>\n<|im_end|>")
+
+    assert segments == [a, f"<|im_end|>\n<|long|>{b}", "<|im_end|>\n<|im_end|>"]
+
+
+def test_what_templates_write_again_and_again_is_tokenised_once():
+    encoder = encoder_of(TOKENIZERS["llama3"])
+
+    first, again, longer = (encoder.encode(text) for text in ("<|im_end|>\n", "<|im_end|>\n", "x" * 100))
+
+    assert first is again
+    assert first == TOKENIZERS["llama3"].encode("<|im_end|>\n").ids
+    assert encoder.encode("x" * 100) is not longer
 
 
 @pytest.mark.parametrize(
