@@ -95,7 +95,7 @@ class BlockHasher:
     Gives the same digests however the tokens are cut into calls: `BlockHasher(b, k).extend(t) == hash_blocks(t, b, k)`.
     """
 
-    __slots__ = ("_head", "_keys", "_parent", "_partial", "_tail", "block_size", "digests")
+    __slots__ = ("_head", "_keys", "_num_before", "_parent", "_partial", "_tail", "block_size", "digests")
 
     def __init__(self, block_size: int, keys: ExtraKeys = NO_KEYS) -> None:
         if block_size < 1:
@@ -108,11 +108,12 @@ class BlockHasher:
         self._tail = _encode_keys(keys.of_block(0))
         self._parent = root_digest()
         self._partial = b""
+        self._num_before = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens seen, those of the partial block included."""
-        return len(self.digests) * self.block_size + len(self._partial) // TOKEN_SIZE_BYTES
+        return self._num_before + len(self.digests) * self.block_size + len(self._partial) // TOKEN_SIZE_BYTES
 
     def extend(self, token_ids: Sequence[int]) -> list[bytes]:
         """Add tokens; returns the digests of the blocks that became full. OverflowError for an id that is no uint32."""
@@ -136,7 +137,23 @@ class BlockHasher:
         other = BlockHasher(self.block_size, self._keys)
         other.digests = self.digests.copy()
         other._parent, other._partial, other._tail = self._parent, self._partial, self._tail
+        other._num_before = self._num_before
         return other
+
+    def fork(self) -> "BlockHasher":
+        """As `copy`, but its digests are only those of blocks to come: for whoever keeps those before it already."""
+        other = BlockHasher.__new__(BlockHasher)
+        other.block_size, other._keys, other._head, other._tail = self.block_size, self._keys, self._head, self._tail
+        other._parent, other._partial, other._num_before = self._parent, self._partial, self._num_before
+        other.digests = []
+        if self.digests:
+            other._num_before += len(self.digests) * self.block_size
+        return other
+
+    def drop_digests(self) -> None:
+        """Forget the digests so far, for whoever has noted them; those to come chain on them as before."""
+        self._num_before += len(self.digests) * self.block_size
+        self.digests = []
 
     def _hash_next(self, data: bytes) -> bytes:
         digest = sha256(b"".join((self._parent, self._head, data, self._tail))).digest()

@@ -157,9 +157,11 @@ def _cut_at_mark(text: str) -> str:
 
 def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
     except jinja2.TemplateError as error:
         raise PromptError(f"The model's chat template {name!r} is not valid Jinja2: {error}") from None
+    template.globals = dict(template.globals)  # Jinja2's chained maps are slow to copy, which every rendering does
+    return template
 
 
 class _Generation(Extension):

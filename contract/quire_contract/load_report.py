@@ -37,11 +37,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_num_seqs: int = 0
     """Requests that may run at once; 0 if not told."""
     adapters: list[str] = []
+    """Those that are loaded."""
     draining: bool = False
     prefill_tokens_per_s: float = 0.0
     """Measured over the last seconds; 0.0 until there is a measurement."""
     decode_step_s: float = 0.0
     """Seconds of a step that only decodes, measured; 0.0 until there is a measurement."""
+    max_adapters: int = 0
+    """Adapters that may be loaded at once; 0 if not told."""
 
 
 _DECODER = msgspec.msgpack.Decoder(LoadReport)

@@ -75,7 +75,8 @@ class PromptRenderer:
         """
         return prompt if isinstance(prompt, list) else self._tokenise(prompt, add_special_tokens, "prompt")
 
-    def _tokenise(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+    def check_length(self, text: str, param: str) -> None:
+        """PromptError for a text so long that it cannot fit the model however it is cut."""
         if self._max_chars is not None and len(text) > self._max_chars:
             raise PromptError(
                 f"This model's maximum context length is {self.bundle.max_model_len} tokens, but the prompt has "
@@ -83,6 +84,9 @@ class PromptRenderer:
                 param,
                 CODE_CONTEXT_LENGTH,
             )
+
+    def _tokenise(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        self.check_length(text, param)
         # The "fast" form leaves out character offsets, which nobody here reads.
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids

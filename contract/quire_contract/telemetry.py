@@ -102,12 +102,15 @@ class LogFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        if self._process is None:
+            del fields["process"]
         extra = getattr(record, _FIELDS, None)
         for key, value in (extra if isinstance(extra, Mapping) else {}).items():
-            fields[f"field_{key}" if key in fields else key] = _BLANKED if key.lower() in SECRET_FIELDS else value
+            if value is not None:
+                fields[f"field_{key}" if key in fields else key] = _BLANKED if key.lower() in SECRET_FIELDS else value
         if record.exc_info:
             fields[_ERROR] = self.formatException(record.exc_info)[-_MAX_TRACEBACK_CHARS:]  # its end says what happened
-        return {key: value for key, value in fields.items() if value is not None}
+        return fields
 
 
 def configure_logging(
@@ -120,13 +123,18 @@ def configure_logging(
 
 
 def _quoted(value: Any, max_chars: int) -> str:
-    if isinstance(value, bool):
+    if type(value) is str:
+        text = value[:max_chars]
+    elif isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
+    elif isinstance(value, float):
         return f"{value:.6g}"
-    if type(value) is int:
+    elif type(value) is int:
         return str(value)
-    text = str(value)[:max_chars]
+    else:
+        text = str(value)[:max_chars]
+    if text.isascii() and text.isalnum():
+        return text
     if text.isprintable() and _PLAIN.fullmatch(text):
         return text
     return json.dumps(text, ensure_ascii=False)

@@ -70,6 +70,7 @@ GC_THRESHOLDS = (20_000, 20, 50)
 
 def main() -> None:
     """Console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: handing it to a pool only costs
     env_keys = [key for key in [os.environ.get(names.ENV_API_KEY, "")] if key]
     settings = parse_args(sys.argv[1:], env_keys)
     configure_logging(level=settings.log_level, process="router")

@@ -42,6 +42,7 @@ def _decision(decision: Decision, explain: bool) -> dict[str, Any]:
         "model": decision.model,
         "attempt": decision.attempt,
         "endpoint": choice.endpoint_id,
+        "policy": decision.policy,
         "level": choice.level,
         "matched_tokens": choice.matched_tokens,
         "prompt_tokens": choice.num_tokens,
@@ -63,6 +64,7 @@ def _score(score: Score) -> dict[str, Any]:
         "promised_ms": round(score.promised_ms, 3),
         "decode_ms": round(score.decode_ms, 3),
         "blocks_ms": round(score.blocks_ms, 3),
+        "adapter_ms": round(score.adapter_ms, 3),
         "cost_ms": round(score.cost_ms, 3),
     }
     return shown if score.dropped is None else shown | {"dropped": score.dropped}
@@ -76,6 +78,7 @@ def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any
         "url": endpoint.url,
         "service": endpoint.entry.service,
         "revision": endpoint.entry.revision,
+        "role": endpoint.entry.role,
         "ready": endpoint.ready,
         "why_not": endpoint.why_not,
         "draining": endpoint.draining,
@@ -89,6 +92,7 @@ def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any
         "load": load,
         "promised_tokens": promised_tokens,
         "free_blocks": report and report.free_blocks,
+        "adapters": report and report.adapters,
         "report_age_s": report and round(now_s - endpoint.report_s, 3),
         "ms_per_token": endpoint.learnt_ms_per_token,
     }

@@ -14,16 +14,18 @@ from typing import Self
 import msgspec
 
 from quire_contract.load_report import LoadReport
-from quire_contract.router_config import EndpointEntry, RouteEntry, RouterConfig
+from quire_contract.router_config import EndpointEntry, RouteEntry, RouterConfig, RoutingPolicy
 from quire_contract.router_settings import FaultSettings
 from quire_router import ejection
 from quire_router.revision_stats import RevisionCounts, RevisionStats
-from quire_router.scoring import DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
+from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
 
 REPORT_LAG_S = 0.05
 """A reservation counts as unreported until a report arrives this much later: the request had to travel and be admitted first."""
 RECENT_LIFE_S = 30.0
 """Time in which the memory of work given to an endpoint falls to 1/e."""
+ADAPTER_ON_ITS_WAY_S = 2.0
+"""An adapter that was asked for counts as loaded for so long, until a report says it: a burst for one stays together."""
 SPEED_MIN_TOKENS = 64
 SPEED_WEIGHT = 0.1
 SPEED_RANGE_MS = (0.002, 20.0)
@@ -117,6 +119,10 @@ class Endpoint:
         self._ms_per_token: float | None = None
         self._recent_ms = 0.0
         self._recent_s = 0.0
+        self.last_turn = 0
+        """Number of the router's latest choice that fell on it."""
+        self._adapters_asked: dict[str, float] = {}
+        """Adapter -> when a request for it went there last; those of the configuration only."""
 
     # Readiness
 
@@ -146,8 +152,28 @@ class Endpoint:
     def restarted(self) -> None:
         """Its engine began a new life at the same address: its prompt bundle may be another one."""
         self.digest = None
+        self._adapters_asked.clear()
         self.forget_report()
         self.on_suspect()
+
+    # Adapters
+
+    def adapter_wait_ms(self, adapter: str, now_s: float) -> float:
+        """What a request for the adapter (empty: for none) waits until it is loaded, in ms."""
+        if not adapter:
+            return 0.0
+        report = self.report
+        if report is not None and adapter in report.adapters:
+            return 0.0
+        if now_s - self._adapters_asked.get(adapter, -math.inf) < ADAPTER_ON_ITS_WAY_S:
+            return 0.0
+        is_full = report is not None and 0 < report.max_adapters <= len(report.adapters)
+        return ADAPTER_SWAP_MS if is_full else ADAPTER_LOAD_MS
+
+    def note_adapter(self, adapter: str, now_s: float) -> None:
+        """A request for the adapter goes there."""
+        if adapter:
+            self._adapters_asked[adapter] = now_s
 
     # Load
 
@@ -264,6 +290,8 @@ class EndpointPool:
         self._by_model: dict[str, tuple[Endpoint, ...]] = {}
         self._weights: dict[str, Mapping[str, int]] = {}
         self._routes: dict[str, RouteEntry] = {}
+        self._policies: dict[str, RoutingPolicy] = {}
+        self._adapters: dict[str, str] = {}
         self._names: tuple[str, ...] = ()
         self.num_services = 0
         """InferenceServices that are served or have endpoints."""
@@ -294,6 +322,14 @@ class EndpointPool:
     def weights(self, model: str) -> Mapping[str, int] | None:
         """How the model's requests are split among revisions. None: they are not."""
         return self._weights.get(model)
+
+    def policy(self, model: str) -> RoutingPolicy:
+        """How a worker of the model is chosen."""
+        return self._policies.get(model, "kv_aware")
+
+    def adapter(self, model: str) -> str:
+        """The adapter that the name stands for; empty: none."""
+        return self._adapters.get(model, "")
 
     def route(self, name: str) -> RouteEntry | None:
         """The route of that name."""
@@ -338,6 +374,9 @@ class EndpointPool:
         self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
         split = {service.id: service.weights for service in config.services if service.weights}
         self._weights = {model.name: split[model.service] for model in config.models if model.service in split}
+        policies = {service.id: service.policy for service in config.services}
+        self._policies = {model.name: policies[model.service] for model in config.models if model.service in policies}
+        self._adapters = {model.name: model.adapter for model in config.models if model.adapter}
         self._routes = {route.model: route for route in config.routes}
         self._names = (*self._by_model, *self._routes)
         services = {*(m.service for m in config.models), *(e.service for e in config.endpoints)}

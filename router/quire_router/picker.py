@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from quire_contract.block_hash import ExtraKeys
 from quire_contract.openai.requests import RoutingFields
+from quire_contract.router_config import RoutingPolicy
 from quire_router import ejection
 from quire_router.endpoints import Endpoint, EndpointPool, Reservation, pooled_speed
 from quire_router.kv_index import KvIndex, SentIndex, extend_match
 from quire_router.metrics import RouterMetrics
+from quire_router.policies import POLICIES_BY_CONTENT, choose_by
 from quire_router.prompts import PromptBlocks, PromptReader, read_text
 from quire_router.retry_budget import MAX_RETRIES
-from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest, choose
+from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest
 from quire_router.splitting import choose_by_weight, order_targets
 
 SPECULATIVE_LIFE_S = 2.0
@@ -38,6 +41,8 @@ class ReadablePrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """From the bare text, made when an endpoint has no bundle."""
     read_s: float = 0.0
     """Time it took, in seconds."""
+    session_key: int | None = None
+    """Hash of what names the client's session. None: nothing does."""
 
     def blocks_for(self, endpoint: Endpoint) -> PromptBlocks | None:
         """As this endpoint's cache names them."""
@@ -63,6 +68,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     choice: Choice
     split: Split | None
     """None: the model's requests are not split."""
+    policy: RoutingPolicy = "kv_aware"
 
 
 class Picker:
@@ -88,6 +94,7 @@ class Picker:
         self._rng = rng
         self._clock = clock
         self._wall_clock = wall_clock
+        self._turn = 0
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         """The last ones, oldest first."""
 
@@ -100,18 +107,33 @@ class Picker:
         ordered = order_targets(route, self._rng)
         return tuple(sorted(ordered, key=lambda target: not self._pool.has_usable(target))), route.timeout_s
 
-    async def read(self, model: str, fields: RoutingFields, body: bytes, path: str) -> ReadablePrompt:
-        """Read the prompt of a request to `path` with the bundle of every endpoint that may get it."""
+    async def read(
+        self,
+        model: str,
+        fields: RoutingFields,
+        num_bytes: int,
+        *,
+        cache_salt: str | None = None,
+        tenant: str = "",
+        session_key: int | None = None,
+    ) -> ReadablePrompt:
+        """Read the prompt of a body of `num_bytes` with the bundle of every endpoint that may get it.
+
+        `cache_salt` stands before the body's own; `tenant` bounds how much of one's is read at once. Policies that do not ask who holds
+        a prompt only need its text."""
         started_s = self._clock()
         endpoints = self._pool.serving(model) or ()
+        salt = fields.cache_salt if cache_salt is None else cache_salt
+        keys = ExtraKeys(adapter=self._pool.adapter(model) or None, cache_salt=salt)
         by_digest: dict[str, PromptBlocks] = {}
-        for digest in {e.digest for e in endpoints if e.digest is not None}:
-            blocks = await self._reader.read(fields, body, digest, path)
-            if blocks is not None:
-                by_digest[digest] = blocks
+        if self._pool.policy(model) in POLICIES_BY_CONTENT:
+            for digest in {e.digest for e in endpoints if e.digest is not None}:
+                blocks = await self._reader.read(fields, num_bytes, digest, keys=keys, tenant=tenant)
+                if blocks is not None:
+                    by_digest[digest] = blocks
         needs_text = not by_digest or any(e.digest is None for e in endpoints)
-        text = read_text(fields) if needs_text else None
-        return ReadablePrompt(by_digest=by_digest, text=text, read_s=self._clock() - started_s)
+        text = read_text(fields, keys) if needs_text else None
+        return ReadablePrompt(by_digest=by_digest, text=text, read_s=self._clock() - started_s, session_key=session_key)
 
     def pick(
         self, request_id: str, model: str, prompt: ReadablePrompt | None, tried: frozenset[str]
@@ -125,18 +147,12 @@ class Picker:
         if split is not None:
             endpoints = _of_split(endpoints, split)
         now_s = self._clock()
-        candidates = self._snapshot(endpoints, prompt, now_s, may_try=len(tried) < MAX_RETRIES)
-        best_known = _best_known(prompt)
-        request = RouteRequest(
-            model=model,
-            num_tokens=None if best_known is None else best_known.num_tokens,
-            affinity_key=_affinity_key(best_known),
-            excluded=tried,
-        )
-        choice = choose(request, candidates, self._rng)
+        policy, adapter = self._pool.policy(model), self._pool.adapter(model)
+        candidates = self._snapshot(endpoints, prompt, adapter, now_s, may_try=len(tried) < MAX_RETRIES)
+        choice = choose_by(policy, _request(model, prompt, tried), candidates, self._rng)
         if split is not None and split.revision is None:
             choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
-        self.decisions.append(
+        self._note(
             Decision(
                 request_id=request_id,
                 model=model,
@@ -144,22 +160,34 @@ class Picker:
                 attempt=len(tried),
                 choice=choice,
                 split=split,
+                policy=policy,
             )
         )
-        self._metrics.choices.labels(model, choice.level).inc()
-        if prompt is not None:
+        if prompt is not None and not tried:
             self._metrics.choice_s.observe(prompt.read_s + self._clock() - now_s)
         endpoint = self._pool.get(choice.endpoint_id) if choice.endpoint_id is not None else None
         if endpoint is None:
             return None, choice
+        self._give(endpoint, prompt, adapter, now_s)
         num_tokens = choice.num_tokens or 0
+        if not tried:  # a retry reads no further prompt
+            counts = self._metrics.of_model(model)
+            counts.prefix_tokens.inc(num_tokens)
+            counts.prefix_hit_tokens.inc(choice.matched_tokens)
+        return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
+
+    def _note(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+        self._metrics.count_choice(decision.model, decision.choice.level)
+
+    def _give(self, endpoint: Endpoint, prompt: ReadablePrompt | None, adapter: str, now_s: float) -> None:
+        """Remember what goes to the endpoint."""
+        self._turn += 1
+        endpoint.last_turn = self._turn
+        endpoint.note_adapter(adapter, now_s)
         blocks = None if prompt is None else prompt.blocks_for(endpoint)
         if blocks:
             self._sent.record(endpoint.id, blocks.hashes, now_s)
-        counts = self._metrics.of_model(model)
-        counts.prefix_tokens.inc(num_tokens)
-        counts.prefix_hit_tokens.inc(choice.matched_tokens)
-        return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
 
     def _reserve(self, endpoint: Endpoint, uncached: int, now_s: float) -> Reservation:
         reservation = Reservation(endpoint, uncached, now_s)
@@ -171,11 +199,17 @@ class Picker:
         return Split(revision=choose_by_weight(weights, usable, self._rng), weights=weights)
 
     def _snapshot(
-        self, endpoints: Sequence[Endpoint], prompt: ReadablePrompt | None, now_s: float, *, may_try: bool
+        self,
+        endpoints: Sequence[Endpoint],
+        prompt: ReadablePrompt | None,
+        adapter: str,
+        now_s: float,
+        *,
+        may_try: bool,
     ) -> tuple[Candidate, ...]:
         speeds = pooled_speed(endpoints)
         held = self._held_blocks(endpoints, prompt)
-        found = tuple(self._candidate(e, prompt, held.get(e.id, 0), speeds[e.id], now_s) for e in endpoints)
+        found = tuple(self._candidate(e, prompt, adapter, held.get(e.id, 0), speeds[e.id], now_s) for e in endpoints)
         out = self._left_out(endpoints, now_s, may_try=may_try)
         return found if not out else tuple(_marked(c) if c.endpoint_id in out else c for c in found)
 
@@ -198,7 +232,13 @@ class Picker:
         return held
 
     def _candidate(
-        self, endpoint: Endpoint, prompt: ReadablePrompt | None, held: int, ms_per_token: float, now_s: float
+        self,
+        endpoint: Endpoint,
+        prompt: ReadablePrompt | None,
+        adapter: str,
+        held: int,
+        ms_per_token: float,
+        now_s: float,
     ) -> Candidate:
         blocks = None if prompt is None else prompt.blocks_for(endpoint)
         matched_tokens, knowledge = self._matched(endpoint, blocks, held, now_s)
@@ -216,6 +256,9 @@ class Picker:
             ms_per_token=ms_per_token,
             free_tokens=None if report is None else report.free_blocks * report.block_size,
             recent_ms=endpoint.recent_ms(now_s),
+            role=endpoint.entry.role,
+            adapter_ms=endpoint.adapter_wait_ms(adapter, now_s),
+            last_turn=endpoint.last_turn,
         )
 
     def _matched(
@@ -243,6 +286,18 @@ def _of_split(endpoints: Sequence[Endpoint], split: Split) -> tuple[Endpoint, ..
     if split.revision is not None:
         return tuple(e for e in endpoints if e.entry.revision == split.revision)
     return tuple(e for e in endpoints if split.weights.get(e.entry.revision, 0) > 0)
+
+
+def _request(model: str, prompt: ReadablePrompt | None, tried: frozenset[str]) -> RouteRequest:
+    best_known = _best_known(prompt)
+    return RouteRequest(
+        model=model,
+        num_tokens=None if best_known is None else best_known.num_tokens,
+        affinity_key=_affinity_key(best_known),
+        excluded=tried,
+        generates=prompt is not None,
+        session_key=None if prompt is None else prompt.session_key,
+    )
 
 
 def _best_known(prompt: ReadablePrompt | None) -> PromptBlocks | None:

@@ -1,31 +1,43 @@
 """From a request's body to block hashes: with each endpoint's own prompt bundle, or from the bare text where there is none.
 
 A prompt that cannot be rendered is no error here: the worker will say what is wrong with it, and the router chooses with less knowledge.
+So it does for one that is certainly too long for the model, and for one that comes while too many long ones are being read.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from hashlib import blake2b
+from typing import TypeVar
 
-import msgspec
-
-from quire_contract.block_hash import SCHEME, ExtraKeys, hash_blocks, token_bytes, wire_hashes
+from quire_contract.block_hash import SCHEME, ExtraKeys, token_bytes
 from quire_contract.model_folder import ModelFolderError
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.messages import template_message
 from quire_contract.openai.requests import RoutingFields, prompt_list
-from quire_contract.prompt import PromptError, PromptRenderer
+from quire_contract.prompt import PromptError
 from quire_contract.prompt_bundle import PromptBundle
-from quire_contract.prompt_input import TextInput
 from quire_contract.telemetry import log_event
+from quire_router.prompt_cache import PromptCache
+from quire_router.prompt_job import Job, PromptBlocks, Reader, begin_job
+
+__all__ = ["BundleError", "PromptBlocks", "PromptReader", "read_text"]
 
 log = logging.getLogger("quire_router.prompts")
+T = TypeVar("T")
 
-INLINE_BYTES = 2048
-"""Bodies up to this size are tokenised on the event loop (well under a millisecond); handing them to a thread would cost more."""
+INLINE_BODY_BYTES = 8192
+"""Bodies up to this size are rendered on the event loop, and what the cache knows of them costs no more than that."""
+INLINE_CHARS = 2048
+"""So much text is tokenised on the event loop (well under a millisecond); handing it to a thread would cost more."""
+PORTION_CHARS = 16 * 1024
+"""Longer text is tokenised in a thread, so much at a time (about 10 ms), in turn with other prompts."""
+MAX_READS = 64
+"""Prompts that are being read in threads; further ones are routed by their text."""
+MAX_READS_OF_TENANT = 8
 TEXT_BLOCK_BYTES = 256
 MAX_TEXT_BYTES = 512 * 1024
 """Text beyond this is not looked at: it would hold up the event loop for milliseconds."""
@@ -37,36 +49,25 @@ class BundleError(Exception):
     """A prompt bundle that cannot be used here."""
 
 
-class PromptBlocks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A prompt as an endpoint's cache sees it."""
-
-    num_tokens: int
-    block_tokens: int
-    """Tokens of one block."""
-    hashes: list[int]
-    """Wire hashes of the full blocks, chained."""
-
-
 class PromptReader:
     """Renders, tokenises and hashes prompts, by bundle digest. Long ones in `executor`."""
 
-    def __init__(self, executor: Executor, *, max_cached: int = 1024, max_cached_blocks: int = 1_000_000) -> None:
-        """At most `max_cached` prompts are remembered, with at most `max_cached_blocks` hashes (about 45 bytes each) in all."""
+    def __init__(self, executor: Executor, cache: PromptCache | None = None) -> None:
+        """`cache` keeps what prompts have in common; None: one of the usual size."""
         self._executor = executor
-        self._bundles: dict[str, tuple[PromptBundle, PromptRenderer]] = {}
-        self._cache: OrderedDict[tuple[str, bytes], PromptBlocks] = OrderedDict()
-        self._max_cached = max_cached
-        self._max_cached_blocks = max_cached_blocks
-        self._cached_blocks = 0
+        self._readers: dict[str, Reader] = {}
+        self._cache = PromptCache() if cache is None else cache
+        self._reads: Counter[str] = Counter()
+        """Being read in threads, by tenant."""
 
     def knows(self, digest: str) -> bool:
         """Whether the bundle is here."""
-        return digest in self._bundles
+        return digest in self._readers
 
     def bundle(self, digest: str) -> PromptBundle | None:
         """The bundle of that digest, if it is here."""
-        entry = self._bundles.get(digest)
-        return entry and entry[0]
+        reader = self._readers.get(digest)
+        return None if reader is None else reader.bundle
 
     def add(self, digest: str, bundle: PromptBundle) -> None:
         """A bundle that a worker gave. BundleError if it cannot be used."""
@@ -75,56 +76,83 @@ class PromptReader:
                 f"hashes blocks by {bundle.scheme!r}, this router knows {SCHEME!r}; use router and worker of one release"
             )
         try:
-            self._bundles[digest] = (bundle, PromptRenderer(bundle))
+            self._readers[digest] = Reader.of(digest, bundle)
         except (PromptError, ModelFolderError) as error:
             raise BundleError(str(error)) from None
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Drop bundles that no endpoint uses any more."""
         wanted = set(digests)
-        for digest in [d for d in self._bundles if d not in wanted]:
-            del self._bundles[digest]
+        for digest in [d for d in self._readers if d not in wanted]:
+            del self._readers[digest]
 
-    async def read(self, fields: RoutingFields, body: bytes, digest: str, path: str = "") -> PromptBlocks | None:
-        """The first prompt in a body, hashed with the bundle. None: the bundle is not here, or the prompt cannot be rendered.
+    async def read(
+        self, fields: RoutingFields, num_bytes: int, digest: str, *, keys: ExtraKeys | None = None, tenant: str = ""
+    ) -> PromptBlocks | None:
+        """The first prompt of a body of `num_bytes`, hashed with the bundle and `keys` (None: the body's own salt).
 
-        `path` says whose body it is: the same bytes may mean another prompt in another API."""
-        entry = self._bundles.get(digest)
-        if entry is None:
+        None: the bundle is not here, the prompt cannot be read, or too many are just being read, of `tenant` or in all."""
+        reader = self._readers.get(digest)
+        if reader is None:
             return None
-        key = (digest, blake2b(body, digest_size=16, key=path.encode()).digest())
-        known = self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-            return known
-        if len(body) <= INLINE_BYTES:
-            blocks = _read(entry, fields)
+        keys = ExtraKeys(cache_salt=fields.cache_salt) if keys is None else keys
+        try:
+            return await self._read(reader, fields, keys, num_bytes, tenant)
+        except (ApiError, OverflowError, TypeError) as error:
+            log_event(log, logging.DEBUG, "prompt_unreadable", error=type(error).__name__)
+            return None
+
+    async def _read(
+        self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, num_bytes: int, tenant: str
+    ) -> PromptBlocks | None:
+        if num_bytes <= INLINE_BODY_BYTES:
+            job = begin_job(reader, self._cache, fields, keys)
+            if job is None and num_bytes <= INLINE_CHARS:
+                return reader.read_whole(fields, keys)
+            if job is not None and job.missing_chars <= INLINE_CHARS:
+                job.advance(INLINE_CHARS)
+                return job.blocks()
         else:
-            loop = asyncio.get_running_loop()
-            blocks = await loop.run_in_executor(self._executor, _read, entry, fields)
-        if blocks is not None:
-            self._remember(key, blocks)
-        return blocks
+            job = None
+        with self._place(tenant) as is_free:
+            return await self._read_in_thread(reader, fields, keys, job) if is_free else None
 
-    @property
-    def num_cached_blocks(self) -> int:
-        """Hashes remembered over all prompts."""
-        return self._cached_blocks
+    async def _read_in_thread(
+        self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, job: Job | None
+    ) -> PromptBlocks:
+        """A portion at a time, so that prompts take turns however long each is."""
+        if job is None:
+            job = await self._in_thread(lambda: begin_job(reader, self._cache, fields, keys))
+        if job is None:
+            return await self._in_thread(lambda: reader.read_whole(fields, keys))
+        while job.missing_chars:
+            await self._in_thread(lambda: job.advance(PORTION_CHARS))
+        return job.blocks()
 
-    def _remember(self, key: tuple[str, bytes], blocks: PromptBlocks) -> None:
-        """The least lately used go first. One body may be read twice at once, so the key may be here already."""
-        before = self._cache.pop(key, None)
-        self._cached_blocks += len(blocks.hashes) - (0 if before is None else len(before.hashes))
-        self._cache[key] = blocks
-        while len(self._cache) > self._max_cached or self._cached_blocks > self._max_cached_blocks:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_blocks -= len(oldest.hashes)
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    @contextlib.contextmanager
+    def _place(self, tenant: str) -> Iterator[bool]:
+        """A place among those that are read in threads, if one is free. Without tenants all may be one's."""
+        if self._reads.total() >= MAX_READS or (tenant and self._reads[tenant] >= MAX_READS_OF_TENANT):
+            yield False
+            return
+        self._reads[tenant] += 1
+        try:
+            yield True
+        finally:
+            self._reads[tenant] -= 1
+            if not self._reads[tenant]:
+                del self._reads[tenant]
 
 
-def read_text(fields: RoutingFields) -> PromptBlocks:
+def read_text(fields: RoutingFields, keys: ExtraKeys | None = None) -> PromptBlocks:
     """The prompt's text cut into blocks: an estimate that needs no tokenizer. Serves the approximate and the hash level."""
     text = _text_of(fields)
-    parent = blake2b((fields.cache_salt or "").encode(), digest_size=8).digest()
+    keys = ExtraKeys(cache_salt=fields.cache_salt) if keys is None else keys
+    root = (keys.cache_salt or "") if keys.adapter is None else f"{keys.cache_salt or ''}\x1f{keys.adapter}"
+    parent = blake2b(root.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     hashes = []
     for start in range(0, min(len(text), MAX_TEXT_BYTES) - TEXT_BLOCK_BYTES + 1, TEXT_BLOCK_BYTES):
         parent = blake2b(parent + text[start : start + TEXT_BLOCK_BYTES], digest_size=8).digest()
@@ -146,21 +174,3 @@ def _text_of(fields: RoutingFields) -> bytes:
         return token_bytes(first)
     except OverflowError:  # no token id of any model: the worker will say so
         return b""
-
-
-def _read(entry: tuple[PromptBundle, PromptRenderer], fields: RoutingFields) -> PromptBlocks | None:
-    bundle, renderer = entry
-    try:
-        token_ids = _first_prompt(renderer, fields)
-        digests = hash_blocks(token_ids, bundle.block_size, ExtraKeys(cache_salt=fields.cache_salt))
-    except (PromptError, ApiError, OverflowError, TypeError) as error:
-        log_event(log, logging.DEBUG, "prompt_unreadable", error=type(error).__name__)
-        return None
-    return PromptBlocks(num_tokens=len(token_ids), block_tokens=bundle.block_size, hashes=wire_hashes(digests))
-
-
-def _first_prompt(renderer: PromptRenderer, fields: RoutingFields) -> list[int]:
-    source = fields.prompt_input()
-    if isinstance(source, TextInput):
-        return renderer.cut(renderer.completion(source.prompts[0], source.add_special_tokens), source)
-    return renderer.request_prompts(fields)[0]

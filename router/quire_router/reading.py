@@ -5,6 +5,7 @@ import msgspec
 from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome
 from quire_router.picker import Picker
+from quire_router.session import session_key
 
 
 class PromptLayer:
@@ -17,5 +18,13 @@ class PromptLayer:
         """The inner answer, to the call with its prompt read."""
         if call.fields is None or call.prompt is not None:
             return await inner(call, outcome)
-        prompt = await self._picker.read(call.targets[0], call.fields, call.body, call.path)
+        tenant = "" if call.tenant is None else call.tenant.entry.id
+        prompt = await self._picker.read(
+            call.targets[0],
+            call.fields,
+            len(call.body),
+            cache_salt=call.cache_salt,
+            tenant=tenant,
+            session_key=session_key(call.headers, call.fields, tenant),
+        )
         return await inner(msgspec.structs.replace(call, prompt=prompt), outcome)

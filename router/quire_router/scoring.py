@@ -12,18 +12,22 @@ Knowledge of caches is a ladder, and the level used is part of the answer:
     hash         nobody is known to hold it: rendezvous hashing of the prompt's beginning, so that several routers agree
     least_load   a prompt that cannot be read, or shorter than a block: load alone
 
+This is the policy "kv_aware"; `policies` has the others, which share the snapshot, the drops and the form of the answer.
 This module knows nothing of sockets, clocks, configuration files or how the snapshot came about.
 """
 
 import random
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
+from quire_contract.router_config import Role
+
 Knowledge = Literal["precise", "approximate", "none"]
-Level = Literal["precise", "approximate", "hash", "least_load", "none"]
+Level = Literal["precise", "approximate", "hash", "least_load", "none", "round_robin", "session"]
+"""What a choice was made by; the last two only by a policy of that name."""
 
 DEFAULT_MS_PER_TOKEN = 0.1
 """Prefill cost of one token, in ms, until it is learnt (10,000 tokens a second: between a CPU and a large GPU)."""
@@ -35,6 +39,7 @@ DECODE_MS_PER_REQUEST = 2.0
 BLOCK_WAIT_MS = 500.0
 """An endpoint whose free blocks cannot hold the prompt must first finish or preempt another request: about half a second, and as much again
 in proportion to what is missing."""
+OVER_SHARE = "over its share of the load"
 GUARD_FACTOR = 1.25
 GUARD_SLACK = 8
 """Bounded load: no endpoint gets a request while it has more than max(1.25 x mean, mean + 8) of them. The slack keeps the guard out of
@@ -43,6 +48,10 @@ LEAVE_MS = 20.0
 LEAVE_SHARE = 0.1
 """An endpoint without the longest prefix must be cheaper by 20 ms and by 10 %: computing a prefix a second time also takes cache
 from others, and the conversation's next turns pay again."""
+ADAPTER_LOAD_MS = 300.0
+"""A request for an adapter that the endpoint has not loaded waits while its weights are read: some hundred MB, once."""
+ADAPTER_SWAP_MS = 1500.0
+"""The same where every place is taken: another adapter must go first, so requests for that one wait as well."""
 TIE_MS = 1.0
 TIE_SHARE = 0.01
 """Costs within 1 ms + 1 % of the best are equal: the estimates are no better than that."""
@@ -71,6 +80,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Work this router gave it lately, decaying. Only breaks ties, so that cold prompts spread."""
     ejected: bool = False
     """It failed too often lately: avoided while another is there."""
+    role: Role = "both"
+    """What it does of a request: one that only prefills answers none."""
+    adapter_ms: float = 0.0
+    """Wait until it has the request's adapter: 0 where that is loaded, or none is asked for."""
+    last_turn: int = 0
+    """Number of this router's latest choice that fell on it; 0: none did."""
 
 
 class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -83,6 +98,10 @@ class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Hash of the prompt's beginning. None: no such."""
     excluded: frozenset[str] = frozenset()
     """Endpoints already tried for this request."""
+    generates: bool = True
+    """Whether the answer is generated: then an endpoint that only prefills cannot give it."""
+    session_key: int | None = None
+    """Hash of what names the client's session. None: nothing does."""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -97,6 +116,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     blocks_ms: float
     cost_ms: float
     dropped: str | None = None
+    adapter_ms: float = 0.0
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -114,23 +134,16 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def choose(request: RouteRequest, snapshot: Sequence[Candidate], rng: random.Random) -> Choice:
     """Pick an endpoint for the request. Pure but for `rng`, which breaks ties."""
-    dropped = _drop(request, snapshot)
+    dropped = drop_all(request, snapshot)
     left = [c for c in snapshot if c.endpoint_id not in dropped]
-    scores = tuple(_score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
+    scores = tuple(score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
     if not left:
-        return Choice(
-            endpoint_id=None,
-            level="none",
-            matched_tokens=0,
-            num_tokens=request.num_tokens,
-            reason=_why_none(dropped),
-            scores=scores,
-        )
+        return no_choice(request, dropped, scores)
     level = ladder_level(request, left)
     if level == "hash":
         assert request.affinity_key is not None
         key = request.affinity_key
-        best = max(left, key=lambda c: _rendezvous(key, c.endpoint_id))
+        best = max(left, key=lambda c: rendezvous(key, c.endpoint_id))
     else:
         best = _cheapest(left, {s.endpoint_id: s.cost_ms for s in scores}, rng)
     return Choice(
@@ -153,24 +166,34 @@ def ladder_level(request: RouteRequest, left: Collection[Candidate]) -> Level:
     return "least_load" if request.affinity_key is None else "hash"
 
 
-def _drop(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
-    """Why each unfit candidate is out. Preferences (ejection, silence, load) drop a candidate only while another is left."""
-    dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
+def drop_all(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
+    """Id of each candidate that is out -> why. Preferences (ejection, silence, load) drop a candidate only while another is left."""
+    dropped = drop_unfit(request, snapshot)
     if len(snapshot) - len(dropped) < 2:
         return dropped
     left = [c for c in snapshot if c.endpoint_id not in dropped]
-    sound = [c for c in left if not c.ejected]
-    if sound and len(sound) < len(left):
-        dropped.update({c.endpoint_id: "ejected" for c in left if c.ejected})
-        left = sound
-    speaking = [c for c in left if not c.silent]
-    if speaking and len(speaking) < len(left):
-        dropped.update({c.endpoint_id: "silent" for c in left if c.silent})
-        left = speaking
     mean = (sum(c.load for c in left) + 1) / len(left)
     most = max(GUARD_FACTOR * mean, mean + GUARD_SLACK)
-    dropped.update({c.endpoint_id: "over its share of the load" for c in left if c.load + 1 > most})
+    dropped.update({c.endpoint_id: OVER_SHARE for c in left if c.load + 1 > most})
     return dropped
+
+
+def drop_unfit(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
+    """As `drop_all`, whatever the load."""
+    dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
+    for avoided, word in ((_is_ejected, "ejected"), (_is_silent, "silent")):
+        found = [c.endpoint_id for c in snapshot if avoided(c) and c.endpoint_id not in dropped]
+        if found and len(found) + len(dropped) < len(snapshot):
+            dropped.update(dict.fromkeys(found, word))
+    return dropped
+
+
+def _is_ejected(candidate: Candidate) -> bool:
+    return candidate.ejected
+
+
+def _is_silent(candidate: Candidate) -> bool:
+    return candidate.silent
 
 
 def _unfit(request: RouteRequest, candidate: Candidate) -> str | None:
@@ -178,10 +201,13 @@ def _unfit(request: RouteRequest, candidate: Candidate) -> str | None:
         return "tried before"
     if candidate.draining:
         return "draining"
+    if request.generates and candidate.role == "prefill":
+        return "only prefills"
     return None if candidate.ready else "not ready"
 
 
-def _score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> Score:
+def score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> Score:
+    """What the request would cost there. `dropped`: why the candidate is out."""
     num_tokens = request.num_tokens or 0
     uncached = max(0, num_tokens - candidate.matched_tokens)
     prefill_ms = uncached * candidate.ms_per_token
@@ -198,31 +224,33 @@ def _score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> 
         promised_ms=promised_ms,
         decode_ms=decode_ms,
         blocks_ms=blocks_ms,
-        cost_ms=prefill_ms + promised_ms + decode_ms + blocks_ms,
+        cost_ms=prefill_ms + promised_ms + decode_ms + blocks_ms + candidate.adapter_ms,
         dropped=dropped,
+        adapter_ms=candidate.adapter_ms,
     )
 
 
 def _cheapest(left: Sequence[Candidate], costs: dict[str, float], rng: random.Random) -> Candidate:
     if len(left) == 1:
         return left[0]
-    best = _least(left, costs, rng)
+    best = least(left, costs, rng)
     longest = max(c.matched_tokens for c in left)
     if best.matched_tokens == longest:
         return best
-    holder = _least([c for c in left if c.matched_tokens == longest], costs, rng)
+    holder = least([c for c in left if c.matched_tokens == longest], costs, rng)
     stay_ms, leave_ms = costs[holder.endpoint_id], costs[best.endpoint_id]
     return best if stay_ms - leave_ms > max(LEAVE_MS, LEAVE_SHARE * stay_ms) else holder
 
 
-def _least(left: Sequence[Candidate], costs: dict[str, float], rng: random.Random) -> Candidate:
+def least(left: Sequence[Candidate], costs: Mapping[str, float], rng: random.Random) -> Candidate:
+    """The candidate with the least cost; of equals the one with the longer prefix, then the one given less work lately, then any."""
     least = min(costs[c.endpoint_id] for c in left)
     limit = least + TIE_MS + TIE_SHARE * least
     tied = [c for c in left if costs[c.endpoint_id] <= limit]
     return tied[0] if len(tied) == 1 else min(tied, key=lambda c: (-c.matched_tokens, c.recent_ms, rng.random()))
 
 
-def _rendezvous(key: int, endpoint_id: str) -> int:
+def rendezvous(key: int, endpoint_id: str) -> int:
     """A 64-bit mix of key and endpoint, equal in every process: the highest wins, and an endpoint that leaves moves only its own keys."""
     mixed = (key ^ (zlib.crc32(endpoint_id.encode()) * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -230,7 +258,19 @@ def _rendezvous(key: int, endpoint_id: str) -> int:
     return mixed ^ (mixed >> 31)
 
 
-def _why_none(dropped: dict[str, str]) -> str:
+def no_choice(request: RouteRequest, dropped: Mapping[str, str], scores: tuple[Score, ...]) -> Choice:
+    """The answer where nobody is left."""
+    return Choice(
+        endpoint_id=None,
+        level="none",
+        matched_tokens=0,
+        num_tokens=request.num_tokens,
+        reason=_why_none(dropped),
+        scores=scores,
+    )
+
+
+def _why_none(dropped: Mapping[str, str]) -> str:
     if not dropped:
         return "no endpoint serves the model"
     return "no endpoint left: " + ", ".join(f"{endpoint_id} {word}" for endpoint_id, word in dropped.items())

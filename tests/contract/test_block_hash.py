@@ -121,3 +121,18 @@ def test_an_id_that_is_no_uint32_is_refused(token: int) -> None:
 def test_a_block_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="block_size must be at least 1"):
         BlockHasher(0)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 4, 9, 16])
+def test_a_fork_goes_on_with_the_digests_of_blocks_to_come(cut: int) -> None:
+    keys, ids = ExtraKeys(adapter="a", cache_salt="s"), list(range(23))
+    hasher = BlockHasher(4, keys)
+    hasher.extend(ids[:cut])
+
+    fork = hasher.fork()
+    fork.extend(ids[cut:])
+    hasher.drop_digests()
+    hasher.extend(ids[cut:])
+
+    assert fork.digests == hasher.digests == hash_blocks(ids, 4, keys)[cut // 4 :]
+    assert fork.num_tokens == hasher.num_tokens == 23

@@ -1,7 +1,8 @@
 """Prompts become the hashes that workers use; without a bundle their text still tells them apart."""
 
+import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from quire_contract.block_hash import ExtraKeys, hash_blocks, wire_hashes
 from quire_contract.openai.decode import decode_routing_fields
 from quire_contract.prompt import PromptRenderer
-from quire_router.prompts import BundleError, PromptReader, read_text
+from quire_router.prompts import MAX_READS_OF_TENANT, BundleError, PromptReader, read_text
 
 WORDS = " ".join(f"w{i % 500}" for i in range(100))
 
 
 def read_body(**fields):
     body = msgspec.json.encode({"model": "m", **fields})
-    return decode_routing_fields(body), body
+    return decode_routing_fields(body), len(body)
 
 
 @pytest.fixture
@@ -66,21 +67,89 @@ async def test_a_truncated_prompt_is_hashed_as_the_worker_cuts_it(reader, bundle
     assert blocks.hashes == wire_hashes(hash_blocks(kept, 16))
 
 
-async def test_a_long_prompt_is_tokenised_in_a_thread(reader, bundle):
-    threads = []
+class Threads(Executor):
+    """Runs work in one thread and notes how much there was, and what waits for `gate`."""
 
-    class Watched(PromptRenderer):
-        def completion(self, prompt, add_special_tokens=True):
-            threads.append(threading.current_thread().name)
-            return super().completion(prompt, add_special_tokens)
+    def __init__(self):
+        self.inner, self.num_jobs, self.gate = ThreadPoolExecutor(1, "tokenizer"), 0, threading.Event()
+        self.gate.set()
 
-    reader._bundles["d"] = (bundle, Watched(bundle))
+    def submit(self, work, /, *args, **kwargs):
+        self.num_jobs += 1
+        return self.inner.submit(lambda: (self.gate.wait(), work(*args, **kwargs))[1])
 
-    await reader.read(*read_body(prompt="w1"), "d")
-    await reader.read(*read_body(prompt=WORDS * 20), "d")
 
-    assert threads[0] == "MainThread"
-    assert threads[1].startswith("tokenizer")
+@pytest.fixture
+def threads(bundle):
+    threads = Threads()
+    yield threads
+    threads.gate.set()
+    threads.inner.shutdown()
+
+
+async def test_only_long_text_that_is_new_is_tokenised_in_a_thread(threads, bundle):
+    reader, jobs = PromptReader(threads), []
+    reader.add("d", bundle)
+    long = {"role": "system", "content": WORDS * 10}
+
+    for messages in ([{"role": "user", "content": "w1"}], [long], [long, {"role": "user", "content": "w2"}]):
+        await reader.read(*read_body(messages=messages), "d")
+        jobs.append(threads.num_jobs)
+
+    assert jobs == [0, 1, 1]
+
+
+async def test_what_follows_a_known_beginning_is_hashed_as_the_worker_does(reader, bundle):
+    renderer, talk, seen = PromptRenderer(bundle), [], []
+    for turn in range(4):
+        talk.append({"role": "user", "content": f"w{turn} {WORDS}"})
+        blocks = await reader.read(*read_body(messages=talk), "d")
+        ids = renderer.chat(talk)
+        seen.append((blocks.num_tokens, blocks.hashes) == (len(ids), wire_hashes(hash_blocks(ids, 16))))
+        talk.append({"role": "assistant", "content": "w3 w4"})
+
+    assert seen == [True] * 4
+
+
+async def test_adapters_and_salts_have_hashes_of_their_own_as_at_the_worker(reader, bundle):
+    ids, body = PromptRenderer(bundle).completion(WORDS), read_body(prompt=WORDS, cache_salt="own")
+    several = [ExtraKeys(adapter="a"), ExtraKeys(adapter="a", cache_salt="own"), ExtraKeys(cache_salt="tenant's"), None]
+
+    found = [(await reader.read(*body, "d", keys=keys)).hashes for keys in several for _ in range(2)]
+
+    several[-1] = ExtraKeys(cache_salt="own")
+    assert found == [wire_hashes(hash_blocks(ids, 16, keys)) for keys in several for _ in range(2)]
+
+
+async def test_of_an_enormous_prompt_a_part_is_read_and_the_rest_is_estimated(reader, bundle):
+    roomy = bundle.replace(max_model_len=10_000_000)
+    reader.add("roomy", roomy)
+    messages = [{"role": "user", "content": WORDS + " "}] * 2000
+    expected = PromptRenderer(roomy).chat(messages)
+
+    first = await reader.read(*read_body(messages=messages), "roomy")
+    again = await reader.read(*read_body(messages=[*messages, {"role": "user", "content": "w1"}]), "roomy")
+
+    assert 0 < len(first.hashes) * 16 < len(expected) * 3 / 4
+    assert first.hashes == wire_hashes(hash_blocks(expected, 16))[: len(first.hashes)]
+    assert first.num_tokens == pytest.approx(len(expected), rel=0.05)
+    assert len(again.hashes) > 1.5 * len(first.hashes)
+
+
+async def test_long_prompts_of_one_tenant_leave_room_for_those_of_others(threads, bundle):
+    reader = PromptReader(threads)
+    reader.add("d", bundle)
+    threads.gate.clear()
+    bodies = [read_body(prompt=f"w{number} {WORDS * 10}") for number in range(MAX_READS_OF_TENANT + 2)]
+
+    hoarding = [asyncio.ensure_future(reader.read(*body, "d", tenant="a")) for body in bodies[:-1]]
+    await asyncio.wait(hoarding, return_when=asyncio.FIRST_COMPLETED)
+    other = asyncio.ensure_future(reader.read(*bodies[-1], "d", tenant="b"))
+    threads.gate.set()
+    blocks = [await reading for reading in hoarding]
+
+    assert [one is None for one in blocks] == [False] * MAX_READS_OF_TENANT + [True]
+    assert (await other).num_tokens == blocks[0].num_tokens
 
 
 @pytest.mark.parametrize("fields", [{"prompt": [2**40]}, {"prompt": [-1]}], ids=["too large", "negative"])
@@ -93,22 +162,6 @@ def test_ids_that_are_none_have_no_text_and_are_left_to_the_worker(prompt):
     blocks = read_text(read_body(prompt=prompt)[0])
 
     assert (blocks.num_tokens, blocks.hashes) == (0, [])
-
-
-async def test_prompts_are_remembered_within_a_bound_on_their_blocks(bundle):
-    with ThreadPoolExecutor(1, "tokenizer") as executor:
-        reader = PromptReader(executor, max_cached_blocks=10)
-        reader.add("d", bundle)
-        held = []
-        for first in ("w1", "w2", "w2", "w3"):
-            blocks = await reader.read(*read_body(prompt=f"{first} {WORDS[:400]}"), "d")
-            held.append((len(blocks.hashes), reader.num_cached_blocks))
-        await reader.read(*read_body(prompt=WORDS * 20), "d")
-
-    assert [number for number, _ in held] == [held[0][0]] * 4
-    assert 5 <= held[0][0] <= 10
-    assert [cached for _, cached in held] == [held[0][0]] * 4
-    assert reader.num_cached_blocks == 0
 
 
 async def test_an_unknown_bundle_gives_nothing(reader):

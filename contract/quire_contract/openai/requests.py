@@ -244,6 +244,9 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    """OpenAI's newer name for whose prompts have much in common."""
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""

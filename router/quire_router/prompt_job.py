@@ -1,0 +1,135 @@
+"""Reads one prompt in steps: what the cache knows at once, the rest a portion at a time, so that a long prompt leaves room for others.
+
+Knows no threads: whoever advances a job decides where.
+"""
+
+import msgspec
+
+from quire_contract.block_hash import BlockHasher, ExtraKeys, hash_blocks, wire_hashes
+from quire_contract.openai.requests import RoutingFields
+from quire_contract.prompt import PromptRenderer
+from quire_contract.prompt_bundle import PromptBundle
+from quire_contract.prompt_input import ChatInput, TextInput
+from quire_contract.prompt_segments import SegmentedEncoder
+from quire_router.prompt_cache import PromptCache, Step
+
+MAX_NEW_CHARS = 256 * 1024
+"""Of one prompt, no more text that the cache does not know is tokenised; the rest counts by its length. So much takes 0.1 to 0.3 s in a
+thread and tells workers apart as well as all of it; when the conversation goes on, the next part is read."""
+CHARS_PER_TOKEN = 4.0
+"""Until the prompt itself says it."""
+
+
+class PromptBlocks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A prompt as an endpoint's cache sees it."""
+
+    num_tokens: int
+    """Exact, unless the prompt is longer than what is read of one."""
+    block_tokens: int
+    """Tokens of one block."""
+    hashes: list[int]
+    """Wire hashes of the full blocks, chained."""
+
+
+class Reader(msgspec.Struct, frozen=True, kw_only=True):
+    """What reads prompts for one bundle."""
+
+    digest: str
+    bundle: PromptBundle
+    renderer: PromptRenderer
+    encoder: SegmentedEncoder
+
+    @classmethod
+    def of(cls, digest: str, bundle: PromptBundle) -> "Reader":
+        """PromptError or ModelFolderError if the bundle cannot be used."""
+        renderer = PromptRenderer(bundle)
+        encoder = SegmentedEncoder(renderer.tokenizer, bundle.tokenizer_json)
+        return cls(digest=digest, bundle=bundle, renderer=renderer, encoder=encoder)
+
+    def read_whole(self, fields: RoutingFields, keys: ExtraKeys) -> PromptBlocks:
+        """The first prompt in one go, without the cache: one of token ids, or one that is to be truncated. ApiError if it is none."""
+        source = fields.prompt_input()
+        if isinstance(source, TextInput):
+            ids = self.renderer.cut(self.renderer.completion(source.prompts[0], source.add_special_tokens), source)
+        else:
+            ids = self.renderer.request_prompts(fields)[0]
+        digests = hash_blocks(ids, self.bundle.block_size, keys)
+        return PromptBlocks(num_tokens=len(ids), block_tokens=self.bundle.block_size, hashes=wire_hashes(digests))
+
+
+class Job:
+    """One prompt on its way. `advance` until nothing is missing, then `blocks`."""
+
+    def __init__(
+        self, reader: Reader, cache: PromptCache, text: str, keys: ExtraKeys, frame: tuple[list[int], list[int]]
+    ) -> None:
+        self._reader = reader
+        self._cache = cache
+        self._segments = reader.encoder.segments(text)
+        before, self._after = frame
+        root = (reader.digest, keys.adapter, keys.cache_salt, bool(before))
+        self._steps: list[Step] = cache.find(root, self._segments)
+        if not self._steps:
+            hasher = BlockHasher(reader.bundle.block_size, keys)
+            hasher.extend(before)
+            self._steps.append(cache.begin(root, hasher))
+        self._room_chars = MAX_NEW_CHARS
+        self.missing_chars = sum(map(len, self._segments[len(self._steps) - 1 :]))
+        """Text still to be tokenised."""
+        self._unread_chars = 0
+
+    def advance(self, num_chars: int) -> None:
+        """Tokenise segments until `num_chars` are done, at least one."""
+        for segment in self._segments[len(self._steps) - 1 :]:
+            if len(segment) > self._room_chars:
+                self._unread_chars, self.missing_chars = self.missing_chars, 0
+                return
+            ids = self._reader.encoder.encode(segment)
+            self._steps.append(self._cache.extend(self._steps[-1], segment, ids))
+            self.missing_chars -= len(segment)
+            self._room_chars -= len(segment)
+            num_chars -= len(segment)
+            if num_chars <= 0:
+                return
+
+    def blocks(self) -> PromptBlocks:
+        """What was read."""
+        last = self._steps[-1]
+        hashes = [block for step in self._steps for block in step.hashes]
+        num_tokens = last.num_tokens + len(self._after)
+        if self._unread_chars:
+            num_tokens += round(self._unread_chars / self._chars_per_token())
+        elif self._after:
+            hashes += wire_hashes(last.hasher.fork().extend(self._after))
+        return PromptBlocks(num_tokens=num_tokens, block_tokens=self._reader.bundle.block_size, hashes=hashes)
+
+    def _chars_per_token(self) -> float:
+        num_chars = sum(map(len, self._segments[: len(self._steps) - 1]))
+        return num_chars / self._steps[-1].num_tokens if num_chars else CHARS_PER_TOKEN
+
+
+def begin_job(reader: Reader, cache: PromptCache, fields: RoutingFields, keys: ExtraKeys) -> Job | None:
+    """The job that reads the first prompt of a body. None: only `read_whole` can. ApiError if the template refuses it, or if it is
+    certainly too long for the model."""
+    source = fields.prompt_input()
+    if source.truncation is not None:
+        return None
+    frame = reader.encoder.frame if source.add_special_tokens else ([], [])
+    text = _text_of(reader.renderer, source)
+    if frame is None or text is None:
+        return None
+    reader.renderer.check_length(text, "prompt")
+    return Job(reader, cache, text, keys, frame)
+
+
+def _text_of(renderer: PromptRenderer, source: ChatInput | TextInput) -> str | None:
+    if isinstance(source, TextInput):
+        first = source.prompts[0]
+        return first if isinstance(first, str) else None
+    return renderer.render(
+        source.messages,
+        source.tools,
+        source.add_generation_prompt,
+        source.continue_final_message,
+        source.template_kwargs,
+    )
