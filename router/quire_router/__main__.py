@@ -52,6 +52,7 @@ from quire_router.proxy import Proxy, Timeouts
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
+from quire_router.tenants import TenantBook, salt_key
 
 log = logging.getLogger("quire_router")
 
@@ -152,6 +153,8 @@ async def running(
             return [Prober(endpoint, session, reader, trust).run(), subscriber.run()]
 
         live = LiveConfig()
+        tenants = TenantBook(salt_key(trust))
+        live.follow(tenants.swap)
         keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
@@ -167,13 +170,13 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
+        calls = build_calls(settings, trust, pool, picker, metrics, session, live, tenants)
         app = RouterApp(
             pool=pool,
             index=index,
             picker=picker,
             others=answered_elsewhere(calls, InternalApi(trust, stats)),
-            access=Access(settings.api_keys),
+            access=Access(settings.api_keys, tenants, time.time),
             metrics=metrics,
             clock=time.monotonic,
             started_ts=int(time.time()),
@@ -223,6 +226,7 @@ def build_calls(
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
     live: LiveConfig,
+    tenants: TenantBook,
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
@@ -241,6 +245,7 @@ def build_calls(
         picker=picker,
         source=layered(build_layers(live=live, picker=picker), proxy.answer),
         metrics=metrics,
+        tenants=tenants,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),
             keep_key=trust is None and not settings.api_keys,

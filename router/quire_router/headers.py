@@ -36,10 +36,13 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie"
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 
 
-def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
+def to_worker(
+    headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool, cache_salt: str | None = None
+) -> CIMultiDict[str]:
     """Headers of the request to a worker: the client's without those of its connection and without any internal one.
 
-    `keep_key`: the client's key, in Authorization or x-api-key, is meant for the worker, not for us."""
+    `keep_key`: the client's key, in Authorization or x-api-key, is meant for the worker, not for us.
+    `cache_salt` reaches only workers that know us."""
     dropped = _named_by_connection(headers)
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
@@ -52,6 +55,8 @@ def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, 
     passed[names.HEADER_REQUEST_ID] = request_id
     if trust is not None:
         passed[names.HEADER_TOKEN] = trust.token
+        if cache_salt is not None:
+            passed[names.HEADER_CACHE_SALT] = cache_salt
     return passed
 
 

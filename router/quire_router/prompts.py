@@ -54,7 +54,7 @@ class PromptReader:
         """At most `max_cached` prompts are remembered, with at most `max_cached_blocks` hashes (about 45 bytes each) in all."""
         self._executor = executor
         self._bundles: dict[str, tuple[PromptBundle, PromptRenderer]] = {}
-        self._cache: OrderedDict[tuple[str, bytes], PromptBlocks] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bytes, str], PromptBlocks] = OrderedDict()
         self._max_cached = max_cached
         self._max_cached_blocks = max_cached_blocks
         self._cached_blocks = 0
@@ -88,11 +88,12 @@ class PromptReader:
     async def read(self, fields: RoutingFields, body: bytes, digest: str, path: str = "") -> PromptBlocks | None:
         """The first prompt in a body, hashed with the bundle. None: the bundle is not here, or the prompt cannot be rendered.
 
-        `path` says whose body it is: the same bytes may mean another prompt in another API."""
+        `path` says whose body it is: the same bytes may mean another prompt in another API. So may `fields.cache_salt` where a
+        tenant's own took the body's place."""
         entry = self._bundles.get(digest)
         if entry is None:
             return None
-        key = (digest, blake2b(body, digest_size=16, key=path.encode()).digest())
+        key = (digest, blake2b(body, digest_size=16, key=path.encode()).digest(), fields.cache_salt or "")
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
@@ -111,7 +112,7 @@ class PromptReader:
         """Hashes remembered over all prompts."""
         return self._cached_blocks
 
-    def _remember(self, key: tuple[str, bytes], blocks: PromptBlocks) -> None:
+    def _remember(self, key: tuple[str, bytes, str], blocks: PromptBlocks) -> None:
         """The least lately used go first. One body may be read twice at once, so the key may be here already."""
         before = self._cache.pop(key, None)
         self._cached_blocks += len(blocks.hashes) - (0 if before is None else len(before.hashes))

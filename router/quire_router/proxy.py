@@ -160,7 +160,9 @@ class Proxy:
             if len(self._urls) >= MAX_URLS:
                 self._urls.clear()
             url = self._urls[key] = URL(endpoint.url + call.path)
-        passed = header_rules.to_worker(call.headers, call.request_id, self._trust, keep_key=call.keep_key)
+        passed = header_rules.to_worker(
+            call.headers, call.request_id, self._trust, keep_key=call.keep_key, cache_salt=call.cache_salt
+        )
         body = call.body if target == call.model else with_model(call.body, target)
         data = body if len(body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(body)
         return await self._session.post(url, data=data, headers=passed, allow_redirects=False)

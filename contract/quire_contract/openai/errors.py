@@ -32,6 +32,11 @@ CODE_NOT_READY = "not_ready"
 CODE_QUEUE_TIMEOUT = "queue_timeout"
 CODE_DEADLINE = "deadline_exceeded"
 CODE_INTERNAL = "internal_error"
+CODE_KEY_EXPIRED = "expired_api_key"
+CODE_TENANT_SUSPENDED = "tenant_suspended"
+CODE_NOT_ALLOWED = "not_allowed"
+CODE_RATE_LIMIT = "rate_limit_exceeded"
+CODE_QUOTA = "insufficient_quota"
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
