@@ -47,6 +47,8 @@ class RouterApp:
         self._metrics = metrics
         self._clock = clock
         self._started_ts = started_ts
+        self.admin_url = ""
+        """Where the admin API listens; empty: nowhere."""
         self.draining = False
         """Whether readiness is off because the process is about to end."""
         self._routes: Mapping[str, tuple[str, Handler]] = {
@@ -55,7 +57,7 @@ class RouterApp:
             names.PATH_HEALTH: ("GET", self._health),
             names.PATH_READY: ("GET", self._ready),
             names.PATH_METRICS: ("GET", self._show_metrics),
-            names.PATH_DEBUG_ROUTE: ("GET", self._debug_route),
+            names.PATH_DEBUG_ROUTE: ("GET", self.debug_route),
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -127,9 +129,8 @@ class RouterApp:
         self._metrics.show_state(self._pool, self._index)
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _debug_route(
-        self, request: web.BaseRequest, request_id: str, tenant: Tenant | None
-    ) -> web.StreamResponse:
+    async def debug_route(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
+        """The last choices and the endpoints, of all tenants."""
         shown = {
             "decisions": explain_decisions(self._picker.decisions, request.query),
             "endpoints": describe_endpoints(self._pool, self._index, self._clock()),

@@ -1,6 +1,5 @@
 """Who may call a router that knows tenants, and what keeps their cached prefixes apart. Real upstreams, real sockets."""
 
-import hashlib
 import os
 import time
 
@@ -16,22 +15,11 @@ from quire_contract.router_config import (
     RouteTargetEntry,
     write_config,
 )
-from quire_contract.router_tenants import TenantEntry, TenantKeyEntry
+from quire_contract.router_tenants import TenantEntry
 from quire_contract.trust import Trust, TrustError
 from quire_router.call import Tenant
 from quire_router.tenants import TenantBook, salt_key
-
-POLL_S = 0.01
-
-
-def key_entry(key, key_id="k1", expires_ts=None):
-    return TenantKeyEntry(id=key_id, sha256=hashlib.sha256(key.encode()).hexdigest(), expires_ts=expires_ts)
-
-
-def tenant(tenant_id, *keys, **fields):
-    return TenantEntry(
-        id=tenant_id, keys=[key_entry(k, f"k{i}") if isinstance(k, str) else k for i, k in enumerate(keys)], **fields
-    )
+from tests.router.tenant_help import bearer, key_entry, tenant
 
 
 def config_with(*tenants, upstream=None, models=("m",), **fields):
@@ -42,10 +30,6 @@ def config_with(*tenants, upstream=None, models=("m",), **fields):
         tenants=list(tenants),
         **fields,
     )
-
-
-def bearer(key):
-    return {"Authorization": f"Bearer {key}"}
 
 
 async def status_of(router, headers, path="/v1/models"):

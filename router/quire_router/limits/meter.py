@@ -117,6 +117,8 @@ class Meter:
         if reserved is not None:
             self.reserved -= reserved
             self.held -= used
+            if reserved > used:
+                self.refused_until_s = 0.0  # there may be room again
 
     def order(self, now_s: float, *, keep: int) -> Order:
         """What to tell the account now: `keep` units stay available, more is given back from this moment on."""
@@ -163,6 +165,11 @@ class Meter:
         if now_s < self.refused_until_s and demand - self.available >= self.refused_least:
             return RefusedError(self, demand, max(0.001, self.refused_s - now_s))
         return None
+
+    @property
+    def used(self) -> int:
+        """In its window, by everybody, as far as is known here."""
+        return self.known + self.total - self.acked
 
     @property
     def is_at_rest(self) -> bool:

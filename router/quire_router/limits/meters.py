@@ -155,6 +155,21 @@ class TenantMeters:
         if self._flight is not None:
             await asyncio.shield(self._flight)
 
+    async def refresh(self) -> None:
+        """Ask how things stand."""
+        while self._flight is not None:
+            await asyncio.shield(self._flight)
+        now_s = self._clock()
+        told = [(m, m.order(now_s, keep=m.spare)) for m in self.current if m.limit is not None or m is self.balance]
+        try:
+            grants = self._store.at_once([order for _, order in told])
+        except LimitsUnavailableError:
+            return
+        if grants is not None:
+            _take(told, grants, now_s)
+            return
+        await asyncio.shield(self._fly(told))
+
     async def give_back(self) -> None:
         """Hold nothing any more; the process ends."""
         for meter in (*self.current, *self._old):
@@ -217,9 +232,10 @@ class TenantMeters:
             _take(told, grants, now_s)
             self._forget_old()
 
-    def _fly(self, told: list[tuple[Meter, Order]]) -> None:
+    def _fly(self, told: list[tuple[Meter, Order]]) -> "asyncio.Task[None]":
         self._num_flights += 1
         self._flight = asyncio.create_task(self._exchange(told))
+        return self._flight
 
     async def _exchange(self, told: list[tuple[Meter, Order]]) -> None:
         try:

@@ -1,0 +1,18 @@
+"""Keys and tenants for tests."""
+
+import hashlib
+
+from quire_contract.router_tenants import TenantEntry, TenantKeyEntry
+
+
+def key_entry(key, key_id="k1", expires_ts=None):
+    return TenantKeyEntry(id=key_id, sha256=hashlib.sha256(key.encode()).hexdigest(), expires_ts=expires_ts)
+
+
+def tenant(tenant_id, *keys, **fields):
+    entries = [key_entry(k, f"k{i}") if isinstance(k, str) else k for i, k in enumerate(keys)]
+    return TenantEntry(id=tenant_id, keys=entries, **fields)
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
