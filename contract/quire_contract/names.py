@@ -29,6 +29,7 @@ PORT_REPLAY = 5558
 PORT_FETCH = 8001
 PORT_HEALTH = 8002
 PORT_ROUTER = 8080
+PORT_ROUTER_ADMIN = 8081
 PORT_NAME_HTTP = "http"
 PORT_NAME_EVENTS = "events"
 PORT_NAME_REPLAY = "replay"
@@ -46,6 +47,9 @@ ENV_TRUST_DIR = "TRUST_DIR"
 ENV_COMPUTE_THREADS = "COMPUTE_THREADS"
 ENV_API_KEY = "QUIRE_API_KEY"
 ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
+ENV_REDIS_URL = "QUIRE_REDIS_URL"
+ENV_REDIS_PASSWORD = "QUIRE_REDIS_PASSWORD"  # noqa: S105 - a variable's name
+ENV_ADMIN_TOKEN = "QUIRE_ADMIN_TOKEN"  # noqa: S105 - a variable's name
 
 # Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
 HEADER_REQUEST_ID = "x-request-id"
@@ -96,6 +100,8 @@ PATH_DEBUG_ROUTE = "/debug/route"
 PATH_RERANK_PLAIN = "/rerank"
 PATH_RERANK_COHERE = "/v2/rerank"
 PATH_SCORE_PLAIN = "/score"
+PATH_ADMIN_USAGE = "/admin/usage"
+PATH_ADMIN_TENANTS = "/admin/tenants"
 
 # Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
 VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
@@ -168,6 +174,21 @@ QUIRE_ROUTER_RESUMES = "quire_router_resumes_total"
 QUIRE_ROUTER_EJECTIONS = "quire_router_ejections_total"
 QUIRE_ROUTER_HEDGES = "quire_router_hedges_total"
 """{won="first" | "second" | "none"}: streams that were sent to a second worker."""
+QUIRE_ROUTER_REDIS_UP = "quire_router_redis_up"
+"""1 while Redis answers; 0 while it is away, and where there is none."""
+QUIRE_ROUTER_REDIS_ERRORS = "quire_router_redis_errors_total"
+QUIRE_ROUTER_LIMIT_LEASES = "quire_router_limit_leases"
+QUIRE_ROUTER_USAGE_QUEUED = "quire_router_usage_queued"
+QUIRE_ROUTER_USAGE_DROPPED = "quire_router_usage_dropped_total"
+# Shown by the router's admin port only
+QUIRE_ROUTER_TENANT_REQUESTS = "quire_router_tenant_requests_total"
+"""{tenant, code="2xx" | "4xx" | "429" | "499" | "5xx"}: requests that limits let through."""
+QUIRE_ROUTER_TENANT_TOKENS = "quire_router_tenant_tokens_total"
+"""{tenant, kind="prompt" | "cached" | "output"}: cached ones are of the prompt's."""
+QUIRE_ROUTER_TENANT_COST = "quire_router_tenant_cost_total"
+"""{tenant}: in the currency."""
+QUIRE_ROUTER_TENANT_REJECTIONS = "quire_router_tenant_rejections_total"
+"""{tenant, reason}: the limit that refused."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -250,6 +271,11 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_RESUMES,
     QUIRE_ROUTER_EJECTIONS,
     QUIRE_ROUTER_HEDGES,
+    QUIRE_ROUTER_REDIS_UP,
+    QUIRE_ROUTER_REDIS_ERRORS,
+    QUIRE_ROUTER_LIMIT_LEASES,
+    QUIRE_ROUTER_USAGE_QUEUED,
+    QUIRE_ROUTER_USAGE_DROPPED,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

@@ -21,6 +21,7 @@ from quire_contract.names import HEADER_API_KEY, HEADER_TOKEN
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
 PUBLIC_FILE = "curve.pub"
 SECRET_FILE = "curve.key"  # noqa: S105 - a file's name
+SALT_FILE = "cache-salt"
 _Z85_KEY_LENGTH = 40
 _MIN_TOKEN_LENGTH = 16
 
@@ -37,6 +38,8 @@ class Trust:
     curve_public: bytes = field(repr=False)
     """Z85, 40 characters."""
     curve_secret: bytes = field(repr=False)
+    cache_salt: str = field(default="", repr=False)
+    """What tenants' cache salts are made with, kept for as long as the release; empty: the token serves."""
 
     @classmethod
     def generate(cls) -> "Trust":
@@ -55,7 +58,8 @@ class Trust:
         public, secret = (_read(folder / name).encode() for name in (PUBLIC_FILE, SECRET_FILE))
         if _public_of(secret, folder / SECRET_FILE) != public:
             raise TrustError(f"{folder / PUBLIC_FILE}: is not the public key of {SECRET_FILE}; write the folder anew")
-        return cls(token, public, secret)
+        salt = _read(folder / SALT_FILE) if (folder / SALT_FILE).exists() else ""
+        return cls(token, public, secret, salt)
 
     def write(self, folder: Path) -> None:
         """Store in `folder` (made if missing), files readable by their owner only."""
@@ -63,6 +67,8 @@ class Trust:
         _write(folder / TOKEN_FILE, self.token.encode())
         _write(folder / PUBLIC_FILE, self.curve_public)
         _write(folder / SECRET_FILE, self.curve_secret)
+        if self.cache_salt:
+            _write(folder / SALT_FILE, self.cache_salt.encode())
 
     def admits(self, presented: str | None) -> bool:
         """Whether `presented` (from a header) is the token; takes the same time for every wrong one."""

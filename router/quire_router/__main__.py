@@ -31,11 +31,12 @@ from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
+from quire_router.admin import AdminApi, admin_listening
 from quire_router.answer import layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import build_layers
 from quire_router.calls import CallHandler, CallSettings
-from quire_router.config import RouterSettings, parse_args
+from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
@@ -55,6 +56,7 @@ from quire_router.proxy import Proxy
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
+from quire_router.tenancy import SharedStore, Tenancy, tenancy_of
 from quire_router.upstream import Timeouts, Upstreams
 
 log = logging.getLogger("quire_router")
@@ -72,7 +74,11 @@ def main() -> None:
     """Console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: handing it to a pool only costs
     env_keys = [key for key in [os.environ.get(names.ENV_API_KEY, "")] if key]
-    settings = parse_args(sys.argv[1:], env_keys)
+    try:
+        settings = with_environment(parse_args(sys.argv[1:], env_keys), os.environ)
+    except SettingsError as error:
+        print(f"quire-router: {error}", file=sys.stderr)
+        sys.exit(2)
     configure_logging(level=settings.log_level, process="router")
     logging._srcfile = None  # lines do not show the calling function; the logging documentation advises this for speed
     try:
@@ -140,7 +146,8 @@ async def running(
     settings: RouterSettings, trust: Trust | None, access: KubeAccess | None = None
 ) -> AsyncIterator[tuple[RouterApp, str]]:
     """The whole router, listening; its app and its address "http://host:port". At the end requests may finish."""
-    metrics, stats = RouterMetrics(), RevisionStats(boot=secrets.token_hex(8))
+    boot = secrets.token_hex(8)
+    metrics, stats = RouterMetrics(), RevisionStats(boot=boot)
     pool, index, sent = EndpointPool(stats), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
@@ -158,6 +165,17 @@ async def running(
             prober = Prober(endpoint, session, reader, trust, lambda: live.settings.faults.lost_after_s)
             return [prober.run(), subscriber.run()]
 
+        tenancy = await stack.enter_async_context(
+            tenancy_of(
+                trust=trust,
+                live=live,
+                metrics=metrics,
+                shared=shared_store(settings, access),
+                router_id=boot,
+                clock=time.monotonic,
+                wall_clock=time.time,
+            )
+        )
         keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
@@ -173,17 +191,28 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
+        calls = build_calls(settings, trust, pool, picker, metrics, session, live, tenancy)
         app = RouterApp(
             pool=pool,
             index=index,
             picker=picker,
             others=answered_elsewhere(calls, InternalApi(trust, stats)),
-            access=Access(settings.api_keys),
+            access=Access(settings.api_keys, tenancy.tenants, time.time),
             metrics=metrics,
             clock=time.monotonic,
             started_ts=int(time.time()),
         )
+        if settings.admin_port is not None:
+            api = AdminApi(
+                token=settings.admin_token,
+                tenancy=tenancy,
+                live=live,
+                metrics=metrics,
+                debug_route=app.debug_route,
+                wall_clock=time.time,
+            )
+            listens = admin_listening(api, settings.admin_host, settings.admin_port)
+            app.admin_url = await stack.enter_async_context(listens)
         address = await stack.enter_async_context(listening(app, settings))
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
         stack.push_async_callback(cancel_all, tasks)
@@ -213,6 +242,15 @@ async def source_of(
         )
 
 
+def shared_store(settings: RouterSettings, access: KubeAccess | None) -> SharedStore | None:
+    """The Redis of the release's routers, if there is one."""
+    if not settings.redis_url:
+        return None
+    home = settings.release_namespace or ("" if access is None else access.namespace)
+    prefix = f"quire:{home}/{settings.release}:" if settings.release else "quire:"
+    return SharedStore(url=settings.redis_url, password=settings.redis_password or None, prefix=prefix)
+
+
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
     """Paths that the app does not answer itself."""
     return {
@@ -229,14 +267,16 @@ def build_calls(
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
     live: LiveConfig,
+    tenancy: Tenancy,
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered(build_layers(live=live, picker=picker), proxy.answer),
+        source=layered(build_layers(live=live, picker=picker, tenancy=tenancy), proxy.answer),
         metrics=metrics,
+        tenants=tenancy.tenants,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),
             keep_key=trust is None and not settings.api_keys,

@@ -1,31 +1,70 @@
-"""Who may call the router: holders of one of its keys, or everybody if it has none. Health, readiness and metrics are open."""
+"""Who may call the router: tenants and holders of one of its own keys, or everybody if it knows neither.
+
+A key is looked up by its SHA-256, so what the look-up's time tells is of a digest, which leads to no key. Health, readiness and metrics
+are open; /debug/route shows all tenants' requests and is for holders of the router's own keys.
+"""
 
 import hashlib
-import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from quire_contract import names
-from quire_contract.openai.errors import unauthorized
+from quire_contract.openai.errors import (
+    CODE_KEY_EXPIRED,
+    CODE_NOT_ALLOWED,
+    CODE_TENANT_SUSPENDED,
+    ApiError,
+    unauthorized,
+)
 from quire_contract.trust import presented_key
+from quire_router.call import Tenant
+from quire_router.tenants import TenantBook
 
 OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS})
 """The last one is not open to anybody: its own handler asks for the release's token instead."""
 
 
 class Access:
-    """Keeps only digests of keys, and compares in the same time whatever is presented."""
+    """Decides on one caller at a time. Keeps only digests of keys, and no decision: a revoked key fails at the next request."""
 
-    def __init__(self, api_keys: Sequence[str]) -> None:
-        self._digests = [_digest(key) for key in api_keys]
+    def __init__(self, api_keys: Sequence[str], tenants: TenantBook, wall_clock: Callable[[], float]) -> None:
+        """`wall_clock`: Unix time in seconds, by which keys expire."""
+        self._plain = frozenset(_digest(key) for key in api_keys)
+        self.tenants = tenants
+        """What is known of them."""
+        self._wall_clock = wall_clock
 
-    def check(self, path: str, headers: Mapping[str, str]) -> None:
-        """ApiError 401 unless the caller may ask for `path`."""
-        if not self._digests or path in OPEN_PATHS:
-            return
-        presented = _digest(presented_key(headers) or "")
-        matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
-        if not any(matches):
+    def check(self, path: str, headers: Mapping[str, str]) -> Tenant | None:
+        """Who asks for `path`; None: nobody's tenant. ApiError 401 for an unknown or expired key, 403 for a suspended tenant."""
+        if path in OPEN_PATHS or self._is_open:
+            return None
+        presented = presented_key(headers)
+        if presented is None:
             raise unauthorized()
+        digest = _digest(presented)
+        known = self.tenants.find(digest)
+        if known is None:
+            if digest not in self._plain:
+                raise unauthorized()
+            if self.tenants.require_tenant and path != names.PATH_DEBUG_ROUTE:
+                raise unauthorized("This router asks for a tenant's key; the key that was sent is the router's own.")
+            return None
+        if known.expires_ts is not None and known.expires_ts <= self._wall_clock():
+            raise ApiError(
+                401,
+                f"The key {known.tenant.key_id!r} has expired; use the tenant's newer one.",
+                type="authentication_error",
+                code=CODE_KEY_EXPIRED,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if known.tenant.entry.suspended:
+            raise ApiError(403, "The tenant is suspended.", type="permission_error", code=CODE_TENANT_SUSPENDED)
+        if path == names.PATH_DEBUG_ROUTE:
+            raise ApiError(403, f"{path} is not for tenants.", type="permission_error", code=CODE_NOT_ALLOWED)
+        return known.tenant
+
+    @property
+    def _is_open(self) -> bool:
+        return not self._plain and self.tenants.is_empty
 
 
 def _digest(key: str) -> bytes:

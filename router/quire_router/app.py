@@ -13,6 +13,7 @@ from quire_contract.openai.errors import CODE_METHOD_NOT_ALLOWED, ApiError, mode
 from quire_contract.openai.responses import ModelCard, ModelList
 from quire_contract.request_id import request_id_from
 from quire_router.access import Access
+from quire_router.call import Tenant
 from quire_router.debug_route import describe_endpoints, explain_decisions
 from quire_router.endpoints import EndpointPool
 from quire_router.kv_index import KvIndex
@@ -20,7 +21,7 @@ from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response, json_response
 
-Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest, str, Tenant | None], Awaitable[web.StreamResponse]]
 
 
 class RouterApp:
@@ -46,6 +47,8 @@ class RouterApp:
         self._metrics = metrics
         self._clock = clock
         self._started_ts = started_ts
+        self.admin_url = ""
+        """Where the admin API listens; empty: nowhere."""
         self.draining = False
         """Whether readiness is off because the process is about to end."""
         self._routes: Mapping[str, tuple[str, Handler]] = {
@@ -54,7 +57,7 @@ class RouterApp:
             names.PATH_HEALTH: ("GET", self._health),
             names.PATH_READY: ("GET", self._ready),
             names.PATH_METRICS: ("GET", self._show_metrics),
-            names.PATH_DEBUG_ROUTE: ("GET", self._debug_route),
+            names.PATH_DEBUG_ROUTE: ("GET", self.debug_route),
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -62,8 +65,8 @@ class RouterApp:
         request_id = request_id_from(request.headers.get(names.HEADER_REQUEST_ID))
         try:
             handler = self._find(request.path, request.method)
-            self._access.check(request.path, request.headers)
-            response = await handler(request, request_id)
+            tenant = self._access.check(request.path, request.headers)
+            response = await handler(request, request_id, tenant)
         except ApiError as error:
             response = error_response(error, request_id, request.path)
         if self.draining:
@@ -81,17 +84,19 @@ class RouterApp:
             raise ApiError(405, f"Use {wanted} for {path}.", code=CODE_METHOD_NOT_ALLOWED, headers={"Allow": wanted})
         return handler
 
-    async def _models(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        """All declared names, whether a worker is ready or not: a model at zero replicas exists."""
+    async def _models(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
+        """All declared names that the caller may use, whether a worker is ready or not: a model at zero replicas exists."""
         self._need_configuration()
-        return json_response(ModelList(data=[self._card(name) for name in self._pool.models]), request_id)
+        usable = self._access.tenants.visible(tenant, self._pool.models)
+        return json_response(ModelList(data=[self._card(name) for name in usable]), request_id)
 
-    async def _model(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def _model(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
         """One name, which may contain slashes."""
         self._need_configuration()
         name = request.path.removeprefix(names.PATH_MODELS + "/")
-        if name not in self._pool.models:
-            raise model_not_found(name, sorted(self._pool.models))
+        usable = self._access.tenants.visible(tenant, self._pool.models)
+        if name not in usable:
+            raise model_not_found(name, sorted(usable))
         return json_response(self._card(name), request_id)
 
     def _card(self, name: str) -> ModelCard:
@@ -105,11 +110,11 @@ class RouterApp:
         if not self._pool.is_configured:
             raise unavailable("The router has not got its configuration yet.")
 
-    async def _health(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def _health(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
         """The event loop runs."""
         return json_response({"status": "ok"}, request_id)
 
-    async def _ready(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def _ready(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
         """Ready as soon as the configuration is loaded once: not only with a ready worker, or requests that should wait for a model to
         wake could never arrive."""
         if self.draining:
@@ -118,11 +123,14 @@ class RouterApp:
         ready = sum(endpoint.ready for endpoint in self._pool)
         return json_response({"status": "ready", "endpoints": len(self._pool), "ready_endpoints": ready}, request_id)
 
-    async def _show_metrics(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def _show_metrics(
+        self, request: web.BaseRequest, request_id: str, tenant: Tenant | None
+    ) -> web.StreamResponse:
         self._metrics.show_state(self._pool, self._index)
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _debug_route(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def debug_route(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
+        """The last choices and the endpoints, of all tenants."""
         shown = {
             "decisions": explain_decisions(self._picker.decisions, request.query),
             "endpoints": describe_endpoints(self._pool, self._index, self._clock()),

@@ -7,15 +7,16 @@ from quire_router.answer import Layer
 from quire_router.live_config import LiveConfig
 from quire_router.picker import Picker
 from quire_router.reading import PromptLayer
+from quire_router.tenancy import Tenancy
 
 
-def build_layers(*, live: LiveConfig, picker: Picker) -> list[Layer]:
+def build_layers(*, live: LiveConfig, picker: Picker, tenancy: Tenancy) -> list[Layer]:
     """What each call passes, outermost first."""
     layers: list[Layer] = []
-    # Tenant's requests: a minute's, and those in flight.
+    layers.append(tenancy.request_limits)
     # Filters: prompts before anybody reads them, and what is sent to the client.
     layers.append(PromptLayer(picker))
-    # Tenant's tokens: reserved here, settled when the answer is closed; usage is written down.
+    layers.append(tenancy.token_limits)
     # Saving: answers that are known, generations that are shared.
     # Routes: fallbacks after errors, shadow traffic.
     # Admission: waits for room at the workers.

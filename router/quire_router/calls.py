@@ -30,6 +30,7 @@ from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response
 from quire_router.scoring import Choice
+from quire_router.tenants import TenantBook
 
 log = logging.getLogger("quire_router.request")
 
@@ -64,6 +65,7 @@ class CallHandler:
         picker: Picker,
         source: Source,
         metrics: RouterMetrics,
+        tenants: TenantBook,
         settings: CallSettings,
         clock: Callable[[], float],
     ) -> None:
@@ -71,12 +73,14 @@ class CallHandler:
         self._picker = picker
         self._source = source
         self._metrics = metrics
+        self._tenants = tenants
         self._settings = settings
         self._clock = clock
 
-    async def handle(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+    async def handle(
+        self, request: web.BaseRequest, request_id: str, tenant: Tenant | None = None
+    ) -> web.StreamResponse:
         """The answer: a worker's, or an error of our own."""
-        tenant: Tenant | None = None
         started_s = self._clock()
         outcome = Outcome()
         try:
@@ -100,7 +104,10 @@ class CallHandler:
         fields = (
             routing_fields(request.path, body, self._settings.limits) if request.path in PATHS_WITH_PROMPT else None
         )
-        outcome.model = model = self._known(_model_of(body) if fields is None else fields.model)
+        outcome.model = model = self._known(_model_of(body) if fields is None else fields.model, tenant)
+        salt = None if fields is None else self._tenants.salt(tenant, fields.cache_salt)
+        if fields is not None and salt is not None:
+            fields = msgspec.structs.replace(fields, cache_salt=salt)
         targets, timeout_s = self._picker.targets(model)
         return Call(
             request_id=request_id,
@@ -111,22 +118,26 @@ class CallHandler:
             is_stream=fields is not None and fields.stream is True,
             first_byte_timeout_s=timeout_s,
             prompt=None,
-            keep_key=self._settings.keep_key,
+            keep_key=self._settings.keep_key and tenant is None,
             headers=request.headers,
             fields=fields,
             tenant=tenant,
             arrived_s=started_s,
+            cache_salt=salt,
         )
 
-    def _known(self, model: str | None) -> str:
+    def _known(self, model: str | None, tenant: Tenant | None) -> str:
+        """The name that the caller means. What a tenant may not use does not exist for it, in words and in lists alike."""
         if not self._pool.is_configured:
             raise unavailable("The router has not got its configuration yet.")
         if model is None:
-            if len(self._pool.models) == 1:
-                return self._pool.models[0]
+            usable = self._tenants.visible(tenant, self._pool.models)
+            if len(usable) == 1:
+                return usable[0]
             raise invalid("model", "is required", "missing_required_parameter")
-        if self._pool.serving(model) is None and self._pool.route(model) is None:
-            raise model_not_found(model, sorted(self._pool.models))
+        is_served = self._pool.serving(model) is not None or self._pool.route(model) is not None
+        if not is_served or not self._tenants.may_use(tenant, model):
+            raise model_not_found(model, sorted(self._tenants.visible(tenant, self._pool.models)))
         return model
 
     def _account(self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float) -> None:

@@ -34,6 +34,11 @@ CODE_DEADLINE = "deadline_exceeded"
 CODE_INTERNAL = "internal_error"
 CODE_ENGINE_DEAD = "engine_dead"
 """Of a worker's server whose engine is gone: whoever can goes on elsewhere."""
+CODE_KEY_EXPIRED = "expired_api_key"
+CODE_TENANT_SUSPENDED = "tenant_suspended"
+CODE_NOT_ALLOWED = "not_allowed"
+CODE_RATE_LIMIT = "rate_limit_exceeded"
+CODE_QUOTA = "insufficient_quota"
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""How much tenants may ask for: meters that hold over all routers of a release."""

@@ -1,0 +1,336 @@
+"""The layers that hold tenants to their limits, and write down what they used.
+
+    RequestLimits: a minute's requests and those at the same time   |   reserved before, settled when the answer is closed
+    TokenLimits:   tokens, balance, usage records                   |
+
+What is reserved for tokens is the prompt and the longest answer that was asked for; what is settled is what was used. A request that fails
+by no fault of its sender gives everything back. It must not know where limits and records are kept.
+"""
+
+import itertools
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+
+from quire_contract import names
+from quire_contract.openai.errors import ApiError
+from quire_contract.openai.requests import DEFAULT_COMPLETION_MAX_TOKENS, RoutingFields, prompt_list
+from quire_router.answer import Answer, BrokenStreamError, Source
+from quire_router.call import STATUS_CLIENT_GONE, STATUS_FAILED, Call, Outcome, Tenant, Usage
+from quire_router.limits.accounts import LimitsUnavailableError
+from quire_router.limits.book import MeterBook
+from quire_router.limits.meter import Meter, RefusedError
+from quire_router.limits.meters import TenantMeters
+from quire_router.live_config import LiveConfig
+from quire_router.prices import Price, Prices
+from quire_router.prompts import BYTES_PER_TOKEN
+from quire_router.tenant_errors import limits_unavailable, refused, show_limit
+from quire_router.tenant_metrics import TenantMetrics
+from quire_router.usage.reading import StreamUsage, usage_of_body
+from quire_router.usage.record import UsageRecord, UsageStore
+
+STATUS_BROKEN = 502
+_FREE_PATHS = frozenset({names.PATH_TOKENIZE, names.PATH_DETOKENIZE, names.PATH_COUNT_TOKENS})
+"""Nothing is computed there that tokens are counted for."""
+
+
+class RequestLimits:
+    """The outer layer."""
+
+    def __init__(self, book: MeterBook, metrics: TenantMetrics) -> None:
+        self._book = book
+        self._metrics = metrics
+
+    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+        """The inner answer. ApiError 429 if there are too many requests."""
+        if call.tenant is None:
+            return await inner(call, outcome)
+        meters = self._book.of(call.tenant.entry)
+        demands = [(meter, 1) for meter in meters.request_meters()]
+        if not demands:
+            return await inner(call, outcome)
+        await _reserve(meters, demands, call.tenant, self._metrics)
+        limited = meters.requests if meters.requests.limit is not None else None
+        if limited is not None:
+            meters.refill_early((limited,))
+        counted = 1
+        is_open = False
+        try:
+            answer = await inner(call, outcome)
+            counted = _counts(answer.status)
+            if limited is not None:
+                show_limit(answer.headers, limited, "requests")
+            if answer.body is None:
+                is_open = True
+                return _closing(answer, lambda: meters.settle(demands, (counted,) * len(demands)))
+            return answer
+        except ApiError as error:
+            counted = _counts(error.status)
+            if limited is not None:
+                show_limit(error.headers, limited, "requests")
+            raise
+        finally:
+            if not is_open:
+                meters.settle(demands, (counted,) * len(demands))
+
+
+class TokenLimits:
+    """The inner layer: it sees the prompt as it was read."""
+
+    def __init__(
+        self,
+        *,
+        book: MeterBook,
+        prices: Prices,
+        usage: UsageStore,
+        metrics: TenantMetrics,
+        live: LiveConfig,
+        router_id: str,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        """`router_id`: unique to this life of the process."""
+        self._book = book
+        self._prices = prices
+        self._usage = usage
+        self._metrics = metrics
+        self._live = live
+        self._router_id = router_id
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._numbers = itertools.count(1)
+
+    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+        """The inner answer. ApiError 429 if it might use more than is left."""
+        tenant = call.tenant
+        if tenant is None:
+            return await inner(call, outcome)
+        bill = await self._open(call, tenant)
+        try:
+            answer = await inner(call, outcome)
+        except ApiError as error:
+            bill.show(error.headers)
+            self._close(bill, outcome, error.status, Usage())
+            raise
+        except BaseException as error:
+            status = STATUS_FAILED if isinstance(error, Exception) else STATUS_CLIENT_GONE
+            self._close(bill, outcome, status, Usage())
+            raise
+        bill.show(answer.headers)
+        if answer.body is not None:
+            used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
+            self._close(bill, outcome, answer.status, used)
+            return answer
+        return self._watched(answer, bill, outcome)
+
+    async def _open(self, call: Call, tenant: Tenant) -> "_Bill":
+        meters = self._book.of(tenant.entry)
+        prompt, output = _prompt_tokens(call), self._most_output(call)
+        demands = [(meter, prompt + output) for meter in meters.token_meters()]
+        if meters.balance.limit is not None:
+            most = Usage(prompt=prompt, output=output)
+            demands.append((meters.balance, max(self._cost(target, most) for target in call.targets)))
+        if demands:
+            await _reserve(meters, demands, tenant, self._metrics)
+            meters.refill_early([meter for meter, _ in demands])
+        return _Bill(call=call, tenant=tenant, meters=meters, demands=demands, prompt=prompt)
+
+    def _watched(self, answer: Answer, bill: "_Bill", outcome: Outcome) -> Answer:
+        assert answer.parts is not None, "a whole answer has been settled"
+        seen = _Seen()
+        watched = _watching(answer.parts, seen) if answer.is_events else _watching_bytes(answer.parts, seen)
+
+        def settle() -> None:
+            status = answer.status
+            if not seen.is_complete and status < 400:
+                status = STATUS_BROKEN if seen.is_broken else STATUS_CLIENT_GONE
+            used = outcome.usage or seen.events.usage() or bill.estimate(seen.events.num_events)
+            self._close(bill, outcome, status, used)
+
+        return _closing(answer.through(watched), settle)
+
+    def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage) -> None:
+        """Settle what was reserved, and write it down."""
+        call, tenant = bill.call, bill.tenant
+        served = outcome.target or ""
+        if status >= 400 and status != STATUS_CLIENT_GONE:
+            billed, cost = Usage(), 0
+            used = used if status == STATUS_BROKEN else billed
+        elif outcome.cached_answer:
+            billed, cost = Usage(), 0
+        else:
+            billed, cost = used, self._cost(served or call.targets[0], used)
+        tokens = billed.prompt + billed.output
+        demands: list[tuple[Meter, int | None]] = list(bill.demands)
+        spent = [cost if meter is bill.meters.balance else tokens for meter, _ in demands]
+        if cost and not any(meter is bill.meters.balance for meter, _ in demands):
+            demands.append((bill.meters.balance, None))  # counted, should the tenant pay in advance one day
+            spent.append(cost)
+        bill.meters.settle(demands, spent)
+        self._metrics.count(tenant.entry.id, status, used, cost)
+        self._usage.add(
+            UsageRecord(
+                id=f"{self._router_id}-{next(self._numbers)}",
+                ts=self._wall_clock() - (self._clock() - call.arrived_s),
+                tenant=tenant.entry.id,
+                key_id=tenant.key_id,
+                request_id=call.request_id,
+                model=call.model,
+                served_model=served,
+                path=call.path,
+                status=status,
+                prompt_tokens=used.prompt,
+                cached_tokens=used.cached,
+                output_tokens=used.output,
+                cost_nano=cost,
+                duration_ms=round((self._clock() - call.arrived_s) * 1000),
+                cached_answer=outcome.cached_answer,
+                router=self._router_id,
+            )
+        )
+
+    def _cost(self, model: str, used: Usage) -> int:
+        price: Price | None = self._prices.of(model)
+        return 0 if price is None else price.cost(used)
+
+    def _most_output(self, call: Call) -> int:
+        fields = call.fields
+        if fields is None:
+            return 0
+        most = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
+        if most is None:
+            is_chat = fields.messages is not None
+            most = self._live.settings.limits.default_output_tokens if is_chat else DEFAULT_COMPLETION_MAX_TOKENS
+        return max(0, most) * max(1, fields.n or 1) * _num_prompts(fields)
+
+
+class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a request reserved."""
+
+    call: Call
+    tenant: Tenant
+    meters: TenantMeters
+    demands: list[tuple[Meter, int]]
+    prompt: int
+
+    def estimate(self, num_events: int) -> Usage:
+        """Where nobody says what was used: the prompt as it was read or guessed, and a token for each event."""
+        return Usage(prompt=self.prompt, output=num_events)
+
+    def show(self, headers: "dict[str, str] | object") -> None:
+        """The headers about tokens: of the minute's limit, or else of the shortest quota."""
+        if self.demands and (meter := self.demands[0][0]) is not self.meters.balance:
+            day_s, month_s = self.meters.period_wait_s if meter is not self.meters.tokens else (0.0, 0.0)
+            resets = {"tokens": 60.0, "tokens_day": day_s, "tokens_month": month_s}
+            show_limit(headers, meter, "tokens", resets[meter.name])  # type: ignore[arg-type]
+
+
+class _Seen:
+    """What passed of an answer in parts."""
+
+    __slots__ = ("events", "is_broken", "is_complete")
+
+    def __init__(self) -> None:
+        self.events = StreamUsage()
+        self.is_complete = False
+        self.is_broken = False
+
+
+async def _watching(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGenerator[bytes, None]:
+    see = seen.events.see
+    try:
+        async for part in parts:
+            see(part)
+            yield part
+        seen.is_complete = True
+    except BrokenStreamError:
+        seen.is_broken = True
+        raise
+
+
+async def _watching_bytes(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGenerator[bytes, None]:
+    """Of a large answer that is no stream: its usage may lie anywhere, usually near the end."""
+    tail = b""
+    try:
+        async for part in parts:
+            tail = (tail + part)[-_TAIL_BYTES:]
+            yield part
+        seen.is_complete = True
+    except BrokenStreamError:
+        seen.is_broken = True
+        raise
+    finally:
+        start = tail.rfind(b'"usage":')
+        if start >= 0:
+            seen.events.see(b"data: {" + _first_object(tail[start:]) + b"}\n\n")
+
+
+_TAIL_BYTES = 16 * 1024
+
+
+def _first_object(text: bytes) -> bytes:
+    """`text` up to where its first braces are balanced. Numbers and names only: no string in it holds a brace."""
+    depth = 0
+    for i, byte in enumerate(text):
+        depth += (byte == 0x7B) - (byte == 0x7D)
+        if byte == 0x7D and depth == 0:
+            return text[: i + 1]
+    return text
+
+
+def _closing(answer: Answer, settle: Callable[[], None]) -> Answer:
+    """This answer, that settles when it is closed: also if no part was ever taken."""
+
+    async def close() -> None:
+        try:
+            await answer.close()
+        finally:
+            settle()
+
+    return Answer(
+        status=answer.status, headers=answer.headers, parts=answer.parts, is_events=answer.is_events, release=close
+    )
+
+
+async def _reserve(
+    meters: TenantMeters, demands: list[tuple[Meter, int]], tenant: Tenant, metrics: TenantMetrics
+) -> None:
+    try:
+        if not meters.try_reserve(demands):
+            await meters.reserve(demands)
+    except RefusedError as error:
+        metrics.reject(tenant.entry.id, error.meter.name)
+        refusal = refused(error, meters)
+        if error.meter in (meters.requests, meters.tokens):
+            show_limit(refusal.headers, error.meter, error.meter.name, min(error.wait_s, 60.0))
+        raise refusal from None
+    except LimitsUnavailableError:
+        metrics.reject(tenant.entry.id, "unavailable")
+        raise limits_unavailable() from None
+
+
+def _counts(status: int) -> int:
+    """Whether a request with this end counts: not if we failed, or refused it for want of room or of tokens."""
+    return 0 if status >= 500 or status == 429 else 1
+
+
+def _prompt_tokens(call: Call) -> int:
+    """Of all prompts: as read, or a guess by size."""
+    if call.path in _FREE_PATHS:
+        return 0
+    fields = call.fields
+    if fields is None:
+        return len(call.body) // BYTES_PER_TOKEN
+    if fields.messages is None and fields.prompt is not None:
+        prompts = prompt_list(fields.prompt)
+        if len(prompts) > 1:
+            return sum(len(p) if isinstance(p, list) else len(p.encode()) // BYTES_PER_TOKEN + 1 for p in prompts)
+    prompt = call.prompt
+    if prompt is None:
+        return len(call.body) // BYTES_PER_TOKEN
+    blocks = next(iter(prompt.by_digest.values()), prompt.text)
+    return len(call.body) // BYTES_PER_TOKEN if blocks is None else blocks.num_tokens
+
+
+def _num_prompts(fields: RoutingFields) -> int:
+    return 1 if fields.messages is not None or fields.prompt is None else len(prompt_list(fields.prompt))

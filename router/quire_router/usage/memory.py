@@ -1,0 +1,56 @@
+"""Usage in this process: records up to a bound, the oldest going first, and sums of all of them. Ends with the process."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+
+from quire_router.usage.record import KEPT_DAYS, Group, Page, Query, Sums, UsageRecord, sums_of
+
+
+class MemoryUsage:
+    """One for the process."""
+
+    def __init__(self, max_records: Callable[[], int]) -> None:
+        """`max_records`: asked each time, as the configuration may change."""
+        self._max_records = max_records
+        self._records: deque[UsageRecord] = deque()
+        self._num_dropped = 0
+        self._sums: dict[Group, Sums] = {}
+        self._day = ""
+
+    def add(self, record: UsageRecord) -> None:
+        """Write it down."""
+        self._records.append(record)
+        while len(self._records) > max(1, self._max_records()):
+            self._records.popleft()
+            self._num_dropped += 1
+        for group, sums in sums_of([record]).items():
+            self._sums.setdefault(group, Sums()).add(sums)
+        if record.day != self._day:
+            self._day = record.day
+            self._forget()
+
+    async def sums(self, query: Query) -> list[tuple[Group, Sums]]:
+        """By day, tenant and model, sorted."""
+        return sorted(
+            (group, sums)
+            for group, sums in self._sums.items()
+            if query.from_day <= group[0] <= query.to_day and query.admits(group[1], group[2])
+        )
+
+    async def page(self, query: Query, cursor: str | None, limit: int) -> Page:
+        """Records from `cursor` on: the number, since the process began, of the first one."""
+        last = self._num_dropped + len(self._records) - 1
+        at = last if cursor is None else int(cursor)
+        found: list[UsageRecord] = []
+        for record in itertools.islice(reversed(self._records), max(0, last - at), None):
+            if query.from_day <= record.day <= query.to_day and query.admits(record.tenant, record.model):
+                if len(found) == limit:
+                    return Page(records=found, cursor=str(at))
+                found.append(record)
+            at -= 1
+        return Page(records=found, cursor=None)
+
+    def _forget(self) -> None:
+        days = sorted({group[0] for group in self._sums})[-KEPT_DAYS:]
+        self._sums = {group: sums for group, sums in self._sums.items() if group[0] >= days[0]}

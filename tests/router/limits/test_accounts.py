@@ -1,0 +1,190 @@
+"""What accounts answer, the same in this process and in a real Redis. Clocks are passed in."""
+
+import itertools
+
+import pytest
+
+from quire_router.limits.accounts import FOR_LIFE, HELD_WAIT_S, MINUTE_S, ONLY_HELD, LocalAccounts, Order
+from quire_router.limits.redis_store import RedisAccounts
+from quire_router.redis_link import RedisAwayError, RedisLink
+from tests.redis_server import running_redis
+
+START = 1_800_000_000.0
+
+
+class Clock:
+    def __init__(self):
+        self.now = START
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+_prefixes = itertools.count()
+
+
+@pytest.fixture
+async def routers(redis_server, clock):
+    """Three stores on one Redis, as three routers have them."""
+    prefix = f"test{next(_prefixes)}:"
+    links = [RedisLink(redis_server.url, None, lambda: None) for _ in range(3)]
+    yield [
+        RedisAccounts(
+            link,
+            LocalAccounts(clock),
+            router_id=f"r{i}",
+            prefix=prefix,
+            may_stand_in=lambda: True,
+            clock=clock,
+        )
+        for i, link in enumerate(links)
+    ]
+    for link in links:
+        await link.close()
+
+
+@pytest.fixture(params=["local", "redis"])
+def store(request, clock, routers):
+    return LocalAccounts(clock) if request.param == "local" else routers[0]
+
+
+def order(window_s, limit, total=0, **fields):
+    return Order(key="{t}:x", window_s=window_s, limit=limit, total=total, **fields)
+
+
+async def ask(store, *args, **fields):
+    return (await store.exchange([order(*args, **fields)]))[0]
+
+
+async def test_a_window_never_holds_more_than_its_limit_and_says_when_it_will_have_room(store, clock):
+    clock.now = START + 0.9
+    first = await ask(store, MINUTE_S, 10, want=8, least=8)
+    spent = await ask(store, MINUTE_S, 10, total=8, want=3, least=3)
+    clock.now = START + 60.9
+    at_a_minute = await ask(store, MINUTE_S, 10, total=8, want=3, least=3)
+    clock.now = START + 61
+    after = await ask(store, MINUTE_S, 10, total=8, want=3, least=3)
+
+    assert (first.extra, first.used) == (8, 0)
+    assert (spent.extra, spent.used, spent.wait_s) == (0, 8, pytest.approx(60.1))
+    assert (at_a_minute.extra, at_a_minute.wait_s) == (0, pytest.approx(0.1))
+    assert (after.extra, after.used) == (3, 0)
+
+
+async def test_the_wait_is_for_as_many_units_as_are_asked_for(store, clock):
+    await ask(store, MINUTE_S, 10, total=4)
+    clock.now = START + 20
+    await ask(store, MINUTE_S, 10, total=10)
+
+    few = await ask(store, MINUTE_S, 10, total=10, want=3, least=3)
+    many = await ask(store, MINUTE_S, 10, total=10, want=6, least=6)
+
+    assert (few.wait_s, many.wait_s) == (pytest.approx(41), pytest.approx(61))
+
+
+async def test_part_of_what_is_wanted_is_granted_unless_less_than_the_least(store):
+    part = await ask(store, FOR_LIFE, 10, total=4, want=9, least=5)
+    nothing = await ask(store, FOR_LIFE, 10, total=4, need=6, want=9, least=1)
+
+    assert (part.extra, part.used) == (6, 4)
+    assert (nothing.extra, nothing.wait_s) == (0, HELD_WAIT_S)
+
+
+async def test_what_has_begun_is_held_beyond_the_limit_and_nothing_is_added(store):
+    over = await ask(store, ONLY_HELD, 3, total=7, need=5, want=1, least=1)
+    [counted] = await store.exchange([Order(key="{t}:y", window_s=FOR_LIFE, limit=None, total=50, want=2, least=1)])
+
+    assert (over.extra, over.used) == (0, 0)
+    assert (counted.extra, counted.used) == (2, 50)
+
+
+async def test_a_report_that_is_repeated_counts_once(store):
+    for _ in range(3):
+        last = await ask(store, FOR_LIFE, 100, total=30)
+
+    assert last.used == 30
+
+
+async def test_routers_share_one_limit(routers):
+    a, b, c = routers
+
+    first = await ask(a, MINUTE_S, 10, want=6, least=1)
+    second = await ask(b, MINUTE_S, 10, want=6, least=1)
+    third = await ask(c, MINUTE_S, 10, want=1, least=1)
+    await ask(a, MINUTE_S, 10, total=2)
+    fourth = await ask(c, MINUTE_S, 10, want=9, least=1)
+
+    assert [grant.extra for grant in (first, second, third, fourth)] == [6, 4, 0, 4]
+    assert (fourth.used, fourth.others) == (2, 4)
+
+
+@pytest.mark.parametrize(("window_s", "used"), [(ONLY_HELD, 0), (FOR_LIFE, 6), (MINUTE_S, 6)])
+async def test_what_a_dead_router_held_is_free_again_or_counts_as_used(window_s, used, routers, clock):
+    a, b, _ = routers
+    await ask(a, window_s, 10, want=6, least=1)
+
+    clock.now = START + 14
+    alive = await ask(b, window_s, 10, want=10, least=10)
+    clock.now = START + 16
+    dead = await ask(b, window_s, 10, want=1, least=1)
+
+    assert (alive.extra, alive.others) == (0, 6)
+    assert (dead.extra, dead.others, dead.used) == (1, 0, used)
+
+
+async def test_a_router_that_was_only_silent_takes_back_what_it_had_not_used(routers, clock):
+    a, b, _ = routers
+    await ask(a, FOR_LIFE, 10, want=6, least=1)
+    clock.now = START + 16
+    await ask(b, FOR_LIFE, 10)
+
+    back = await ask(a, FOR_LIFE, 10, total=2)
+
+    assert back.used == 2
+
+
+async def test_an_account_that_was_lost_is_made_anew_from_what_routers_know(routers, redis_server):
+    a, b, c = routers
+    first = await ask(a, FOR_LIFE, 100, total=30)
+    second = await ask(b, FOR_LIFE, 100, total=12)
+    for store in routers:
+        await store._link.call(lambda client: client.flushall())
+
+    after_a = await ask(a, FOR_LIFE, 100, total=35, acked=30, known=first.used, epoch=first.epoch)
+    after_b = await ask(b, FOR_LIFE, 100, total=14, acked=12, known=second.used, epoch=second.epoch)
+    again = await ask(b, FOR_LIFE, 100, total=14, acked=12, known=second.used, epoch=second.epoch)
+    new = await ask(c, FOR_LIFE, 100, total=1)
+
+    assert (first.used, second.used) == (30, 42)
+    assert after_a.used == 35
+    assert (after_b.used, again.used, new.used) == (49, 49, 50)
+
+
+async def test_while_redis_is_away_the_stand_in_goes_on_from_what_was_known(routers, redis_server, clock):
+    a, b, _ = routers
+    await ask(a, FOR_LIFE, 10, total=4)
+    await ask(b, FOR_LIFE, 10, total=3)
+    known = await ask(a, FOR_LIFE, 10, total=4)
+
+    async def fail(client):
+        raise TimeoutError
+
+    with pytest.raises(RedisAwayError):
+        await a._link.call(fail)
+    at_once = a.at_once([order(FOR_LIFE, 10, total=5, want=9, least=1)])
+    a._link.is_up = True
+    back = await ask(a, FOR_LIFE, 10, total=6, acked=4, known=known.used, epoch=known.epoch)
+
+    assert [(g.extra, g.used, g.confirmed) for g in at_once] == [(2, 8, False)]
+    assert (back.used, back.confirmed) == (9, True)

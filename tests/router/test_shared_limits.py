@@ -1,0 +1,241 @@
+"""Limits over two routers and a real Redis: held exactly while it is there; it may stop, freeze or forget everything under load."""
+
+import asyncio
+import json
+import time
+
+import pytest
+from aiohttp import web
+
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
+from quire_contract.router_settings import LimitSettings, RouterSettingsEntry
+from quire_contract.router_tenants import PriceEntry, TenantEntry, TenantLimitsEntry
+from tests.redis_server import running_redis
+from tests.router.tenant_help import bearer, key_entry, until_true
+
+BODY = {"model": "m", "prompt": "x" * 40, "max_tokens": 20}
+USED = 15
+"""Tokens of each answer; 30 are reserved."""
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+async def answer(request, upstream):
+    return web.json_response({"usage": {"prompt_tokens": 10, "completion_tokens": 5}})
+
+
+def config_of(worker, settings=None, **limits):
+    return RouterConfig(
+        models=[ModelEntry(name="m", price=PriceEntry(input="1000000", output="1000000"))],
+        endpoints=[EndpointEntry(id="a", url=worker.url, models=["m"])],
+        tenants=[TenantEntry(id="t", keys=[key_entry("k")], limits=TenantLimitsEntry(**limits))],
+        settings=settings,
+    )
+
+
+@pytest.fixture
+def two_routers(start_upstream, start_router, redis_server):
+    async def start(behaviour=answer, settings=None, **limits):
+        worker = await start_upstream("a", behaviour)
+        config = config_of(worker, settings, **limits)
+        routers = [
+            await start_router(config, redis_url=redis_server.url, admin_port=0, admin_token="t" * 16) for _ in range(2)
+        ]
+        for router in routers:
+            await router.until_ready(1)
+        return routers, worker
+
+    return start
+
+
+async def ask(router, body=BODY):
+    async with router.post(body, headers=bearer("k")) as reply:
+        await reply.read()
+        return reply.status
+
+
+async def clients(routers, number, each):
+    """Statuses of `number` clients at once, with `each` requests one after another, spread over the routers."""
+
+    async def client(i):
+        return [await ask(routers[(i + j) % len(routers)]) for j in range(each)]
+
+    return [status for found in await asyncio.gather(*(client(i) for i in range(number))) for status in found]
+
+
+async def shown(router):
+    headers = {"Authorization": "Bearer " + "t" * 16}
+    async with router.session.get(router.app.admin_url + "/admin/tenants", headers=headers) as reply:
+        return (await reply.json())["data"][0]
+
+
+async def until_used(router, name, number):
+    async def is_it():
+        return (await shown(router))["limits"][name]["used"] == number
+
+    await until_true(is_it)
+
+
+async def test_fifty_clients_of_two_routers_get_exactly_what_a_minute_allows(two_routers):
+    routers, worker = await two_routers(requests_per_minute=10)
+
+    found = await clients(routers, 50, 2)
+
+    assert (found.count(200), found.count(429)) == (10, 90)
+    assert worker.num_calls == 10
+
+
+async def test_a_larger_limit_is_never_exceeded_and_but_for_a_lease_used_up(two_routers):
+    routers, _ = await two_routers(requests_per_minute=200)
+
+    found = await clients(routers, 50, 10)
+
+    assert set(found) == {200, 429}
+    assert 200 - 20 <= found.count(200) <= 200
+
+
+async def test_requests_at_the_same_time_are_counted_over_both_routers(two_routers, until):
+    most, now, go = 0, 0, asyncio.Event()
+
+    async def hold(request, upstream):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await go.wait()
+        now -= 1
+        return await answer(request, upstream)
+
+    routers, _ = await two_routers(hold, max_concurrent_requests=3)
+
+    tasks = [asyncio.create_task(ask(routers[i % 2])) for i in range(50)]
+    await until(lambda: sum(task.done() for task in tasks) == 47)
+    go.set()
+    first = [await task for task in tasks]
+
+    async def all_pass():
+        return await clients(routers, 3, 1) == [200] * 3
+
+    await until_true(all_pass)
+
+    assert (first.count(200), first.count(429)) == (3, 47)
+    assert most == 3
+
+
+async def test_tokens_of_a_day_are_never_overspent_by_fifty_clients(two_routers):
+    routers, worker = await two_routers(tokens_per_day=1500)
+
+    found = await clients(routers, 50, 6)
+    while 200 in (more := await clients(routers, 4, 1)):
+        found += more
+    await until_used(routers[0], "tokens_day", found.count(200) * USED)
+
+    assert worker.num_calls * USED <= 1500
+    assert worker.num_calls * USED >= 1500 - 2 * 150 - 30
+    assert found.count(200) == worker.num_calls
+
+
+async def test_what_a_router_holds_idle_is_soon_free_for_the_other(two_routers):
+    routers, _ = await two_routers(tokens_per_day=1000)
+    await ask(routers[0])
+    await until_used(routers[1], "tokens_day", USED)
+
+    async def all_is_back():
+        return (await shown(routers[1]))["limits"]["tokens_day"]["remaining"] == 1000 - USED
+
+    await until_true(all_is_back)
+
+    assert (await shown(routers[1]))["spent"] == "15"
+
+
+@pytest.mark.parametrize("trouble", ["stop", "freeze", "restart"])
+async def test_requests_go_on_while_redis_is_in_trouble_and_counts_are_right_after(trouble, two_routers, redis_server):
+    routers, worker = await two_routers(tokens_per_day=1_000_000, max_concurrent_requests=100)
+    assert set(await clients(routers, 10, 5)) == {200}
+    await until_used(routers[1], "tokens_day", 50 * USED)
+
+    if trouble == "freeze":
+        redis_server.freeze()
+    else:
+        redis_server.stop()
+    if trouble == "restart":
+        redis_server.start()
+    started = time.monotonic()
+    during = await clients(routers, 50, 10)
+    took_s = time.monotonic() - started
+    if trouble == "freeze":
+        redis_server.thaw()
+    elif trouble == "stop":
+        redis_server.start()
+    after = await clients(routers, 10, 5)
+
+    assert set(during) | set(after) == {200}
+    assert took_s < 30
+    for router in routers:
+        await until_used(router, "tokens_day", 600 * USED)
+    assert worker.num_calls == 600
+    assert (await shown(routers[0]))["spent"] == str(600 * USED)
+
+
+async def test_without_redis_each_router_counts_by_itself(two_routers, redis_server):
+    routers, _ = await two_routers(requests_per_minute=10)
+    redis_server.stop()
+
+    found = await clients(routers, 50, 2)
+
+    assert 10 <= found.count(200) <= 20
+    assert set(found) == {200, 429}
+
+
+async def test_without_redis_tenants_with_limits_are_refused_where_the_release_says_so(two_routers, redis_server):
+    settings = RouterSettingsEntry(limits=LimitSettings(without_redis="refuse"))
+    routers, _ = await two_routers(settings=settings, requests_per_minute=10)
+    redis_server.stop()
+
+    async with routers[0].post(BODY, headers=bearer("k")) as reply:
+        refusal = reply.status, reply.headers["Retry-After"], (await reply.json())["error"]["code"]
+    redis_server.start()
+
+    async def passes():
+        return await ask(routers[0]) == 200
+
+    await until_true(passes)
+    assert refusal == (503, "1", "limits_unavailable")
+
+
+async def test_each_request_is_one_record_in_redis_whatever_happened_to_redis(two_routers, redis_server):
+    routers, _ = await two_routers(tokens_per_day=1_000_000)
+    headers = {"Authorization": "Bearer " + "t" * 16}
+    await clients(routers, 5, 4)
+    redis_server.freeze()
+    await clients(routers, 5, 4)
+    redis_server.thaw()
+    await clients(routers, 5, 4)
+
+    async def usage(query):
+        async with routers[0].session.get(routers[0].app.admin_url + "/admin/usage?" + query, headers=headers) as reply:
+            return await reply.json() if reply.status == 200 else {"data": []}
+
+    async def all_are_written():
+        return len((await usage("limit=1000"))["data"]) >= 60
+
+    await until_true(all_are_written)
+    records = (await usage("limit=1000"))["data"]
+    sums = (await usage("group_by=tenant,model"))["data"]
+
+    assert len({record["id"] for record in records}) == len(records) == 60
+    assert sums == [
+        {
+            "tenant": "t",
+            "model": "m",
+            "requests": 60,
+            "prompt_tokens": 600,
+            "cached_tokens": 0,
+            "output_tokens": 300,
+            "cost": "900",
+        }
+    ]
+    assert "x" * 40 not in json.dumps(records)
