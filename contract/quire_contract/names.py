@@ -46,6 +46,8 @@ ENV_TRUST_DIR = "TRUST_DIR"
 ENV_COMPUTE_THREADS = "COMPUTE_THREADS"
 ENV_API_KEY = "QUIRE_API_KEY"
 ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
+ENV_REDIS_URL = "QUIRE_REDIS_URL"
+ENV_REDIS_PASSWORD = "QUIRE_REDIS_PASSWORD"  # noqa: S105 - a variable's name
 
 # Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
 HEADER_REQUEST_ID = "x-request-id"
@@ -68,6 +70,15 @@ REASON_QUEUE_FULL = "queue_full"
 REASON_QUEUE_TIMEOUT = "queue_timeout"
 REASON_DEADLINE = "deadline"
 REASON_NOT_READY = "not_ready"
+# Saving of work, and routes
+HEADER_CACHE = "x-quire-cache"
+"""Of an answer: hit, miss, shared, bypass."""
+HEADER_COALESCE = "x-quire-coalesce"
+"""Of a request: off."""
+HEADER_MODEL = "x-quire-model"
+"""Of a request to a route: which of its models answers."""
+HEADER_COMPLEXITY = "x-quire-complexity"
+"""Of an answer: the request's score and what it is made of."""
 
 # HTTP paths that one process asks of another
 PATH_HEALTH = "/health"
@@ -161,6 +172,20 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+QUIRE_ROUTER_RESPONSE_CACHE = "quire_router_response_cache_total"
+"""{result="hit" | "miss" | "shared" | "bypass"}: calls where answers are kept or shared."""
+QUIRE_ROUTER_RESPONSE_CACHE_BYTES = "quire_router_response_cache_bytes"
+"""In the router's memory."""
+QUIRE_ROUTER_SHARED_BYTES = "quire_router_shared_generation_bytes"
+"""Kept for clients that read one generation together."""
+QUIRE_ROUTER_FALLBACKS = "quire_router_fallbacks_total"
+"""{reason}: calls given to a route's next model after the one before failed."""
+QUIRE_ROUTER_SHADOWS = "quire_router_shadow_requests_total"
+"""{result="ok" | "error" | "dropped"}: copies of calls whose answers nobody sees."""
+QUIRE_ROUTER_COMPLEXITY = "quire_router_complexity_score"
+"""A histogram: scores of calls to routes that choose by them."""
+QUIRE_ROUTER_COMPLEXITY_CHOICES = "quire_router_complexity_choices_total"
+"""{route, model}: what they chose."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -240,6 +265,9 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_KV_SNAPSHOTS,
     QUIRE_ROUTER_PREFIX_TOKENS,
     QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+    QUIRE_ROUTER_RESPONSE_CACHE,
+    QUIRE_ROUTER_RESPONSE_CACHE_BYTES,
+    QUIRE_ROUTER_SHARED_BYTES,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

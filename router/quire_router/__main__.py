@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -30,9 +31,10 @@ from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
-from quire_router.answer import layered
+from quire_router.answer import Layer, layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import build_layers
+from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
@@ -49,6 +51,7 @@ from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
+from quire_router.redis_answers import RedisAnswers, redis_client
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
@@ -67,7 +70,11 @@ GC_THRESHOLDS = (20_000, 20, 50)
 def main() -> None:
     """Console script."""
     env_keys = [key for key in [os.environ.get(names.ENV_API_KEY, "")] if key]
-    settings = parse_args(sys.argv[1:], env_keys)
+    settings = dataclasses.replace(
+        parse_args(sys.argv[1:], env_keys),
+        redis_url=os.environ.get(names.ENV_REDIS_URL, ""),
+        redis_password=os.environ.get(names.ENV_REDIS_PASSWORD, ""),
+    )
     configure_logging(level=settings.log_level, process="router")
     logging._srcfile = None  # lines do not show the calling function; the logging documentation advises this for speed
     try:
@@ -167,7 +174,11 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
+        background = Background()
+        redis_answers = await stack.enter_async_context(answers_in_redis(settings, background))
+        stack.push_async_callback(background.close)
+        layers = build_layers(live=live, picker=picker, pool=pool, metrics=metrics, redis_answers=redis_answers)
+        calls = build_calls(settings, trust, pool, picker, metrics, session, layers)
         app = RouterApp(
             pool=pool,
             index=index,
@@ -207,6 +218,25 @@ async def source_of(
         )
 
 
+@contextlib.asynccontextmanager
+async def answers_in_redis(settings: RouterSettings, background: Background) -> AsyncIterator[RedisAnswers | None]:
+    """Answers that the release's routers share. None: there is no Redis."""
+    if not settings.redis_url:
+        yield None
+        return
+    try:
+        client = redis_client(settings.redis_url, settings.redis_password or None)
+    except ValueError:
+        raise RouterConfigError(
+            f"{names.ENV_REDIS_URL}: is no address; use redis://host:port/db, rediss:// or unix://"
+        ) from None
+    prefix = f"quire:{settings.release}" if settings.release else "quire"
+    try:
+        yield RedisAnswers(client, background, clock=time.monotonic, prefix=prefix)
+    finally:
+        await client.aclose()
+
+
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
     """Paths that the app does not answer itself."""
     return {
@@ -222,7 +252,7 @@ def build_calls(
     picker: Picker,
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
-    live: LiveConfig,
+    layers: list[Layer],
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
@@ -239,7 +269,7 @@ def build_calls(
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered(build_layers(live=live, picker=picker), proxy.answer),
+        source=layered(layers, proxy.answer),
         metrics=metrics,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),

@@ -57,6 +57,10 @@ class RouterSettings:
     """One log line for each request."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    redis_url: str = dataclasses.field(default="", repr=False)
+    """What the release's routers share is there; empty: each keeps it for itself."""
+    redis_password: str = dataclasses.field(default="", repr=False)
+    """Where the URL has none."""
 
 
 def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterSettings:
