@@ -268,6 +268,9 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_RESPONSE_CACHE,
     QUIRE_ROUTER_RESPONSE_CACHE_BYTES,
     QUIRE_ROUTER_SHARED_BYTES,
+    QUIRE_ROUTER_FALLBACKS,
+    QUIRE_ROUTER_SHADOWS,
+    QUIRE_ROUTER_COMPLEXITY,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

@@ -177,7 +177,14 @@ async def running(
         background = Background()
         redis_answers = await stack.enter_async_context(answers_in_redis(settings, background))
         stack.push_async_callback(background.close)
-        layers = build_layers(live=live, picker=picker, pool=pool, metrics=metrics, redis_answers=redis_answers)
+        layers = build_layers(
+            live=live,
+            picker=picker,
+            pool=pool,
+            metrics=metrics,
+            redis_answers=redis_answers,
+            background=background,
+        )
         calls = build_calls(settings, trust, pool, picker, metrics, session, layers)
         app = RouterApp(
             pool=pool,

@@ -29,6 +29,7 @@ from quire_router.endpoints import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response
+from quire_router.route_plan import Asker
 from quire_router.scoring import Choice
 
 log = logging.getLogger("quire_router.request")
@@ -101,21 +102,29 @@ class CallHandler:
             routing_fields(request.path, body, self._settings.limits) if request.path in PATHS_WITH_PROMPT else None
         )
         outcome.model = model = self._known(_model_of(body) if fields is None else fields.model)
-        targets, timeout_s = self._picker.targets(model)
+        asker = Asker(
+            request_id=request_id,
+            headers=request.headers,
+            body=body,
+            fields=fields,
+            tenant_id=None if tenant is None else tenant.entry.id,
+        )
+        plan = self._picker.planner.plan(model, asker)
         return Call(
             request_id=request_id,
             model=model,
-            targets=targets,
+            targets=plan.targets,
             path=request.path,
             body=body,
             is_stream=fields is not None and fields.stream is True,
-            first_byte_timeout_s=timeout_s,
+            first_byte_timeout_s=plan.timeout_s,
             prompt=None,
             keep_key=self._settings.keep_key,
             headers=request.headers,
             fields=fields,
             tenant=tenant,
             arrived_s=started_s,
+            route=None if plan.entry is None else plan,
         )
 
     def _known(self, model: str | None) -> str:
