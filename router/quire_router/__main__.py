@@ -238,8 +238,10 @@ async def answers_in_redis(settings: RouterSettings, background: Background) -> 
             f"{names.ENV_REDIS_URL}: is no address; use redis://host:port/db, rediss:// or unix://"
         ) from None
     prefix = f"quire:{settings.release}" if settings.release else "quire"
+    answers = RedisAnswers(client, background, clock=time.monotonic, prefix=prefix)
+    background.start(answers.connect(), "connect to Redis")
     try:
-        yield RedisAnswers(client, background, clock=time.monotonic, prefix=prefix)
+        yield answers
     finally:
         await client.aclose()
 

@@ -26,8 +26,8 @@ log = logging.getLogger("quire_router.redis_answers")
 READ_S = 0.01
 """That a request waits at most."""
 WRITE_S = 2.0
-PAUSE_S = 1.0
-"""After a read that failed or took too long, nobody reads for so long."""
+MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 5.0
+"""After a read that failed or took too long, nobody reads for so long; twice as long after each further one."""
 MAX_READS = 64
 """At a time; more are misses."""
 MAX_WRITES = 32
@@ -88,16 +88,24 @@ class RedisAnswers:
     """One for the process. Never raises."""
 
     def __init__(
-        self, client: Redis, background: Background, *, clock: Callable[[], float], prefix: str = "quire"
+        self,
+        client: Redis,
+        background: Background,
+        *,
+        clock: Callable[[], float],
+        prefix: str = "quire",
+        read_s: float = READ_S,
     ) -> None:
         """`client` gives bytes. `prefix` tells releases that share one Redis apart. `clock` in seconds, monotonic."""
         self._client = client
         self._background = background
         self._clock = clock
+        self._read_s = read_s
         self._prefix = f"{prefix}:{{answers}}:"
         self._put_script = client.register_script(_PUT)
         self._trouble = Trouble(clock)
         self._no_reads_until_s = float("-inf")
+        self._pause_s = MIN_PAUSE_S
         self._num_reads = 0
         self._num_writes = 0
         self._num_write_bytes = 0
@@ -108,17 +116,27 @@ class RedisAnswers:
             return None
         self._num_reads += 1
         try:
-            async with asyncio.timeout(READ_S):
+            async with asyncio.timeout(self._read_s):
                 data = await self._client.get(self._prefix + key.hex())
+            self._pause_s = MIN_PAUSE_S
             return _DECODER.decode(data) if isinstance(data, bytes) else None
         except msgspec.DecodeError:
             return None  # another release's form
         except (RedisError, TimeoutError, OSError) as error:
-            self._no_reads_until_s = self._clock() + PAUSE_S
+            self._no_reads_until_s = self._clock() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
             self._tell("read", error)
             return None
         finally:
             self._num_reads -= 1
+
+    async def connect(self) -> None:
+        """Open a connection now: the first request would not wait for it."""
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await self._client.get(self._prefix)
+        except (RedisError, TimeoutError, OSError) as error:
+            self._tell("connect", error)
 
     def put(self, key: bytes, answer: StoredAnswer, *, ttl_s: float, max_bytes: int) -> None:
         """Write it in the background, unless too much waits there already. `max_bytes`: of all answers in Redis."""

@@ -7,7 +7,7 @@ import redis
 from redis_server import running_redis
 
 from quire_router.background import Background
-from quire_router.redis_answers import MAX_WRITES, RedisAnswers, redis_client
+from quire_router.redis_answers import MAX_WRITES, READ_S, RedisAnswers, redis_client
 from quire_router.stored_answers import ENTRY_BYTES, ModelVersion, StoredAnswer
 
 PREFIX = "quire:{answers}:"
@@ -27,7 +27,7 @@ def server(tmp_path):
 @pytest.fixture
 async def answers(server):
     background, client = Background(), redis_client(server.url, None)
-    yield RedisAnswers(client, background, clock=asyncio.get_running_loop().time)
+    yield RedisAnswers(client, background, clock=asyncio.get_running_loop().time, read_s=30.0)
     await background.close()
     await client.aclose()
 
@@ -93,6 +93,7 @@ async def test_what_another_release_wrote_in_another_form_is_none(answers, look)
 
 async def test_a_frozen_redis_is_not_waited_for_and_not_asked_again_at_once(answers, server):
     await put(answers, b"k")
+    answers._read_s = READ_S
     server.freeze()
 
     first = await answers.get(b"k")
