@@ -74,6 +74,15 @@ REASON_QUEUE_FULL = "queue_full"
 REASON_QUEUE_TIMEOUT = "queue_timeout"
 REASON_DEADLINE = "deadline"
 REASON_NOT_READY = "not_ready"
+# Saving of work, and routes
+HEADER_CACHE = "x-quire-cache"
+"""Of an answer: hit, miss, shared, bypass."""
+HEADER_COALESCE = "x-quire-coalesce"
+"""Of a request: off."""
+HEADER_MODEL = "x-quire-model"
+"""Of a request to a route: which of its models answers."""
+HEADER_COMPLEXITY = "x-quire-complexity"
+"""Of an answer: the request's score and what it is made of."""
 
 # HTTP paths that one process asks of another
 PATH_HEALTH = "/health"
@@ -189,6 +198,20 @@ QUIRE_ROUTER_TENANT_COST = "quire_router_tenant_cost_total"
 """{tenant}: in the currency."""
 QUIRE_ROUTER_TENANT_REJECTIONS = "quire_router_tenant_rejections_total"
 """{tenant, reason}: the limit that refused."""
+QUIRE_ROUTER_RESPONSE_CACHE = "quire_router_response_cache_total"
+"""{result="hit" | "miss" | "shared" | "bypass"}: calls where answers are kept or shared."""
+QUIRE_ROUTER_RESPONSE_CACHE_BYTES = "quire_router_response_cache_bytes"
+"""In the router's memory."""
+QUIRE_ROUTER_SHARED_BYTES = "quire_router_shared_generation_bytes"
+"""Kept for clients that read one generation together."""
+QUIRE_ROUTER_FALLBACKS = "quire_router_fallbacks_total"
+"""{reason}: calls given to a route's next model after the one before failed."""
+QUIRE_ROUTER_SHADOWS = "quire_router_shadow_requests_total"
+"""{result="ok" | "error" | "dropped"}: copies of calls whose answers nobody sees."""
+QUIRE_ROUTER_COMPLEXITY = "quire_router_complexity_score"
+"""A histogram: scores of calls to routes that choose by them."""
+QUIRE_ROUTER_COMPLEXITY_CHOICES = "quire_router_complexity_choices_total"
+"""{route, model}: what they chose."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -276,6 +299,12 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_LIMIT_LEASES,
     QUIRE_ROUTER_USAGE_QUEUED,
     QUIRE_ROUTER_USAGE_DROPPED,
+    QUIRE_ROUTER_RESPONSE_CACHE,
+    QUIRE_ROUTER_RESPONSE_CACHE_BYTES,
+    QUIRE_ROUTER_SHARED_BYTES,
+    QUIRE_ROUTER_FALLBACKS,
+    QUIRE_ROUTER_SHADOWS,
+    QUIRE_ROUTER_COMPLEXITY,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -32,11 +31,13 @@ from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
 from quire_router.admin import AdminApi, admin_listening
-from quire_router.answer import layered
+from quire_router.answer import Source, layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import build_layers
+from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
+from quire_router.connections import client_session
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
@@ -53,16 +54,16 @@ from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy
+from quire_router.redis_answers import answers_in_redis
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
-from quire_router.tenancy import SharedStore, Tenancy, tenancy_of
+from quire_router.shared_store import shared_store
+from quire_router.tenancy import Tenancy, tenancy_of
 from quire_router.upstream import Timeouts, Upstreams
 
 log = logging.getLogger("quire_router")
 
-UPSTREAM_KEEPALIVE_S = 15.0
-"""Idle connections to workers; shorter than any worker's own limit, so that a request rarely meets one that is just being closed."""
 BACKLOG = 2048
 MAX_ZMQ_SOCKETS = 32_768
 """An endpoint takes up to four; ZMQ's own limit of 1023 would end at 250 workers."""
@@ -165,12 +166,13 @@ async def running(
             prober = Prober(endpoint, session, reader, trust, lambda: live.settings.faults.lost_after_s)
             return [prober.run(), subscriber.run()]
 
+        shared = shared_store(settings, "" if access is None else access.namespace)
         tenancy = await stack.enter_async_context(
             tenancy_of(
                 trust=trust,
                 live=live,
                 metrics=metrics,
-                shared=shared_store(settings, access),
+                shared=shared,
                 router_id=boot,
                 clock=time.monotonic,
                 wall_clock=time.time,
@@ -191,7 +193,20 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live, tenancy)
+        background = Background()
+        redis_answers = await stack.enter_async_context(answers_in_redis(shared, background))
+        stack.push_async_callback(background.close)
+        layers = build_layers(
+            live=live,
+            picker=picker,
+            pool=pool,
+            metrics=metrics,
+            redis_answers=redis_answers,
+            background=background,
+            tenancy=tenancy,
+        )
+        proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
+        calls = build_calls(settings, trust, pool, picker, metrics, layered(layers, proxy.answer), tenancy)
         app = RouterApp(
             pool=pool,
             index=index,
@@ -242,15 +257,6 @@ async def source_of(
         )
 
 
-def shared_store(settings: RouterSettings, access: KubeAccess | None) -> SharedStore | None:
-    """The Redis of the release's routers, if there is one."""
-    if not settings.redis_url:
-        return None
-    home = settings.release_namespace or ("" if access is None else access.namespace)
-    prefix = f"quire:{home}/{settings.release}:" if settings.release else "quire:"
-    return SharedStore(url=settings.redis_url, password=settings.redis_password or None, prefix=prefix)
-
-
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
     """Paths that the app does not answer itself."""
     return {
@@ -265,16 +271,14 @@ def build_calls(
     pool: EndpointPool,
     picker: Picker,
     metrics: RouterMetrics,
-    session: aiohttp.ClientSession,
-    live: LiveConfig,
+    source: Source,
     tenancy: Tenancy,
 ) -> CallHandler:
     """What takes calls to workers."""
-    proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered(build_layers(live=live, picker=picker, tenancy=tenancy), proxy.answer),
+        source=source,
         metrics=metrics,
         tenants=tenancy.tenants,
         settings=CallSettings(
@@ -351,33 +355,6 @@ async def listening(app: RouterApp, settings: RouterSettings) -> AsyncIterator[s
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         await runner.cleanup()
-
-
-@contextlib.asynccontextmanager
-async def client_session(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections to workers: as many as needed, kept alive, answers left as they are."""
-    connector = aiohttp.TCPConnector(
-        limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, socket_factory=keepalive_socket, use_dns_cache=True
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        cookie_jar=aiohttp.DummyCookieJar(),
-    ) as session:
-        yield session
-
-
-def keepalive_socket(address: Any) -> socket.socket:
-    """A socket whose other end is missed within 20 s, should it vanish without a word."""
-    family, kind, protocol, _name, _address = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
-        if hasattr(socket, option):  # Linux
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return made
 
 
 async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:

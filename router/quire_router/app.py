@@ -132,7 +132,7 @@ class RouterApp:
     async def debug_route(self, request: web.BaseRequest, request_id: str, tenant: Tenant | None) -> web.StreamResponse:
         """The last choices and the endpoints, of all tenants."""
         shown = {
-            "decisions": explain_decisions(self._picker.decisions, request.query),
+            "decisions": explain_decisions(self._picker.decisions, request.query, self._picker.planner.plans),
             "endpoints": describe_endpoints(self._pool, self._index, self._clock()),
         }
         return json_response(shown, request_id)

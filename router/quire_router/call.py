@@ -6,6 +6,7 @@ from multidict import MultiMapping
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_tenants import TenantEntry
 from quire_router.picker import ReadablePrompt
+from quire_router.route_plan import RoutePlan
 from quire_router.scoring import Choice
 
 STATUS_FAILED = 500
@@ -62,6 +63,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Higher goes first when requests wait."""
     cache_salt: str | None = None
     """Keeps its cached prefixes apart from those with another one; None: the body's own, if any."""
+    route: RoutePlan | None = None
+    """How `targets` came about; None: `model` is no route."""
 
 
 class Outcome:

@@ -29,6 +29,7 @@ from quire_router.endpoints import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response
+from quire_router.route_plan import Asker
 from quire_router.scoring import Choice
 from quire_router.tenants import TenantBook
 
@@ -108,15 +109,22 @@ class CallHandler:
         salt = None if fields is None else self._tenants.salt(tenant, fields.cache_salt)
         if fields is not None and salt is not None:
             fields = msgspec.structs.replace(fields, cache_salt=salt)
-        targets, timeout_s = self._picker.targets(model)
+        asker = Asker(
+            request_id=request_id,
+            headers=request.headers,
+            body=body,
+            fields=fields,
+            tenant_id=None if tenant is None else tenant.entry.id,
+        )
+        plan = self._picker.planner.plan(model, asker)
         return Call(
             request_id=request_id,
             model=model,
-            targets=targets,
+            targets=plan.targets,
             path=request.path,
             body=body,
             is_stream=fields is not None and fields.stream is True,
-            first_byte_timeout_s=timeout_s,
+            first_byte_timeout_s=plan.timeout_s,
             prompt=None,
             keep_key=self._settings.keep_key and tenant is None,
             headers=request.headers,
@@ -124,6 +132,7 @@ class CallHandler:
             tenant=tenant,
             arrived_s=started_s,
             cache_salt=salt,
+            route=None if plan.entry is None else plan,
         )
 
     def _known(self, model: str | None, tenant: Tenant | None) -> str:

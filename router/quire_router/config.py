@@ -55,7 +55,7 @@ class RouterSettings:
     tokenizer_threads: int = 2
     """Threads that tokenise long prompts."""
     redis_url: str = dataclasses.field(default="", repr=False)
-    """The Redis that routers of a release share, for limits and usage; empty: this process counts for itself. Of the environment."""
+    """The Redis that routers of a release share, for limits, usage and answers; empty: each for itself. Of the environment."""
     redis_password: str = dataclasses.field(default="", repr=False)
     """Where the URL has none. Of the environment."""
     admin_host: str = "127.0.0.1"

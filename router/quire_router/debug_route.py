@@ -1,7 +1,7 @@
 """What /debug/route shows: the last choices and why, and the endpoints as the router sees them. Never a prompt.
 
 ?limit=N       at most N choices, newest first (default 20)
-?explain=1     with the score of every candidate, and the split between revisions that came before
+?explain=1     with the score of every candidate, the split between revisions that came before, and how a route's model was chosen
 ?request_id=X  only choices for this request
 """
 
@@ -12,21 +12,24 @@ from quire_contract.openai.errors import invalid
 from quire_router.endpoints import Endpoint
 from quire_router.kv_index import KvIndex
 from quire_router.picker import Decision
+from quire_router.route_plan import RoutePlan
 from quire_router.scoring import Score
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT_DIGITS = 9
 
 
-def explain_decisions(decisions: Iterable[Decision], query: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The choices that `query` asks for, newest first. `decisions` are oldest first. ApiError 400 for a bad limit."""
+def explain_decisions(
+    decisions: Iterable[Decision], query: Mapping[str, str], plans: Mapping[str, RoutePlan]
+) -> list[dict[str, Any]]:
+    """The choices that `query` asks for, newest first. `decisions` are oldest first, `plans` by request id. ApiError 400: a bad limit."""
     limit = query.get("limit", str(DEFAULT_LIMIT))
     if not limit.isdecimal() or len(limit) > MAX_LIMIT_DIGITS:
         raise invalid("limit", f"{limit[:20]!r} is not a number of at most {MAX_LIMIT_DIGITS} digits")
     wanted = query.get("request_id")
     explain = query.get("explain", "0") not in ("", "0", "false")
     found = [d for d in reversed(list(decisions)) if wanted is None or d.request_id == wanted]
-    return [_decision(decision, explain) for decision in found[: int(limit)]]
+    return [_decision(d, explain, plans.get(d.request_id)) for d in found[: int(limit)]]
 
 
 def describe_endpoints(endpoints: Iterable[Endpoint], index: KvIndex, now_s: float) -> list[dict[str, Any]]:
@@ -34,7 +37,7 @@ def describe_endpoints(endpoints: Iterable[Endpoint], index: KvIndex, now_s: flo
     return [_endpoint(endpoint, index, now_s) for endpoint in endpoints]
 
 
-def _decision(decision: Decision, explain: bool) -> dict[str, Any]:
+def _decision(decision: Decision, explain: bool, plan: RoutePlan | None) -> dict[str, Any]:
     choice = decision.choice
     shown: dict[str, Any] = {
         "ts": decision.ts,
@@ -49,6 +52,8 @@ def _decision(decision: Decision, explain: bool) -> dict[str, Any]:
         "reason": choice.reason,
     }
     if explain:
+        if plan is not None:
+            shown["route"] = plan.shown()
         if decision.split is not None:
             shown["split"] = {"revision": decision.split.revision, "weights": dict(decision.split.weights)}
         shown["candidates"] = [_score(score) for score in choice.scores]

@@ -14,7 +14,14 @@ from typing import Self
 import msgspec
 
 from quire_contract.load_report import LoadReport
-from quire_contract.router_config import EndpointEntry, RouteEntry, RouterConfig, RoutingPolicy
+from quire_contract.router_config import (
+    ComplexityStep,
+    EndpointEntry,
+    RouteEntry,
+    RouterConfig,
+    RouteTargetEntry,
+    RoutingPolicy,
+)
 from quire_contract.router_settings import FaultSettings
 from quire_router import ejection
 from quire_router.revision_stats import RevisionCounts, RevisionStats
@@ -338,7 +345,7 @@ class EndpointPool:
     def answering(self, name: str) -> tuple[Endpoint, ...]:
         """Every endpoint that may answer for a model or a route, ready or not."""
         route = self._routes.get(name)
-        models = [name] if route is None else [*(target.model for target in route.targets), *route.fallbacks]
+        models = [name] if route is None else [*(entry.model for entry in named(route)), *route.fallbacks]
         return tuple({e.id: e for model in models for e in self._by_model.get(model, ())}.values())
 
     def has_usable(self, model: str) -> bool:
@@ -382,6 +389,11 @@ class EndpointPool:
         services = {*(m.service for m in config.models), *(e.service for e in config.endpoints)}
         self.num_services = len({*services, *(service.id for service in config.services)} - {""})
         self.is_configured = True
+
+
+def named(route: RouteEntry) -> list[RouteTargetEntry] | list[ComplexityStep]:
+    """Where a route says who answers."""
+    return route.targets or route.complexity
 
 
 def _is_same_place(old: EndpointEntry, new: EndpointEntry | None) -> bool:

@@ -20,13 +20,17 @@ class LiveConfig:
         self.digest = ""
         """Of the configuration without its endpoints, equal in all routers that serve the same; empty before the first one."""
         self._followers: list[Follower] = []
+        self._config: RouterConfig | None = None
 
     def follow(self, follower: Follower) -> None:
-        """Call `follower` with every configuration to come."""
+        """Call `follower` with the configuration that is in force, if there is one, and with every one to come."""
         self._followers.append(follower)
+        if self._config is not None:
+            follower(self._config)
 
     def swap(self, config: RouterConfig) -> None:
         """Use `config` from now on."""
+        self._config = config
         self.settings = config.settings or RouterSettingsEntry()
         for follower in self._followers:
             follower(config)

@@ -19,8 +19,9 @@ from quire_router.metrics import RouterMetrics
 from quire_router.policies import POLICIES_BY_CONTENT, choose_by
 from quire_router.prompts import PromptBlocks, PromptReader, read_text
 from quire_router.retry_budget import MAX_RETRIES
+from quire_router.route_plan import RoutePlanner
 from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest
-from quire_router.splitting import choose_by_weight, order_targets
+from quire_router.splitting import choose_by_weight
 
 SPECULATIVE_LIFE_S = 2.0
 """How long a block that was sent counts as held where KV events tell the truth: its own event is on the way."""
@@ -97,15 +98,8 @@ class Picker:
         self._turn = 0
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         """The last ones, oldest first."""
-
-    def targets(self, model: str) -> tuple[tuple[str, ...], float | None]:
-        """The models to try for a name in this order, those with a ready worker first; and the limit in seconds for a stream's first event
-        (None: the usual one)."""
-        route = self._pool.route(model)
-        if route is None:
-            return (model,), None
-        ordered = order_targets(route, self._rng)
-        return tuple(sorted(ordered, key=lambda target: not self._pool.has_usable(target))), route.timeout_s
+        self.planner = RoutePlanner(pool, rng)
+        """Says which models may answer for a name."""
 
     async def read(
         self,

@@ -4,6 +4,8 @@ A weight of 0, or none, means nothing at all, also when nobody else is ready: a 
 the rest is down. Among those with a weight, the ones that cannot answer leave their part to the others.
 """
 
+import hashlib
+import math
 import random
 from collections.abc import Collection, Mapping
 
@@ -32,6 +34,22 @@ def order_targets(route: RouteEntry, rng: random.Random) -> tuple[str, ...]:
     while (chosen := choose_by_weight(weights, weights.keys() - set(order), rng)) is not None:
         order.append(chosen)
     return tuple(dict.fromkeys([*order, *route.fallbacks]))
+
+
+def order_by_hash(route: RouteEntry, key: bytes) -> tuple[str, ...]:
+    """The same for requests that stay together: one order for each `key`, whoever asks when.
+
+    Weighted rendezvous hashing (Schindelhauer and Schomaker, 2005): over many keys each target is first as often as its weight says, and a
+    changed weight moves only keys from or to the target whose weight it is."""
+    weights = {target.model: target.weight for target in route.targets if target.weight > 0}
+    order = sorted(weights, key=lambda model: _distance(key, model) / weights[model])
+    return tuple(dict.fromkeys([*order, *route.fallbacks]))
+
+
+def _distance(key: bytes, model: str) -> float:
+    """Exponentially distributed, the same for the same two."""
+    digest = hashlib.blake2b(key, digest_size=8, key=hashlib.blake2b(model.encode(), digest_size=32).digest()).digest()
+    return -math.log((int.from_bytes(digest, "big") + 0.5) / 2.0**64)
 
 
 def with_model(body: bytes, model: str) -> bytes:

@@ -15,22 +15,13 @@ from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
 from quire_router.prices import Prices
 from quire_router.redis_link import RedisLink
+from quire_router.shared_store import SharedStore
 from quire_router.tenant_layers import RequestLimits, TokenLimits
 from quire_router.tenant_metrics import TenantMetrics
 from quire_router.tenants import TenantBook, salt_key
 from quire_router.usage.memory import MemoryUsage
 from quire_router.usage.record import UsageStore
 from quire_router.usage.redis_usage import RedisUsage
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SharedStore:
-    """The Redis that the routers of a release share."""
-
-    url: str = dataclasses.field(repr=False)
-    password: str | None = dataclasses.field(repr=False)
-    prefix: str
-    """Of all keys: releases may share one Redis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

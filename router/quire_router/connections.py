@@ -1,0 +1,38 @@
+"""Connections to workers."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+UPSTREAM_KEEPALIVE_S = 15.0
+"""Idle connections to workers; shorter than any worker's own limit, so that a request rarely meets one that is just being closed."""
+
+
+@contextlib.asynccontextmanager
+async def client_session(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
+    """Connections to workers: as many as needed, kept alive, answers left as they are."""
+    connector = aiohttp.TCPConnector(
+        limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_S, socket_factory=keepalive_socket, use_dns_cache=True
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        yield session
+
+
+def keepalive_socket(address: Any) -> socket.socket:
+    """A socket whose other end is missed within 20 s, should it vanish without a word."""
+    family, kind, protocol, _name, _address = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000)):
+        if hasattr(socket, option):  # Linux
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return made
