@@ -80,7 +80,7 @@ class Machine:
         self._rng = rng
         self._now = now
         self._queue: WorkQueue[Key] = WorkQueue(rng)
-        self._cache = ClusterCache(self._queue.add)
+        self._cache = ClusterCache(self._queue.add, platform.namespace)
         self._working = asyncio.Event()
 
     @property
