@@ -161,6 +161,13 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+QUIRE_ROUTER_CONFIG_INFO = "quire_router_config_info"
+"""{digest}: 1 for the configuration in force; routers that serve the same have the same digest."""
+QUIRE_ROUTER_CONFIG_STATE = "quire_router_config_state"
+"""{state="none" | "saved" | "live"}: 1 for where it is from; saved: by an earlier process, the API server being away."""
+QUIRE_ROUTER_CONFIG_REFUSED = "quire_router_config_refused_shards"
+"""Shards (or the file) whose present content is refused; their last good one holds."""
+QUIRE_ROUTER_CONFIG_REFUSALS = "quire_router_config_refusals_total"
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -240,6 +247,10 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_KV_SNAPSHOTS,
     QUIRE_ROUTER_PREFIX_TOKENS,
     QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+    QUIRE_ROUTER_CONFIG_INFO,
+    QUIRE_ROUTER_CONFIG_STATE,
+    QUIRE_ROUTER_CONFIG_REFUSED,
+    QUIRE_ROUTER_CONFIG_REFUSALS,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

@@ -35,6 +35,7 @@ from quire_router.app import Handler, RouterApp
 from quire_router.assembly import build_layers
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
+from quire_router.config_metrics import ConfigMetrics
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
@@ -51,6 +52,7 @@ from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
+from quire_router.saved_config import SavedConfig
 from quire_router.server import RouterServer
 
 log = logging.getLogger("quire_router")
@@ -157,6 +159,7 @@ async def running(
         source = await stack.enter_async_context(source_of(settings, access, keeper))
         loop = asyncio.get_running_loop()
         metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
+        metrics.registry.register(ConfigMetrics(live, source))
         picker = Picker(
             pool=pool,
             index=index,
@@ -204,6 +207,7 @@ async def source_of(
             home=home,
             namespaces=settings.watch_namespaces or (home,),
             rng=random.Random(),  # noqa: S311 - spreads retries, guards nothing
+            saved=None if settings.state_dir is None else SavedConfig(settings.state_dir),
         )
 
 
