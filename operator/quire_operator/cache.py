@@ -104,17 +104,14 @@ class ClusterCache:
 
     def _tenant_changed(self, key: Key, document: KubeObject | None) -> None:
         """Routers hear of it before anything else: a key may have been revoked. A key that was freed or taken concerns other tenants."""
-        before = self.tenants.decided()
         name = (key.namespace, key.name)
         is_gone = document is None or document["metadata"].get("deletionTimestamp")
-        changed = self.tenants.drop(name) if is_gone or document is None else self.tenants.put(document)
-        if not changed:
+        concerned = self.tenants.drop(name) if is_gone or document is None else self.tenants.put(document)
+        if concerned is None:
             return
         self._enqueue(ROUTERS)
-        after = self.tenants.decided()
-        for other in before.keys() & after.keys():
-            if before[other].problems != after[other].problems:
-                self._enqueue(Key(TENANT.kind, *other))
+        for other in concerned:
+            self._enqueue(Key(TENANT.kind, *other))
 
     def _child_changed(self, index: Hashable) -> None:
         key = self._key_of_uid.get(str(index))

@@ -213,7 +213,7 @@ class Reconciler:
     async def _reconcile_tenant(self, document: KubeObject) -> None:
         """The status only: routers were told when the cache learnt of the change."""
         meta = document["metadata"]
-        decision = self._cache.tenants.decided().get((meta["namespace"], meta["name"]))
+        decision = self._cache.tenants.decision((meta["namespace"], meta["name"]))
         if decision is None:  # gone meanwhile
             return
         is_home = meta["namespace"] == self._platform.namespace
@@ -237,7 +237,7 @@ class Reconciler:
         if known == self._known_names:
             return
         self._known_names = known
-        for (namespace, name), decision in self._cache.tenants.decided().items():
+        for (namespace, name), decision in self._cache.tenants.decisions():
             if decision.spec is not None and decision.spec.models:
                 self._queue.add(Key(TENANT.kind, namespace, name))
 
@@ -264,7 +264,7 @@ class Reconciler:
             older_routes.setdefault(_route_name(document), (meta["namespace"], meta["name"]))
             if route is not None:
                 entries.append(ShardEntry(key=f"route:{meta['namespace']}/{meta['name']}", route=route))
-        for decision in self._cache.tenants.decided().values():
+        for _, decision in self._cache.tenants.decisions():
             if decision.entry is not None:
                 entries.append(ShardEntry(key=f"tenant:{decision.entry.id}", tenant=decision.entry))
         return entries

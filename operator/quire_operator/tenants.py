@@ -1,6 +1,6 @@
 """What becomes of Tenants: what routers are told of each, and what its condition says. A key belongs to one tenant, the oldest that has it.
 
-Pure but for a memory of what was parsed and of the last answer: there may be thousands of tenants, and one of them changes at a time.
+Pure but for a memory of what was parsed: there may be thousands of tenants, and one of them changes at a time.
 This module must not know requests, shards or routers.
 """
 
@@ -41,43 +41,75 @@ class _Parsed:
 
 
 class TenantBook:
-    """The decisions on all tenants, made anew when one of them changes."""
+    """All tenants, and who has which key. What one change costs does not depend on how many tenants there are."""
 
     def __init__(self, home: str | None) -> None:
         """`home` is the release's own namespace, whose tenants may use the models of every one."""
         self._home = home
         self._parsed: dict[TenantKey, _Parsed] = {}
-        self._decided: dict[TenantKey, TenantDecision] | None = None
+        self._holders: dict[str, set[TenantKey]] = {}
 
-    def put(self, document: Mapping[str, Any]) -> bool:
-        """Whether the document says something new: its status does not."""
+    def put(self, document: Mapping[str, Any]) -> frozenset[TenantKey] | None:
+        """Learn of a tenant. The others whom its keys concern; None if the document says nothing new: its status does not."""
         meta = document["metadata"]
         key, version = (meta["namespace"], meta["name"]), (meta.get("uid") or "", meta.get("generation") or 0)
         known = self._parsed.get(key)
         if known is not None and known.version == version:
-            return False
-        self._parsed[key] = _Parsed(
+            return None
+        concerned = self._let_go(key)
+        parsed = self._parsed[key] = _Parsed(
             version=version,
             age=(meta.get("creationTimestamp") or "", meta.get("uid") or ""),
             decision=decide_tenant(document, self._home),
         )
-        self._decided = None
-        return True
+        for digest in _digests(parsed):
+            holders = self._holders.setdefault(digest, set())
+            concerned |= holders
+            holders.add(key)
+        return frozenset(concerned)
 
-    def drop(self, key: TenantKey) -> bool:
-        """Whether there was such a tenant."""
-        if self._parsed.pop(key, None) is None:
-            return False
-        self._decided = None
-        return True
+    def drop(self, key: TenantKey) -> frozenset[TenantKey] | None:
+        """Forget a tenant. The others whom its keys concern; None if there was no such tenant."""
+        if key not in self._parsed:
+            return None
+        concerned = self._let_go(key)
+        del self._parsed[key]
+        return frozenset(concerned)
 
-    def decided(self) -> Mapping[TenantKey, TenantDecision]:
-        """Every tenant's decision, the oldest tenant's first."""
-        if self._decided is None:
-            ordered = sorted(self._parsed.items(), key=lambda item: item[1].age)
-            owners: dict[str, str] = {}
-            self._decided = {key: without_taken_keys(parsed.decision, owners) for key, parsed in ordered}
-        return self._decided
+    def decision(self, key: TenantKey) -> TenantDecision | None:
+        """What becomes of a tenant; None if there is none."""
+        parsed = self._parsed.get(key)
+        return None if parsed is None else without_taken_keys(parsed.decision, self._older_holders(key, parsed))
+
+    def decisions(self) -> Iterator[tuple[TenantKey, TenantDecision]]:
+        """What becomes of each."""
+        for key, parsed in self._parsed.items():
+            yield key, without_taken_keys(parsed.decision, self._older_holders(key, parsed))
+
+    def _older_holders(self, key: TenantKey, parsed: _Parsed) -> dict[str, str]:
+        older = {}
+        for digest in _digests(parsed):
+            oldest = min(self._holders[digest], key=lambda holder: self._parsed[holder].age)
+            if oldest != key:
+                older[digest] = "/".join(oldest)
+        return older
+
+    def _let_go(self, key: TenantKey) -> set[TenantKey]:
+        """Take a tenant's keys from it. Those who have one of them, too."""
+        concerned: set[TenantKey] = set()
+        known = self._parsed.get(key)
+        for digest in _digests(known) if known is not None else ():
+            holders = self._holders[digest]
+            holders.discard(key)
+            concerned |= holders
+            if not holders:
+                del self._holders[digest]
+        return concerned
+
+
+def _digests(parsed: _Parsed) -> list[str]:
+    entry = parsed.decision.entry
+    return [] if entry is None else [key.sha256 for key in entry.keys]
 
 
 def decide_tenant(document: Mapping[str, Any], home: str | None) -> TenantDecision:
@@ -117,26 +149,23 @@ def tenant_entry(tenant: Tenant, tenant_id: str, namespace: str | None) -> Tenan
     )
 
 
-def without_taken_keys(decision: TenantDecision, owners: dict[str, str]) -> TenantDecision:
+def without_taken_keys(decision: TenantDecision, older: Mapping[str, str]) -> TenantDecision:
     """The decision without keys that an older tenant has: these go on working for that one, the others for this one.
 
-    `owners` (digest -> tenant's id) learns the keys that are left. A digest that is known to two is no way to take the other's place.
+    `older`: digest -> that tenant's id. So a digest that becomes known to another is no way to take a tenant's place.
     """
     entry = decision.entry
-    if entry is None:
+    if entry is None or not older:
         return decision
-    taken = [(i, key) for i, key in enumerate(entry.keys) if key.sha256 in owners]
     problems = tuple(
         Problem(
             path=f"spec.keys[{i}].sha256",
-            message=f"is a key of the older Tenant {owners[key.sha256]}; remove it here (routers take this tenant's other keys)",
+            message=f"is a key of the older Tenant {older[key.sha256]}; remove it here (routers take this tenant's other keys)",
         )
-        for i, key in taken
+        for i, key in enumerate(entry.keys)
+        if key.sha256 in older
     )
-    kept = [key for key in entry.keys if key.sha256 not in owners]
-    owners.update((key.sha256, entry.id) for key in kept)
-    if not taken:
-        return decision
+    kept = [key for key in entry.keys if key.sha256 not in older]
     return TenantDecision(
         entry=msgspec.structs.replace(entry, keys=kept), problems=problems, reason="KeyConflict", spec=decision.spec
     )

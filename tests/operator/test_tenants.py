@@ -93,24 +93,26 @@ def test_a_key_belongs_to_the_oldest_tenant_that_has_it() -> None:
     younger = tenant("younger", created="2026-02-02T00:00:00Z", keys=[key("a"), key("b")])
     older = tenant("older", keys=[key("a")])
 
-    decided = book_of(younger, older).decided()
+    book = book_of(younger, older)
 
-    first, second = decided["team", "older"], decided["team", "younger"]
+    first, second = book.decision(("team", "older")), book.decision(("team", "younger"))
     assert (first.problems, [k.id for k in first.entry.keys]) == ((), ["a"])
     assert (second.reason, [k.id for k in second.entry.keys]) == ("KeyConflict", ["b"])
     assert second.problems[0].path == "spec.keys[0].sha256"
     assert "team/older" in second.problems[0].message
+    assert dict(book.decisions()) == {("team", "older"): first, ("team", "younger"): second}
 
 
 def test_a_key_that_is_freed_goes_to_the_next() -> None:
     younger = tenant("younger", created="2026-02-02T00:00:00Z", keys=[key("a")])
-    book = book_of(tenant("older", keys=[key("a")]), younger)
+    book = book_of(tenant("other", keys=[key("b")]), tenant("older", keys=[key("a")]), younger)
 
-    was_there = book.drop(("team", "older"))
+    concerned = book.drop(("team", "older"))
 
-    assert was_there
-    assert book.decided()["team", "younger"].problems == ()
-    assert not book.drop(("team", "older"))
+    assert concerned == {("team", "younger")}
+    assert book.decision(("team", "younger")).problems == ()
+    assert book.decision(("team", "older")) is None
+    assert book.drop(("team", "older")) is None
 
 
 def test_only_a_new_generation_or_another_object_counts_as_a_change() -> None:
@@ -121,8 +123,8 @@ def test_only_a_new_generation_or_another_object_counts_as_a_change() -> None:
 
     unchanged, changed = book.put({**document, "status": {"observedGeneration": 1}}), book.put(revoked)
 
-    assert (unchanged, changed) == (False, True)
-    assert book.decided()["team", "acme"].entry.keys == []
+    assert (unchanged, changed) == (None, frozenset())
+    assert book.decision(("team", "acme")).entry.keys == []
 
 
 def test_the_condition_says_what_is_enforced_and_warns_of_models_that_nobody_serves() -> None:
