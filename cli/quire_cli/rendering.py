@@ -25,7 +25,7 @@ LOCAL_PLATFORM = Platform(model_sources=frozenset({"file", "pvc", "hf"}))
 
 _WITHOUT_OBJECTS = {
     "ModelRoute": "the operator tells routers of it",
-    "Tenant": "routers of this version do not enforce tenants",
+    "Tenant": "the operator tells routers of it, keys as digests",
 }
 
 

@@ -212,6 +212,13 @@ QUIRE_ROUTER_COMPLEXITY = "quire_router_complexity_score"
 """A histogram: scores of calls to routes that choose by them."""
 QUIRE_ROUTER_COMPLEXITY_CHOICES = "quire_router_complexity_choices_total"
 """{route, model}: what they chose."""
+QUIRE_ROUTER_CONFIG_INFO = "quire_router_config_info"
+"""{digest}: 1 for the configuration in force; routers that serve the same have the same digest."""
+QUIRE_ROUTER_CONFIG_STATE = "quire_router_config_state"
+"""{state="none" | "saved" | "live"}: 1 for where it is from; saved: by an earlier process, the API server being away."""
+QUIRE_ROUTER_CONFIG_REFUSED = "quire_router_config_refused_shards"
+"""Shards (or the file) whose present content is refused; their last good one holds."""
+QUIRE_ROUTER_CONFIG_REFUSALS = "quire_router_config_refusals_total"
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -305,6 +312,10 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_FALLBACKS,
     QUIRE_ROUTER_SHADOWS,
     QUIRE_ROUTER_COMPLEXITY,
+    QUIRE_ROUTER_CONFIG_INFO,
+    QUIRE_ROUTER_CONFIG_STATE,
+    QUIRE_ROUTER_CONFIG_REFUSED,
+    QUIRE_ROUTER_CONFIG_REFUSALS,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

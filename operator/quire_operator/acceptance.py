@@ -1,22 +1,19 @@
-"""What becomes of resources without pods: is a ModelRoute used by routers, and why not; a Tenant is not, in this version.
+"""What becomes of resources without pods: is a ModelRoute used by routers, and why not; what a Tenant's condition says.
 
 Pure. This module must not know requests or caches.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from quire_contract.router_config import RouteEntry, RouteTargetEntry
-from quire_operator.api.model_route import MODEL_ROUTE, ModelRoute
-from quire_operator.api.tenant import TENANT
+from quire_contract.router_config import ComplexityStep, RouteEntry, RouteTargetEntry, ShadowEntry
+from quire_operator.api.model_route import MODEL_ROUTE, ModelRoute, ModelRouteSpec
 from quire_operator.api.validation import InvalidResourceError, Problem, parse_resource
 from quire_operator.name_claims import ServiceKey
+from quire_operator.tenants import TenantDecision, enforcement_text
 
-_TENANTS_NOT_YET = (
-    "routers of this version do not enforce tenants: keys, limits and allowed models have no effect, so every client"
-    " that reaches the router is served; keep it behind a network boundary"
-)
+_STICKY: Mapping[str, Literal["none", "tenant", "user"]] = {"None": "none", "Tenant": "tenant", "User": "user"}
 
 
 def decide_route(
@@ -38,16 +35,36 @@ def decide_route(
         message = f"{spec.model!r} is the name of the older ModelRoute {rival}; give this one another"
         return None, (Problem(path="spec.model", message=message),), "NameConflict"
     served_here = {name for name, key in owners.items() if key[0] == namespace}
-    wanted = {f"spec.targets[{i}].model": target.model for i, target in enumerate(spec.targets)}
-    wanted |= {f"spec.fallbacks[{i}]": model for i, model in enumerate(spec.fallbacks)}
-    problems = tuple(_unknown(path, model, served_here) for path, model in wanted.items() if model not in served_here)
+    problems = tuple(_unknown(path, model, served_here) for path, model in _wanted(spec) if model not in served_here)
     if problems:
         return None, problems, "UnknownModel"
-    targets = [RouteTargetEntry(model=target.model, weight=target.weight) for target in spec.targets]
-    entry = RouteEntry(
-        model=spec.model, targets=targets, fallbacks=list(spec.fallbacks), timeout_s=float(spec.timeout_seconds)
+    return route_entry(spec), (), "Accepted"
+
+
+def route_entry(spec: ModelRouteSpec) -> RouteEntry:
+    """A route as routers are told of it."""
+    return RouteEntry(
+        model=spec.model,
+        targets=[RouteTargetEntry(model=target.model, weight=target.weight) for target in spec.targets],
+        fallbacks=list(spec.fallbacks),
+        timeout_s=float(spec.timeout_seconds),
+        sticky=_STICKY[spec.sticky],
+        complexity=[
+            ComplexityStep(model=step.model, below=None if step.below is None else float(step.below))
+            for step in spec.complexity
+        ],
+        shadow=None if spec.shadow is None else ShadowEntry(model=spec.shadow.model, percent=spec.shadow.percent),
+        fallback_on_error=spec.fallback_on_error,
     )
-    return entry, (), "Accepted"
+
+
+def _wanted(spec: ModelRouteSpec) -> Iterator[tuple[str, str]]:
+    """(field, model) of every model that the route needs."""
+    yield from ((f"spec.targets[{i}].model", target.model) for i, target in enumerate(spec.targets))
+    yield from ((f"spec.fallbacks[{i}]", model) for i, model in enumerate(spec.fallbacks))
+    yield from ((f"spec.complexity[{i}].model", step.model) for i, step in enumerate(spec.complexity))
+    if spec.shadow is not None:
+        yield "spec.shadow.model", spec.shadow.model
 
 
 def accepted_status(
@@ -58,13 +75,13 @@ def accepted_status(
     return _status(document, "False" if problems else "True", reason, message, now)
 
 
-def tenant_status(document: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """The status of a Tenant."""
-    try:
-        parse_resource(dict(document), TENANT)
-    except InvalidResourceError as error:
-        return accepted_status(document, error.problems, "InvalidSpec", now)
-    return _status(document, "False", "NotYetSupported", _TENANTS_NOT_YET, now)
+def tenant_status(
+    document: Mapping[str, Any], decision: TenantDecision, known_models: Collection[str], now: datetime
+) -> dict[str, Any]:
+    """The status of a Tenant; `known_models` are names that it may use, routes included. A model that is unknown may come later."""
+    if decision.problems:
+        return accepted_status(document, decision.problems, decision.reason, now)
+    return _status(document, "True", decision.reason, enforcement_text(decision, known_models), now)
 
 
 def _status(document: Mapping[str, Any], status: str, reason: str, message: str, now: datetime) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from quire_operator.keys import ROUTERS, Key, key_of, service_key
 from quire_operator.name_claims import NameClaims
 from quire_operator.router_shards import SHARDS
 from quire_operator.store import KubeObject, ObjectStore
+from quire_operator.tenants import TenantBook
 from quire_operator.trimming import trim_object
 
 REASON_SLEEPING = "ScaledToZero"
@@ -22,9 +23,11 @@ OWN_KINDS: tuple[ResourceKind, ...] = (INFERENCE_SERVICE, MODEL_ROUTE, TENANT)
 class ClusterCache:
     """Documents of our kinds, children, pods, shards and routers; `enqueue` is told the key of whatever changed."""
 
-    def __init__(self, enqueue: Callable[[Key], None]) -> None:
+    def __init__(self, enqueue: Callable[[Key], None], home: str | None = None) -> None:
+        """`home` is the release's own namespace."""
         self._enqueue = enqueue
         self.claims = NameClaims()
+        self.tenants = TenantBook(home)
         self.documents = ObjectStore(key_of, self._document_changed)
         self.children = ObjectStore(_owner_uid, self._child_changed)
         self.pods = ObjectStore(_pod_service, self._pod_changed)
@@ -79,6 +82,8 @@ class ClusterCache:
             self._claims_changed(index, document)
             if document is not None:
                 self._key_of_uid[document["metadata"]["uid"]] = index
+        elif index.kind == TENANT.kind:
+            self._tenant_changed(index, document)
         self._enqueue(index)
 
     def _claims_changed(self, key: Key, document: KubeObject | None) -> None:
@@ -96,6 +101,17 @@ class ClusterCache:
         for route in self.documents_of(MODEL_ROUTE):
             self._enqueue(key_of(route))
         self._enqueue(ROUTERS)
+
+    def _tenant_changed(self, key: Key, document: KubeObject | None) -> None:
+        """Routers hear of it before anything else: a key may have been revoked. A key that was freed or taken concerns other tenants."""
+        name = (key.namespace, key.name)
+        is_gone = document is None or document["metadata"].get("deletionTimestamp")
+        concerned = self.tenants.drop(name) if is_gone or document is None else self.tenants.put(document)
+        if concerned is None:
+            return
+        self._enqueue(ROUTERS)
+        for other in concerned:
+            self._enqueue(Key(TENANT.kind, *other))
 
     def _child_changed(self, index: Hashable) -> None:
         key = self._key_of_uid.get(str(index))

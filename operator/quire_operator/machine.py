@@ -22,7 +22,7 @@ from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
-from quire_operator.keys import Key
+from quire_operator.keys import ROUTERS, Key
 from quire_operator.manifests.parts import MANAGER
 from quire_operator.metrics import Metrics
 from quire_operator.observations import Observations
@@ -79,8 +79,8 @@ class Machine:
         self._watch_documents = watch_documents
         self._rng = rng
         self._now = now
-        self._queue: WorkQueue[Key] = WorkQueue(rng)
-        self._cache = ClusterCache(self._queue.add)
+        self._queue: WorkQueue[Key] = WorkQueue(rng, urgent=(ROUTERS,))
+        self._cache = ClusterCache(self._queue.add, platform.namespace)
         self._working = asyncio.Event()
 
     @property

@@ -28,11 +28,14 @@ from quire_operator.release import Release
 from quire_operator.router_shards import ShardEntry, service_entry
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import KubeObject
+from quire_operator.traffic import PLAIN, Traffic, traffic_of
 from quire_operator.upgrade_gate import UpgradeGate
 from quire_operator.work_queue import TemporaryError, WorkQueue
 
 logger = logging.getLogger(__name__)
 
+ROUTERS_RETRY_S = (0.5, 1.5)
+"""Routers are told again so soon after the API server refused or was away: what waits may be the revocation of a key."""
 RESYNC_S = (480.0, 720.0)
 """Every resource is looked at again after so many seconds, whatever was or was not heard of it."""
 
@@ -56,6 +59,8 @@ class _Memory:
     apply_errors: tuple[Problem, ...] = ()
     weights: Mapping[str, int] | None = None
     """How its traffic is split; None: routers hear nothing of it."""
+    traffic: Traffic = PLAIN
+    """How its requests are treated."""
 
 
 class Reconciler:
@@ -83,6 +88,7 @@ class Reconciler:
         self._gate: UpgradeGate[Key] = UpgradeGate(platform.max_concurrent_upgrades, queue.add)
         self._memories: dict[Key, _Memory] = {}
         self._undecided: set[Key] | None = None
+        self._known_names: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def num_apply_errors(self) -> int:
@@ -110,7 +116,7 @@ class Reconciler:
         elif key.kind == MODEL_ROUTE.kind:
             await self._reconcile_route(document)
         else:
-            await self._writers.status.write(TENANT, document, tenant_status(document, self._now()))
+            await self._reconcile_tenant(document)
 
     async def _reconcile_service(self, key: Key, document: KubeObject) -> None:
         """Status first: it holds a rollout's state, and whoever goes on after a crash between the two must find where it was."""
@@ -164,9 +170,9 @@ class Reconciler:
         memory.decision = decision
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
-        weights = self._weights(document, decision)
-        if weights != memory.weights:
-            memory.weights = weights
+        told = self._weights(document, decision), traffic_of(document, memory.traffic)
+        if told != (memory.weights, memory.traffic):
+            memory.weights, memory.traffic = told
             self._queue.add(ROUTERS)
         return decision
 
@@ -204,10 +210,43 @@ class Reconciler:
         )
         self._queue.add(ROUTERS)
 
+    async def _reconcile_tenant(self, document: KubeObject) -> None:
+        """The status only: routers were told when the cache learnt of the change."""
+        meta = document["metadata"]
+        decision = self._cache.tenants.decision((meta["namespace"], meta["name"]))
+        if decision is None:  # gone meanwhile
+            return
+        is_home = meta["namespace"] == self._platform.namespace
+        known = {name for namespace, name in self._names() if is_home or namespace == meta["namespace"]}
+        await self._writers.status.write(TENANT, document, tenant_status(document, decision, known, self._now()))
+
     async def _reconcile_routers(self) -> None:
         if self._undecided is None or self._undecided:
             raise TemporaryError(f"{len(self._undecided or ())} services are undecided", 0.5)
-        self._queue.add(ROUTERS, await self._writers.release.write(self._entries()))
+        self._tell_tenants_of_names()
+        try:
+            again_s = await self._writers.release.write(self._entries())
+        except KubeError as error:
+            wait_s = max(self._rng.uniform(*ROUTERS_RETRY_S), min(error.retry_after_s or 0.0, 5.0))
+            raise TemporaryError(str(error), wait_s) from None
+        self._queue.add(ROUTERS, again_s)
+
+    def _tell_tenants_of_names(self) -> None:
+        """Tenants' statuses warn of models that nobody serves: they are looked at again when a name comes or goes."""
+        known = self._names()
+        if known == self._known_names:
+            return
+        self._known_names = known
+        for (namespace, name), decision in self._cache.tenants.decisions():
+            if decision.spec is not None and decision.spec.models:
+                self._queue.add(Key(TENANT.kind, namespace, name))
+
+    def _names(self) -> frozenset[tuple[str, str]]:
+        """(namespace, name) of what is served, and of routes."""
+        routes = (
+            (route["metadata"]["namespace"], _route_name(route)) for route in self._cache.documents_of(MODEL_ROUTE)
+        )
+        return frozenset(((owner[0], name) for name, owner in self._owners().items())) | frozenset(routes)
 
     def _entries(self) -> list[ShardEntry]:
         """The routers' whole configuration. Each name once: its owner is looked up now, whatever was decided when."""
@@ -215,16 +254,19 @@ class Reconciler:
         served: dict[ServiceKey, list[str]] = {}
         for name, owner in owners.items():
             served.setdefault(owner, []).append(name)
-        entries = [
-            service_entry(*owner, served_names, self._memories[service_key(*owner)].weights or {})
-            for owner, served_names in served.items()
-        ]
+        entries = []
+        for owner, served_names in served.items():
+            memory = self._memories[service_key(*owner)]
+            entries.append(service_entry(*owner, served_names, memory.weights or {}, memory.traffic))
         for document in self._cache.documents_of(MODEL_ROUTE):
             meta = document["metadata"]
             route, _, _ = decide_route(document, owners, older_routes)
             older_routes.setdefault(_route_name(document), (meta["namespace"], meta["name"]))
             if route is not None:
                 entries.append(ShardEntry(key=f"route:{meta['namespace']}/{meta['name']}", route=route))
+        for _, decision in self._cache.tenants.decisions():
+            if decision.entry is not None:
+                entries.append(ShardEntry(key=f"tenant:{decision.entry.id}", tenant=decision.entry))
         return entries
 
     def _owners(self) -> Mapping[str, ServiceKey]:

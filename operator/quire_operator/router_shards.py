@@ -16,29 +16,34 @@ from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.resources import CONFIG_MAP, DEPLOYMENT
 from quire_contract.router_config import MAX_SHARD_BYTES, SHARD_KEY, ModelEntry, RouteEntry, RouterConfig, ServiceEntry
+from quire_contract.router_tenants import TenantEntry
 from quire_contract.telemetry import log_event
 from quire_operator.comparison import holds
 from quire_operator.manifests import parts
 from quire_operator.metrics import Metrics
 from quire_operator.platform import Platform
 from quire_operator.store import ObjectStore
+from quire_operator.traffic import PLAIN, Traffic, model_entries, split_entry
 from quire_operator.trimming import trim_object
 
 logger = logging.getLogger(__name__)
 
 SHARDS = "shards"
 _MAX_SHARDS = 1024
+_USUAL_SHARD_BYTES = MAX_SHARD_BYTES // 4
+"""So large a shard becomes two: a change of one tenant is written and read as a shard, by every router."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """What stays together: a service with its names, or a route."""
+    """What stays together: a service with its names, a route, or a tenant."""
 
     key: str
     """Decides the shard."""
     models: tuple[ModelEntry, ...] = ()
     service: ServiceEntry | None = None
     route: RouteEntry | None = None
+    tenant: TenantEntry | None = None
 
 
 @dataclass(kw_only=True)
@@ -46,22 +51,26 @@ class _Shard:
     models: list[ModelEntry] = field(default_factory=list)
     services: list[ServiceEntry] = field(default_factory=list)
     routes: list[RouteEntry] = field(default_factory=list)
+    tenants: list[TenantEntry] = field(default_factory=list)
 
     def text(self) -> str:
-        config = RouterConfig(models=self.models, endpoints=[], services=self.services, routes=self.routes)
+        config = RouterConfig(
+            models=self.models, endpoints=[], services=self.services, routes=self.routes, tenants=self.tenants
+        )
         return msgspec.json.encode(config).decode()
 
 
-def service_entry(namespace: str, name: str, served: Iterable[str], weights: Mapping[str, int]) -> ShardEntry:
-    """A service, its names and how its traffic is split."""
+def service_entry(
+    namespace: str, name: str, served: Iterable[str], weights: Mapping[str, int], traffic: Traffic = PLAIN
+) -> ShardEntry:
+    """A service, its names, and how its traffic is split and treated."""
     service = f"{namespace}/{name}"
-    split = ServiceEntry(id=service, weights=dict(sorted(weights.items()))) if weights else ServiceEntry(id=service)
     return ShardEntry(
-        key=service, models=tuple(ModelEntry(name=model, service=service) for model in served), service=split
+        key=service, models=model_entries(service, served, traffic), service=split_entry(service, weights, traffic)
     )
 
 
-def shard_texts(entries: Iterable[ShardEntry], max_bytes: int = MAX_SHARD_BYTES) -> list[str]:
+def shard_texts(entries: Iterable[ShardEntry], max_bytes: int = _USUAL_SHARD_BYTES) -> list[str]:
     """The content of each shard: a power of two of them, as few as fit."""
     ordered = sorted(entries, key=lambda entry: entry.key)
     num_shards = 1
@@ -103,8 +112,9 @@ class RouterShards:
     async def _remove_others(self, wanted: set[str]) -> None:
         for live in self._shards.of(SHARDS):
             meta = live["metadata"]
-            if meta["name"] in wanted:
-                continue
+            labels = meta.get("labels") or {}
+            if meta["name"] in wanted or labels.get(names.LABEL_MANAGED_BY) != parts.MANAGER:
+                continue  # the chart's settings are a shard, too
             try:
                 await self._client.delete(CONFIG_MAP, meta["namespace"], meta["name"], uid=meta["uid"])
             except KubeError as error:
@@ -172,4 +182,6 @@ def _filled(entries: Sequence[ShardEntry], num_shards: int) -> list[_Shard]:
             shard.services.append(entry.service)
         if entry.route is not None:
             shard.routes.append(entry.route)
+        if entry.tenant is not None:
+            shard.tenants.append(entry.tenant)
     return shards

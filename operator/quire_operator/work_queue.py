@@ -8,7 +8,7 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
 from quire_contract.kube.client import KubeError
@@ -20,6 +20,8 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
+_AHEAD_S = 3600.0
+"""Urgent keys count as due for so long already, so that no other one comes before them."""
 
 
 class TemporaryError(Exception):
@@ -37,9 +39,10 @@ class PermanentError(Exception):
 class WorkQueue(Generic[KeyT]):
     """Keys in the order in which they are due."""
 
-    def __init__(self, rng: random.Random) -> None:
-        """`rng` spreads what would come back at the same time."""
+    def __init__(self, rng: random.Random, urgent: Collection[KeyT] = ()) -> None:
+        """`rng` spreads what would come back at the same time; `urgent` keys come before all others once they are due."""
         self._rng = rng
+        self._urgent = frozenset(urgent)
         self._heap: list[tuple[float, int, KeyT]] = []
         self._due_s: dict[KeyT, float] = {}
         self._working: set[KeyT] = set()
@@ -54,7 +57,7 @@ class WorkQueue(Generic[KeyT]):
 
     def add(self, key: KeyT, delay_s: float = 0.0) -> None:
         """`key` is due after `delay_s` at the latest; the earliest of several wishes counts."""
-        due_s = _now_s() + delay_s
+        due_s = _now_s() + (delay_s if delay_s > 0 or key not in self._urgent else -_AHEAD_S)
         if due_s < self._due_s.get(key, float("inf")):
             self._due_s[key] = due_s
             self._push(key, due_s)

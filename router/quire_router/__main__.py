@@ -10,14 +10,11 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import aiohttp
 import uvloop
-import zmq
-import zmq.asyncio
 from aiohttp import http_parser, http_writer, web
 
 from quire_contract import names
@@ -37,36 +34,34 @@ from quire_router.assembly import build_layers
 from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
+from quire_router.config_metrics import ConfigMetrics
 from quire_router.connections import client_session
-from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.endpoints import EndpointPool
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
 from quire_router.kube_source import KubernetesSource
-from quire_router.kv_follower import KvFollower
 from quire_router.kv_index import KvIndex, SentIndex
-from quire_router.kv_subscriber import KvSubscriber
 from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.mending import Mender
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker
-from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy
 from quire_router.redis_answers import answers_in_redis
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
+from quire_router.saved_config import SavedConfig
 from quire_router.server import RouterServer
 from quire_router.shared_store import shared_store
 from quire_router.tenancy import Tenancy, tenancy_of
 from quire_router.upstream import Timeouts, Upstreams
+from quire_router.watching import Watchers, zmq_context
 
 log = logging.getLogger("quire_router")
 
 BACKLOG = 2048
-MAX_ZMQ_SOCKETS = 32_768
-"""An endpoint takes up to four; ZMQ's own limit of 1023 would end at 250 workers."""
 GC_THRESHOLDS = (20_000, 20, 50)
 """Requests make few cycles: the collector's defaults would look for them several times in each."""
 
@@ -154,18 +149,7 @@ async def running(
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
         reader = PromptReader(executor)
         session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
-        context = zmq.asyncio.Context()
-        context.set(zmq.MAX_SOCKETS, MAX_ZMQ_SOCKETS)
-        stack.callback(context.destroy, linger=0)
-        zmq_trust = None if settings.kv_events_plain else trust
         live = LiveConfig()
-
-        def watchers(endpoint: Endpoint) -> list[Coroutine[Any, Any, None]]:
-            follower = KvFollower(endpoint, index, sent, metrics)
-            subscriber = KvSubscriber(endpoint, follower, context, trust=zmq_trust, clock=time.monotonic)
-            prober = Prober(endpoint, session, reader, trust, lambda: live.settings.faults.lost_after_s)
-            return [prober.run(), subscriber.run()]
-
         shared = shared_store(settings, "" if access is None else access.namespace)
         tenancy = await stack.enter_async_context(
             tenancy_of(
@@ -178,11 +162,6 @@ async def running(
                 wall_clock=time.time,
             )
         )
-        keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
-        stack.push_async_callback(keeper.close)
-        source = await stack.enter_async_context(source_of(settings, access, keeper))
-        loop = asyncio.get_running_loop()
-        metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
         picker = Picker(
             pool=pool,
             index=index,
@@ -207,6 +186,23 @@ async def running(
         )
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
         calls = build_calls(settings, trust, pool, picker, metrics, layered(layers, proxy.answer), tenancy)
+        watchers = Watchers(
+            live=live,
+            index=index,
+            sent=sent,
+            reader=reader,
+            metrics=metrics,
+            session=session,
+            context=zmq_context(stack),
+            trust=trust,
+            plain_events=settings.kv_events_plain,
+        )
+        keeper = EndpointKeeper(pool, index, sent, reader, watchers.of, live)
+        stack.push_async_callback(keeper.close)
+        source = await stack.enter_async_context(source_of(settings, access, keeper))
+        loop = asyncio.get_running_loop()
+        metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
+        metrics.registry.register(ConfigMetrics(live, source))
         app = RouterApp(
             pool=pool,
             index=index,
@@ -254,6 +250,7 @@ async def source_of(
             home=home,
             namespaces=settings.watch_namespaces or (home,),
             rng=random.Random(),  # noqa: S311 - spreads retries, guards nothing
+            saved=None if settings.state_dir is None else SavedConfig(settings.state_dir),
         )
 
 

@@ -70,6 +70,8 @@ class RouterSettings:
     """One log line for each request."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    state_dir: Path | None = None
+    """Folder for the configuration that was last in force on a cluster; None: a router that starts while the API server is away waits."""
 
 
 def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterSettings:
@@ -126,6 +128,9 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterS
     )
     add("--disable-log-requests", dest="log_requests", action="store_false", help="no log line for each request")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
+    add(
+        "--state-dir", type=Path, metavar="DIR", help="keep the last configuration here, for a start without API server"
+    )
     values = vars(parser.parse_args(argv))
     if values["config"] is None and not values["release"]:
         parser.error("--release: is required with --kubernetes and --kubeconfig")

@@ -45,10 +45,14 @@ class EndpointKeeper:
         self._live = live
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
+    def check(self, config: RouterConfig) -> None:
+        """RouterConfigError if a part of the router cannot use `config`."""
+        self._live.check(config)
+
     async def apply(self, config: RouterConfig) -> None:
         """Serve what the configuration says, from now on. Requests that run at removed endpoints go on there."""
         changes = self._pool.apply(config)
-        self._live.swap(config)
+        self._live.swap(config)  # no await between the two: no request sees one without the other
         for endpoint in changes.removed:
             await self._stop(endpoint)
         for endpoint in changes.added:
@@ -97,12 +101,21 @@ class FileSource:
         self._keeper = keeper
         self.last_contact_s = float("-inf")
         """The event loop's time when the file was last there."""
+        self.num_refused = 0
+        """1 while the file's present content is not used."""
+        self.num_refusals = 0
+        """Contents that were refused."""
         self._seen: tuple[int, int, int] | None = None
+
+    @property
+    def state(self) -> str:
+        """A file is there from the beginning."""
+        return "live"
 
     async def load(self) -> None:
         """Apply the file as it is. RouterConfigError if it cannot be used."""
         self._seen = _version_of(self._path)
-        await self._keeper.apply(read_config(self._path))
+        await self._keeper.apply(self._read())
         self.last_contact_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
@@ -123,12 +136,20 @@ class FileSource:
             return False
         self._seen = version
         try:
-            config = read_config(self._path)
+            config = self._read()
         except RouterConfigError as error:
+            self.num_refused = 1
+            self.num_refusals += 1
             log_event(log, logging.ERROR, "configuration_refused", kept="last good one", problem=str(error))
             return False
         await self._keeper.apply(config)
+        self.num_refused = 0
         return True
+
+    def _read(self) -> RouterConfig:
+        config = read_config(self._path)
+        self._keeper.check(config)
+        return config
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:

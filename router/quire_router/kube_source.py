@@ -1,8 +1,9 @@
 """The configuration of a router on a cluster: follows the operator's shards and the workers' pods through the API server.
 
-Nothing is applied before everything was listed once; while the API server is away, the last known configuration holds. A namespace that
-cannot be read while others can (it was deleted with its permissions) does not keep the rest from being served. Changes that come together
-are applied together. What the objects mean is `worker_pods`'s, how they are followed the Reflector's.
+Nothing is applied before everything was listed once; while the API server is away, the last known configuration holds, and a router that
+starts then uses what its last process saved. A namespace that cannot be read while others can (it was deleted with its permissions) does
+not keep the rest from being served. Changes that come together are applied together. What the objects mean is `config_shards`'s and
+`worker_pods`'s, how they are followed the Reflector's.
 """
 
 import asyncio
@@ -15,15 +16,19 @@ from quire_contract import names
 from quire_contract.kube.client import KubeClient
 from quire_contract.kube.reflector import Reflector
 from quire_contract.kube.resources import CONFIG_MAP, POD, ResourceKind
-from quire_contract.router_config import SHARD_KEY, RouterConfig, RouterConfigError, decode_config
-from quire_contract.telemetry import log_event
+from quire_contract.router_config import RouterConfig
+from quire_contract.telemetry import Trouble, log_event
+from quire_router.config_shards import Shards, desired_with_lost
 from quire_router.keeper import EndpointKeeper
+from quire_router.saved_config import SavedConfig
 from quire_router.worker_pods import WorkerPod, desired_config, key_of, read_pod
 
 log = logging.getLogger("quire_router.kube")
 
 DEBOUNCE_S = 0.05
 """Changes within this time are applied at once: a rollout touches many pods, the operator several shards."""
+SAVED_AFTER_S = 3.0
+"""An API server that has not told of the shards by then counts as away, and the saved configuration is used."""
 RESTART_S = 1.0
 PATIENCE_S = 10.0
 """How long the first configuration waits for a namespace after another one was read."""
@@ -33,48 +38,6 @@ _DELETED = "DELETED"
 
 Document = dict[str, Any]
 Key = tuple[str, str]
-
-
-class Shards:
-    """The operator's ConfigMaps. One that cannot be used keeps its last good content."""
-
-    def __init__(self) -> None:
-        self._shards: dict[Key, RouterConfig] = {}
-        self._refused: dict[Key, str] = {}
-
-    @property
-    def ordered(self) -> list[RouterConfig]:
-        """By number: `<release>-router-config-<n>`."""
-        return [self._shards[key] for key in sorted(self._shards, key=lambda key: (len(key[1]), key))]
-
-    def replace(self, documents: Sequence[Document]) -> None:
-        """These are all there are."""
-        for key in self._shards.keys() - {key_of(document) for document in documents}:
-            self._drop(key)
-        for document in documents:
-            self._take(document)
-
-    def change(self, event: str, document: Document) -> None:
-        """One came, changed or went."""
-        if event == _DELETED:
-            self._drop(key_of(document))
-        else:
-            self._take(document)
-
-    def _drop(self, key: Key) -> None:
-        self._shards.pop(key, None)
-        self._refused.pop(key, None)
-
-    def _take(self, document: Document) -> None:
-        key = key_of(document)
-        content = (document.get("data") or {}).get(SHARD_KEY) or ""
-        try:
-            self._shards[key] = decode_config(content.encode(), f"ConfigMap {key[0]}/{key[1]}, {SHARD_KEY}")
-            self._refused.pop(key, None)
-        except RouterConfigError as error:
-            if self._refused.get(key) != str(error):
-                log_event(log, logging.ERROR, "configuration_refused", kept="its last good one", problem=str(error))
-            self._refused[key] = str(error)
 
 
 class Pods:
@@ -113,6 +76,7 @@ class KubernetesSource:
         namespaces: Sequence[str],
         rng: random.Random,
         patience_s: float = PATIENCE_S,
+        saved: SavedConfig | None = None,
     ) -> None:
         self._client = client
         self._keeper = keeper
@@ -121,7 +85,11 @@ class KubernetesSource:
         self._patience_s = patience_s
         self._changed = asyncio.Event()
         self._applied: RouterConfig | None = None
-        self._shards = Shards()
+        self._saved = saved
+        self._last_saved = None if saved is None else saved.load()
+        self._state = "none"
+        self._trouble = Trouble()
+        self._shards = Shards(keeper.check)
         scopes = [None] if ALL_NAMESPACES in namespaces else list(dict.fromkeys(namespaces))
         self._pods: Mapping[str | None, Pods] = {scope: Pods() for scope in scopes}
         selector = f"{names.LABEL_ROUTER_CONFIG}={release}"
@@ -135,9 +103,26 @@ class KubernetesSource:
         """The event loop's time when the API server was last heard about whatever has been silent the longest; minus infinity if never."""
         return min(reflector.last_contact_s for reflector in self._reflectors())
 
+    @property
+    def state(self) -> str:
+        """ "none", "saved" or "live": where the configuration in force is from."""
+        return self._state
+
+    @property
+    def num_refused(self) -> int:
+        """Shards whose present content is not used."""
+        return self._shards.num_refused
+
+    @property
+    def num_refusals(self) -> int:
+        """Contents of shards that were refused."""
+        return self._shards.num_refusals
+
     async def run(self) -> None:
         """Follow the cluster until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            if self._saved is not None:
+                tasks.create_task(self._saved.run())
             for reflector in self._reflectors():
                 tasks.create_task(self._follow(reflector))
             tasks.create_task(self._apply_changes())
@@ -173,7 +158,7 @@ class KubernetesSource:
             await asyncio.sleep(RESTART_S)
 
     async def _apply_changes(self) -> None:
-        await self._first_lists()
+        await self._begin()
         while True:
             await self._changed.wait()
             await asyncio.sleep(DEBOUNCE_S)
@@ -184,6 +169,18 @@ class KubernetesSource:
                 log.exception("applying the configuration failed; it is tried again")
                 await asyncio.sleep(RESTART_S)
                 self._changed.set()
+
+    async def _begin(self) -> None:
+        """Until everything was listed once. A server that is away meanwhile is stood in for by what was saved."""
+        try:
+            async with asyncio.timeout(SAVED_AFTER_S):
+                await self._shard_reflector.synced.wait()
+        except TimeoutError:
+            if self._last_saved is not None:
+                log_event(log, logging.WARNING, "configuration_restored", reason="the API server does not answer")
+                await self._keeper.apply(self._last_saved)
+                self._state = "saved"
+        await self._first_lists()
 
     async def _first_lists(self) -> None:
         """Wait for the shards, for one namespace's pods however long it takes, and for the others' until patience ends."""
@@ -200,7 +197,14 @@ class KubernetesSource:
 
     async def _apply(self) -> None:
         pods = [pod for scope in self._pods.values() for pod in scope.known]
-        config = desired_config(self._shards.ordered, pods, self._home)
+        wanted = desired_config(self._shards.ordered, pods, self._home)
+        config = desired_with_lost(wanted, self._shards.lost, self._applied or self._last_saved)
+        if config is None:
+            if self._trouble.is_news("settings"):
+                log_event(log, logging.ERROR, "not_configured", reason="the shard with the settings cannot be used")
+            return
         if config != self._applied:  # most news of pods change nothing here
             await self._keeper.apply(config)
-            self._applied = config
+            self._applied, self._state = config, "live"
+            if self._saved is not None:
+                self._saved.keep(config)

@@ -10,6 +10,8 @@ from quire_contract.router_settings import RouterSettingsEntry
 
 Follower = Callable[[RouterConfig], None]
 """Makes of a configuration what it needs, at once and without waiting for anything."""
+Check = Callable[[RouterConfig], None]
+"""Raises RouterConfigError, naming the field, for a configuration (or a shard of one) that a part of the router cannot use."""
 
 
 class LiveConfig:
@@ -21,6 +23,16 @@ class LiveConfig:
         """Of the configuration without its endpoints, equal in all routers that serve the same; empty before the first one."""
         self._followers: list[Follower] = []
         self._config: RouterConfig | None = None
+        self._checks: list[Check] = []
+
+    def guard(self, check: Check) -> None:
+        """Ask `check` about what is to come, before it is used: a follower must not fail."""
+        self._checks.append(check)
+
+    def check(self, config: RouterConfig) -> None:
+        """RouterConfigError if a part of the router cannot use it."""
+        for check in self._checks:
+            check(config)
 
     def follow(self, follower: Follower) -> None:
         """Call `follower` with the configuration that is in force, if there is one, and with every one to come."""

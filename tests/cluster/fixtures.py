@@ -100,11 +100,17 @@ def install_crds(kubectl: Command) -> list[str]:
     names = [name.partition("/")[2] for name in applied]
     for name in names:
         wait_for(partial(_is_served, kubectl, name), 30.0, f"{name} is served")
+        wait_for(partial(_is_published, kubectl, name), 60.0, f"the schema of {name} is published")
     return names
 
 
 def _is_served(kubectl: Command, resource: str) -> bool:
     return kubectl.run("get", resource, "-A").returncode == 0
+
+
+def _is_published(kubectl: Command, resource: str) -> bool:
+    """Whether kubectl can tell its fields: before that it refuses no unknown one."""
+    return kubectl.run("explain", f"{resource}.spec").returncode == 0
 
 
 def _given_control_plane(kubeconfig: Path, tools: Tools) -> GivenControlPlane:

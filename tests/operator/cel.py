@@ -45,11 +45,17 @@ def is_greater(left: Decimal, right: Decimal) -> Any:
     return celpy.celtypes.BoolType(left > right)
 
 
+def is_sorted(items: Any) -> Any:
+    """Kubernetes' method of the same name."""
+    return celpy.celtypes.BoolType(list(items) == sorted(items))
+
+
 def holds(rule: str, value: Any) -> bool:
     """Whether a CEL rule holds for `self`."""
     functions: dict[str, Callable[..., Any]] = {
         "quantity": lambda text: quantity_value(str(text)),
         "isGreaterThan": is_greater,
+        "isSorted": is_sorted,
         "contains": lambda text, part: celpy.celtypes.BoolType(part in text),
     }
     environment = celpy.Environment()

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime
 
-from quire_operator.acceptance import accepted_status, decide_route, tenant_status
+from quire_contract.router_config import ComplexityStep, ShadowEntry
+from quire_operator.acceptance import accepted_status, decide_route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OWNERS = {"llama": ("team", "llama"), "secret": ("other", "secret")}
@@ -57,15 +58,29 @@ def test_a_condition_keeps_its_time_while_it_does_not_turn() -> None:
     assert turned["observedGeneration"] == 3
 
 
-def test_a_tenant_is_told_that_nothing_enforces_it() -> None:
-    document = {
-        "apiVersion": "quire.dev/v1alpha1",
-        "kind": "Tenant",
-        "metadata": {"name": "t", "namespace": "team"},
-        "spec": {},
-    }
+def test_stickiness_shadows_and_fallbacks_on_errors_are_told_to_routers() -> None:
+    shadow = {"model": "llama", "percent": 5}
+    entry, problems, _ = decide_route(route(sticky="User", shadow=shadow, fallbackOnError=True), OWNERS, {})
 
-    condition = tenant_status(document, NOW)["conditions"][0]
+    assert problems == ()
+    assert (entry.sticky, entry.shadow, entry.fallback_on_error) == (
+        "user",
+        ShadowEntry(model="llama", percent=5),
+        True,
+    )
 
-    assert (condition["status"], condition["reason"]) == ("False", "NotYetSupported")
-    assert "do not enforce" in condition["message"]
+
+def test_a_route_by_complexity_needs_its_models_too() -> None:
+    document = route(complexity=[{"model": "llama", "below": "30"}, {"model": "nobody"}], shadow={"model": "secret"})
+    del document["spec"]["targets"]
+
+    entry, problems, reason = decide_route(document, OWNERS, {})
+    known, no_problems, _ = decide_route(
+        document, {**OWNERS, "nobody": ("team", "nobody"), "secret": ("team", "secret")}, {}
+    )
+
+    assert (entry, reason) == (None, "UnknownModel")
+    assert [problem.path for problem in problems] == ["spec.complexity[1].model", "spec.shadow.model"]
+    assert no_problems == ()
+    assert known.complexity == [ComplexityStep(model="llama", below=30.0), ComplexityStep(model="nobody")]
+    assert known.targets == []

@@ -76,11 +76,28 @@ ROUTES = [
     "{model: m, targets: [{model: m}]}",
     "{model: m, targets: [{model: a}], fallbacks: [m]}",
     "{model: m, targets: [{model: a}, {model: b, weight: 0}], fallbacks: [c]}",
+    "{model: m}",
+    "{model: m, targets: [], fallbacks: [c]}",
+    "{model: m, targets: [{model: a}], complexity: [{model: b}]}",
+    "{model: m, targets: [{model: a}], shadow: {model: m}}",
+    "{model: m, targets: [{model: a}], shadow: {model: b, percent: 5}, sticky: Tenant, fallbackOnError: true}",
+    "{model: m, complexity: [{model: m}]}",
+    "{model: m, complexity: [{model: a}]}",
+    "{model: m, complexity: [{model: a, below: '9'}, {model: b, below: '10.5'}, {model: c}]}",
+    "{model: m, complexity: [{model: a, below: '10'}, {model: b, below: '9'}, {model: c}]}",
+    "{model: m, complexity: [{model: a, below: '10'}, {model: b, below: '10.0'}, {model: c}]}",
+    "{model: m, complexity: [{model: a, below: '10'}]}",
+    "{model: m, complexity: [{model: a}, {model: b}]}",
+    "{model: m, complexity: [{model: a}, {model: b, below: '10'}]}",
 ]
 TENANTS = [
     "{}",
     f"keys: [{{id: a, sha256: '{'0' * 64}'}}, {{id: a, sha256: '{'1' * 64}'}}]",
     f"keys: [{{id: a, sha256: '{'0' * 64}'}}, {{id: b, sha256: '{'1' * 64}'}}]",
+    f"keys: [{{id: a, sha256: '{'0' * 64}'}}, {{id: b, sha256: '{'0' * 64}'}}]",
+    "billing: {mode: Prepaid}",
+    "billing: {mode: Prepaid, credit: '250.00'}",
+    "billing: {credit: '1'}",
 ]
 CASES = [
     *((INFERENCE_SERVICE, spec) for spec in SERVICES),

@@ -209,7 +209,7 @@ def test_defaults_ask_for_nothing_unsupported(document: Make) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"model": "m", "targets": []}, "spec.targets: is too short: at least 1"),
+        ({"model": "m", "targets": []}, "spec.targets: must say who answers"),
         ({"model": "m", "targets": [{"model": "a", "weight": 0}]}, "spec.targets: all weights are 0"),
         ({"model": "m", "targets": [{"model": "a"}, {"model": "a"}]}, "spec.targets: a model is a target twice"),
         ({"model": "m", "targets": [{"model": "m"}]}, "spec.model: a route must not lead to itself"),

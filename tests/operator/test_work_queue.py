@@ -41,6 +41,18 @@ async def test_the_earliest_of_several_wishes_counts() -> None:
         assert await queue.take() == "a"
 
 
+async def test_an_urgent_key_comes_before_those_that_were_due_earlier() -> None:
+    queue: WorkQueue[str] = WorkQueue(random.Random(1), urgent=["z"])
+    queue.add("a")
+    queue.add("z", 3600)
+    queue.add("b")
+    queue.add("z")
+
+    taken = [await queue.take() for _ in range(3)]
+
+    assert taken == ["z", "a", "b"]
+
+
 async def test_waits_grow_with_failures_and_begin_anew_after_a_success() -> None:
     queue: WorkQueue[str] = WorkQueue(random.Random(1))
 

@@ -401,6 +401,65 @@ async def test_a_router_that_starts_without_the_api_server_waits_and_refuses_for
     assert later == (200, (200, "one"))
 
 
+async def test_a_router_that_starts_without_the_api_server_serves_what_its_last_process_saved(
+    cluster, wire, follow, start_worker, until, tmp_path
+):
+    first, second = await start_worker("one"), await start_worker("late")
+    await cluster.put_shard(SHARD)
+    await cluster.put_pod("one", first.host)
+    saved = tmp_path / "router-config.json"
+    before = await follow(wire, state_dir=tmp_path)
+    await before.until_ready(1)
+    await until(lambda: saved.exists() and first.host in saved.read_text())
+    await wire.cut()
+
+    after = await follow(wire, state_dir=tmp_path)
+    await until(lambda: after.app._pool.is_configured)
+    await after.until_ready(1)
+    while_away = await ask(after), await metric(after, 'quire_router_config_state{state="saved"}')
+    await cluster.put_pod("late", second.host)
+    await wire.mend()
+    await until(lambda: len(after.app._pool) == 2, 30)
+    digests = {await metric_line(router, "quire_router_config_info{") for router in (before, after)}
+
+    assert while_away == ((200, "one"), 1.0)
+    assert await metric(after, 'quire_router_config_state{state="live"}') == 1.0
+    assert len(digests) == 1
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+async def test_refused_shards_are_counted_until_they_are_mended(cluster, follow, until):
+    await cluster.put_shard(SHARD)
+    router = await follow()
+    await until(lambda: router.app._pool.models == ("m",))
+
+    await cluster.put_text('{"models": [], "endpoints": [], "settings": {"faults": {"max_resumes": -1}}}', number=1)
+    await until_metric(router, "quire_router_config_refused_shards", 1.0)
+    while_refused = await metric(router, "quire_router_config_refusals_total"), (await ask(router))[0]
+    await cluster.put_text('{"models": [], "endpoints": [], "settings": {"faults": {"max_resumes": 1}}}', number=1)
+    await until_metric(router, "quire_router_config_refused_shards", 0.0)
+
+    assert while_refused == (1.0, 503)
+
+
+async def metric_line(router, beginning):
+    """The first line of /metrics that begins so."""
+    async with router.get("/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next((line for line in lines if line.startswith(beginning)), "")
+
+
+async def metric(router, series):
+    line = await metric_line(router, f"{series} ")
+    return float(line.rpartition(" ")[2]) if line else None
+
+
+async def until_metric(router, series, expected):
+    async with asyncio.timeout(10):
+        while await metric(router, series) != expected:  # noqa: ASYNC110 - nobody sets an event
+            await asyncio.sleep(POLL_S)
+
+
 @pytest.mark.parametrize("all_namespaces", [False, True], ids=["named", "all"])
 async def test_workers_of_several_namespaces_may_have_equal_names(cluster, follow, start_worker, all_namespaces):
     here, there = await start_worker("here"), await start_worker("there")
@@ -434,6 +493,9 @@ class Keeper:
 
     def __init__(self):
         self.applied = []
+
+    def check(self, config):
+        """Whatever decodes is right."""
 
     async def apply(self, config):
         self.applied.append(config)

@@ -11,6 +11,7 @@ from quire_operator.api.base import ApiModel, NotYet, Rule
 from quire_operator.api.operations import AdapterSpec, DisaggregationSpec, RolloutSpec, ScalingSpec
 from quire_operator.api.resource import API_VERSION, MAX_NAME_LENGTH, Kind, ObjectMeta, PrinterColumn
 from quire_operator.api.status import InferenceServiceStatus
+from quire_operator.api.traffic import PriceSpec, RoutingSpec
 from quire_operator.api.workload import (
     BY_NAME,
     AcceleratorSpec,
@@ -68,6 +69,10 @@ class InferenceServiceSpec(ApiModel):
     """Where the pods may run."""
     pod_template: PodTemplateSpec = PodTemplateSpec()
     """The few things about the pods that a user may add."""
+    routing: RoutingSpec = RoutingSpec()
+    """How routers treat its requests."""
+    price: PriceSpec | None = None
+    """What its tokens cost; nothing when absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

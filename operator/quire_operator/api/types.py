@@ -61,6 +61,9 @@ ObjectName = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN_PATTERN, max
 ServedName = Annotated[str, StringConstraints(pattern=SERVED_NAME_PATTERN, max_length=128)]
 """A name that clients put into "model"; no "@", because event topics separate their parts with it."""
 
+DecimalText = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})?$", max_length=22)]
+"""A decimal number that is not negative, as text: JSON's numbers would round it."""
+
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY_PATTERN, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE_PATTERN, max_length=63)]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]

@@ -7,11 +7,12 @@ This module must not know how workers are made, only which names they serve.
 from collections.abc import Sequence
 
 from quire_contract import names
-from quire_contract.router_config import ModelEntry, RouterConfig, encode_config
+from quire_contract.router_config import ModelEntry, RouterConfig, ServiceEntry, encode_config
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.manifests import parts
 from quire_operator.manifests.parts import Manifest
 from quire_operator.platform import Platform
+from quire_operator.traffic import Traffic, model_entries, split_entry
 
 CONTAINER = "router"
 COMMAND = "quire-router"
@@ -30,12 +31,16 @@ _READ = ("get", "list", "watch")
 
 def router_config(services: Sequence[InferenceService]) -> RouterConfig:
     """Every served name. Endpoints come later: from pods on a cluster, from the supervisor under `quire up`."""
-    models = [
-        ModelEntry(name=name, service=f"{service.metadata.namespace or 'default'}/{service.metadata.name}")
-        for service in services
-        for name in service.served_names
-    ]
-    return RouterConfig(models=models, endpoints=[])
+    models: list[ModelEntry] = []
+    splits: list[ServiceEntry] = []
+    for service in services:
+        name = f"{service.metadata.namespace or 'default'}/{service.metadata.name}"
+        traffic = Traffic(routing=service.spec.routing, price=service.spec.price)
+        models += model_entries(name, service.served_names, traffic)
+        splits.append(split_entry(name, {}, traffic))
+    return RouterConfig(
+        models=models, endpoints=[], services=[split for split in splits if split != ServiceEntry(id=split.id)]
+    )
 
 
 def config_map_name(platform: Platform) -> str:

@@ -245,7 +245,7 @@ async def test_routes_and_tenants_are_told_whether_they_count(cluster) -> None:
         assert "demo" in unknown["message"]
 
         async def tenant():
-            return (await cluster.condition(resources.TENANT, "team", "Accepted")).get("reason") == "NotYetSupported"
+            return (await cluster.condition(resources.TENANT, "team", "Accepted")).get("status") == "True"
 
         await cluster.until(tenant)
 
