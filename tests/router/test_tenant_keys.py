@@ -189,11 +189,12 @@ async def test_prompts_are_hashed_with_the_salt_that_workers_get(start_upstream,
     for key in ("t", "u"):
         async with router.post({"model": "m", "prompt": ids}, headers=bearer(key)) as answer:
             assert answer.status == 200
-    reader = router.app._picker._reader
-    read = [blocks.hashes for blocks in reader._cache.values()]
-
+    sent = router.app._picker._sent
     salts = [headers["x-quire-cache-salt"] for headers in worker.headers]
-    assert read == [wire_hashes(hash_blocks(ids, 16, ExtraKeys(cache_salt=salt))) for salt in salts]
+    expected = [wire_hashes(hash_blocks(ids, 16, ExtraKeys(cache_salt=salt))) for salt in salts]
+
+    assert [sent.match_prefix("a", hashes, 0.0) for hashes in expected] == [2, 2]
+    assert sent.match_prefix("a", wire_hashes(hash_blocks(ids, 16)), 0.0) == 0
     assert decode_routing_fields(worker.bodies[0]).cache_salt is None
 
 
