@@ -68,6 +68,8 @@ REASON_QUEUE_FULL = "queue_full"
 REASON_QUEUE_TIMEOUT = "queue_timeout"
 REASON_DEADLINE = "deadline"
 REASON_NOT_READY = "not_ready"
+REASON_NO_ENDPOINT = "no_endpoint"
+"""A router's: no worker of the model became ready for as long as a request may wait for one."""
 
 # HTTP paths that one process asks of another
 PATH_HEALTH = "/health"
@@ -94,6 +96,7 @@ PATH_DEBUG_ROUTE = "/debug/route"
 PATH_RERANK_PLAIN = "/rerank"
 PATH_RERANK_COHERE = "/v2/rerank"
 PATH_SCORE_PLAIN = "/score"
+PATH_DEMAND = "/internal/demand"
 
 # Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
 VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
@@ -161,6 +164,16 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+QUIRE_ROUTER_QUEUE_LENGTH = "quire_router_queue_length"
+"""{model, band="high" | "normal" | "low"}: requests that wait in the router; the band is the sign of their priority."""
+QUIRE_ROUTER_QUEUE_BYTES = "quire_router_queue_bytes"
+"""Bodies of the requests that wait in the router."""
+QUIRE_ROUTER_HELD_REQUESTS = "quire_router_held_requests"
+"""{model}: those that wait because no worker is ready."""
+QUIRE_ROUTER_QUEUE_WAIT_SECONDS = "quire_router_queue_wait_seconds"
+"""{model}, a histogram: of requests that waited and then started."""
+QUIRE_ROUTER_QUEUE_DROPPED = "quire_router_queue_dropped_total"
+"""{reason}: requests that did not start, or waited and left."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -240,6 +253,11 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_KV_SNAPSHOTS,
     QUIRE_ROUTER_PREFIX_TOKENS,
     QUIRE_ROUTER_PREFIX_HIT_TOKENS,
+    QUIRE_ROUTER_QUEUE_LENGTH,
+    QUIRE_ROUTER_QUEUE_BYTES,
+    QUIRE_ROUTER_HELD_REQUESTS,
+    QUIRE_ROUTER_QUEUE_WAIT_SECONDS,
+    QUIRE_ROUTER_QUEUE_DROPPED,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

@@ -244,6 +244,8 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""
