@@ -32,9 +32,10 @@ from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
 from quire_router.answer import layered
 from quire_router.app import Handler, RouterApp
-from quire_router.assembly import build_layers
+from quire_router.assembly import build_layers, build_waiting_room
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
+from quire_router.demand import Demand
 from quire_router.endpoints import Endpoint, EndpointPool
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
@@ -52,6 +53,7 @@ from quire_router.proxy import Proxy, Timeouts
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
+from quire_router.waiting_room import WaitingRoom
 
 log = logging.getLogger("quire_router")
 
@@ -135,7 +137,8 @@ async def running(
     settings: RouterSettings, trust: Trust | None, access: KubeAccess | None = None
 ) -> AsyncIterator[tuple[RouterApp, str]]:
     """The whole router, listening; its app and its address "http://host:port". At the end requests may finish."""
-    metrics, stats = RouterMetrics(), RevisionStats(boot=secrets.token_hex(8))
+    boot = secrets.token_hex(8)
+    metrics, stats = RouterMetrics(), RevisionStats(boot=boot)
     pool, index, sent = EndpointPool(stats), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
@@ -154,9 +157,6 @@ async def running(
         live = LiveConfig()
         keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
-        source = await stack.enter_async_context(source_of(settings, access, keeper))
-        loop = asyncio.get_running_loop()
-        metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
         picker = Picker(
             pool=pool,
             index=index,
@@ -167,18 +167,27 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
+        room = build_waiting_room(live=live, pool=pool, picker=picker, metrics=metrics)
+        router = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
+        demand = Demand(pool=pool, room=room, router=router, boot=boot, clock=time.monotonic, wall_clock=time.time)
+        room.on_held = demand.note_held
+        calls = build_calls(settings, trust, pool, picker, metrics, session, live, room)
+        source = await stack.enter_async_context(source_of(settings, access, keeper))
+        loop = asyncio.get_running_loop()
+        metrics.config_age_s.set_function(lambda: loop.time() - source.last_contact_s)
         app = RouterApp(
             pool=pool,
             index=index,
             picker=picker,
-            others=answered_elsewhere(calls, InternalApi(trust, stats)),
+            others=answered_elsewhere(calls, InternalApi(trust, stats, demand)),
             access=Access(settings.api_keys),
             metrics=metrics,
             clock=time.monotonic,
             started_ts=int(time.time()),
         )
         address = await stack.enter_async_context(listening(app, settings))
+        stack.callback(room.close)
+        stack.callback(demand.close)
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
         stack.push_async_callback(cancel_all, tasks)
         yield app, address
@@ -212,6 +221,7 @@ def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, t
     return {
         **dict.fromkeys(PATHS_WITH_PROMPT | PATHS_BY_MODEL, ("POST", calls.handle)),
         names.PATH_REVISION_STATS: ("GET", internal.revision_stats),
+        names.PATH_DEMAND: ("GET", internal.demand),
     }
 
 
@@ -223,6 +233,7 @@ def build_calls(
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
     live: LiveConfig,
+    room: WaitingRoom,
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
@@ -239,7 +250,7 @@ def build_calls(
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered(build_layers(live=live, picker=picker), proxy.answer),
+        source=layered(build_layers(live=live, picker=picker, room=room), proxy.answer),
         metrics=metrics,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),

@@ -78,6 +78,7 @@ class Outcome:
         "status",
         "target",
         "usage",
+        "waited_s",
     )
 
     def __init__(self) -> None:
@@ -96,3 +97,5 @@ class Outcome:
         """"cache" or "shared" if no worker computed the answer for this call alone."""
         self.flags: list[str] = []
         """Names of content filters that found something."""
+        self.waited_s = 0.0
+        """In the router's own queue, before it went to a worker."""

@@ -148,6 +148,7 @@ class CallHandler:
             target=None if outcome.target == model else outcome.target,
             status=outcome.status,
             attempts=outcome.attempts,
+            waited_ms=round(outcome.waited_s * 1000, 1) or None,
             first_byte_ms=None if first_s is None else round(first_s * 1000, 1),
             total_ms=round(total_s * 1000, 1),
             **fields,

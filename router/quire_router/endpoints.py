@@ -84,6 +84,8 @@ class Endpoint:
         """Uncached tokens of our requests there that have not answered yet."""
         self.on_suspect: Callable[[], None] = lambda: None
         """Called when something suggests that it is gone, so that its prober looks at once."""
+        self.on_change: Callable[[Endpoint], None] = lambda _: None
+        """Called when requests may have got room here, or lost it: by readiness, a load report or the end of a request."""
         self._unreported: deque[Reservation] = deque()
         self._ms_per_token: float | None = None
         self._recent_ms = 0.0
@@ -99,10 +101,12 @@ class Endpoint:
     def mark_ready(self) -> None:
         """A probe succeeded."""
         self.ready, self.why_not, self.draining = True, "", False
+        self.on_change(self)
 
     def mark_not_ready(self, why: str) -> None:
         """A probe failed."""
         self.ready, self.why_not = False, why
+        self.on_change(self)
 
     def mark_down(self, why: str) -> None:
         """Somebody else than its prober found it gone: out of the pool at once, until a probe succeeds."""
@@ -112,6 +116,7 @@ class Endpoint:
     def mark_draining(self) -> None:
         """It said so itself: no new requests, though what runs there goes on."""
         self.draining = True
+        self.on_change(self)
         self.on_suspect()
 
     def restarted(self) -> None:
@@ -125,6 +130,7 @@ class Endpoint:
     def take_report(self, report: LoadReport, now_s: float) -> None:
         """The newest load report; it also says whether the endpoint is draining."""
         self.report, self.report_s, self.draining = report, now_s, report.draining
+        self.on_change(self)
 
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
@@ -166,6 +172,7 @@ class Endpoint:
         self.prefilled(reservation)
         reservation.closed = True
         self.num_in_flight -= 1
+        self.on_change(self)
 
     def recent_ms(self, now_s: float) -> float:
         """Work given lately, in ms, decaying."""
@@ -214,6 +221,8 @@ class EndpointPool:
         self._names: tuple[str, ...] = ()
         self.num_services = 0
         """InferenceServices that are served or have endpoints."""
+        self.on_change: Callable[[Endpoint], None] = lambda _: None
+        """What every endpoint calls, as `Endpoint.on_change` says; to be set before the first configuration."""
         self.is_configured = False
         """Whether there was a configuration yet: before it, an unknown name may still become known."""
 
@@ -268,8 +277,9 @@ class EndpointPool:
             if known is not None:
                 known.entry, known.counts = entry, counts
             else:
-                self._by_id[entry.id] = Endpoint(entry, counts)
-                added.append(self._by_id[entry.id])
+                made = self._by_id[entry.id] = Endpoint(entry, counts)
+                made.on_change = self.on_change
+                added.append(made)
         self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
         self._index(config)
         return Changes(added=tuple(added), removed=removed)

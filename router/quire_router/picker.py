@@ -159,6 +159,16 @@ class Picker:
         counts.prefix_hit_tokens.inc(choice.matched_tokens)
         return Reservation(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
 
+    def least_uncached(self, model: str, prompt: ReadablePrompt) -> int:
+        """Tokens of a prompt that even the best worker of `model` would have to compute."""
+        best_known = _best_known(prompt)
+        if best_known is None:
+            return 1
+        endpoints, now_s = self._pool.serving(model) or (), self._clock()
+        held = self._held_blocks(endpoints, prompt)
+        matched = (self._matched(e, prompt.blocks_for(e), held.get(e.id, 0), now_s)[0] for e in endpoints)
+        return max(1, best_known.num_tokens - max(matched, default=0))
+
     def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
         usable = {e.entry.revision for e in endpoints if e.is_usable and e.id not in tried}
         return Split(revision=choose_by_weight(weights, usable, self._rng), weights=weights)
