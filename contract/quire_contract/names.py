@@ -83,6 +83,8 @@ HEADER_MODEL = "x-quire-model"
 """Of a request to a route: which of its models answers."""
 HEADER_COMPLEXITY = "x-quire-complexity"
 """Of an answer: the request's score and what it is made of."""
+REASON_NO_ENDPOINT = "no_endpoint"
+"""A router's: no worker of the model became ready for as long as a request may wait for one."""
 
 # HTTP paths that one process asks of another
 PATH_HEALTH = "/health"
@@ -111,6 +113,7 @@ PATH_RERANK_COHERE = "/v2/rerank"
 PATH_SCORE_PLAIN = "/score"
 PATH_ADMIN_USAGE = "/admin/usage"
 PATH_ADMIN_TENANTS = "/admin/tenants"
+PATH_DEMAND = "/internal/demand"
 
 # Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
 VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
@@ -219,6 +222,16 @@ QUIRE_ROUTER_CONFIG_STATE = "quire_router_config_state"
 QUIRE_ROUTER_CONFIG_REFUSED = "quire_router_config_refused_shards"
 """Shards (or the file) whose present content is refused; their last good one holds."""
 QUIRE_ROUTER_CONFIG_REFUSALS = "quire_router_config_refusals_total"
+QUIRE_ROUTER_QUEUE_LENGTH = "quire_router_queue_length"
+"""{model, band="high" | "normal" | "low"}: requests that wait in the router; the band is the sign of their priority."""
+QUIRE_ROUTER_QUEUE_BYTES = "quire_router_queue_bytes"
+"""Bodies of the requests that wait in the router."""
+QUIRE_ROUTER_HELD_REQUESTS = "quire_router_held_requests"
+"""{model}: those that wait because no worker is ready."""
+QUIRE_ROUTER_QUEUE_WAIT_SECONDS = "quire_router_queue_wait_seconds"
+"""{model}, a histogram: of requests that waited and then started."""
+QUIRE_ROUTER_QUEUE_DROPPED = "quire_router_queue_dropped_total"
+"""{reason}: requests that did not start, or waited and left."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"
@@ -316,6 +329,11 @@ ROUTER_METRICS: tuple[str, ...] = (
     QUIRE_ROUTER_CONFIG_STATE,
     QUIRE_ROUTER_CONFIG_REFUSED,
     QUIRE_ROUTER_CONFIG_REFUSALS,
+    QUIRE_ROUTER_QUEUE_LENGTH,
+    QUIRE_ROUTER_QUEUE_BYTES,
+    QUIRE_ROUTER_HELD_REQUESTS,
+    QUIRE_ROUTER_QUEUE_WAIT_SECONDS,
+    QUIRE_ROUTER_QUEUE_DROPPED,
 )
 
 # Metrics that an operator must expose after its first look at a resource.

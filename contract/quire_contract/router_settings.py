@@ -23,6 +23,11 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """A worker with more requests in its own queue is full."""
     kv_use_limit: float = 0.95
     """A worker with a greater part of its KV blocks in use by requests is full, unless it runs nothing."""
+    in_flight_per_worker: int = 256
+    """A worker that reports no load is full with so many of a router's requests; also used for a batch size that is not reported."""
+    comment_s: float = 5.0
+    """A stream that waits longer gets its status and a comment line, and another one as often, so that its client knows that it is
+    alive; what is refused after that comes as an error event. 0: nothing is sent while it waits."""
 
 
 class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -134,13 +139,25 @@ def settings_problem(settings: RouterSettingsEntry) -> str | None:
         for field, value in msgspec.structs.asdict(getattr(settings, section)).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
                 return f"{section}.{field}: is {value}; it must not be negative"
+    return _range_problem(settings) or _filters_problem(settings.filters)
+
+
+def _range_problem(settings: RouterSettingsEntry) -> str | None:
     for percent in ("max_ejected_percent", "max_hedged_percent"):
         if (value := getattr(settings.faults, percent)) > 100:
             return f"faults.{percent}: is {value}; it must be at most 100"
     if settings.faults.ejection_s == 0:
         return "faults.ejection_s: is 0; to leave no worker out, set faults.consecutive_failures to 0"
+    if settings.admission.in_flight_per_worker < 1:
+        return (
+            "admission.in_flight_per_worker: is 0; give at least 1, or workers without load reports would get nothing"
+        )
+    return None
+
+
+def _filters_problem(filters: list[FilterEntry]) -> str | None:
     seen: set[str] = set()
-    for i, entry in enumerate(settings.filters):
+    for i, entry in enumerate(filters):
         problem = _filter_problem(entry)
         if problem is not None:
             return f"filters[{i}].{problem}"

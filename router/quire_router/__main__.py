@@ -8,6 +8,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -30,13 +31,14 @@ from quire_router.access import Access
 from quire_router.admin import AdminApi, admin_listening
 from quire_router.answer import Source, layered
 from quire_router.app import Handler, RouterApp
-from quire_router.assembly import build_layers
+from quire_router.assembly import build_layers, build_waiting_room
 from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.config_metrics import ConfigMetrics
 from quire_router.connections import client_session
-from quire_router.endpoints import EndpointPool
+from quire_router.demand import Demand
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
@@ -172,6 +174,10 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
+        room = build_waiting_room(live=live, pool=pool, picker=picker, metrics=metrics)
+        router = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
+        demand = Demand(pool=pool, room=room, router=router, boot=boot, clock=time.monotonic, wall_clock=time.time)
+        room.on_held = demand.note_held
         background = Background()
         redis_answers = await stack.enter_async_context(answers_in_redis(shared, background))
         stack.push_async_callback(background.close)
@@ -183,6 +189,7 @@ async def running(
             redis_answers=redis_answers,
             background=background,
             tenancy=tenancy,
+            room=room,
         )
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
         calls = build_calls(settings, trust, pool, picker, metrics, layered(layers, proxy.answer), tenancy)
@@ -207,7 +214,7 @@ async def running(
             pool=pool,
             index=index,
             picker=picker,
-            others=answered_elsewhere(calls, InternalApi(trust, stats)),
+            others=answered_elsewhere(calls, InternalApi(trust, stats, demand)),
             access=Access(settings.api_keys, tenancy.tenants, time.time),
             metrics=metrics,
             clock=time.monotonic,
@@ -225,6 +232,8 @@ async def running(
             listens = admin_listening(api, settings.admin_host, settings.admin_port)
             app.admin_url = await stack.enter_async_context(listens)
         address = await stack.enter_async_context(listening(app, settings))
+        stack.callback(room.close)
+        stack.callback(demand.close)
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
         stack.push_async_callback(cancel_all, tasks)
         yield app, address
@@ -259,6 +268,7 @@ def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, t
     return {
         **dict.fromkeys(PATHS_WITH_PROMPT | PATHS_BY_MODEL, ("POST", calls.handle)),
         names.PATH_REVISION_STATS: ("GET", internal.revision_stats),
+        names.PATH_DEMAND: ("GET", internal.demand),
     }
 
 

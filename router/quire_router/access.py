@@ -19,8 +19,10 @@ from quire_contract.trust import presented_key
 from quire_router.call import Tenant
 from quire_router.tenants import TenantBook
 
-OPEN_PATHS = frozenset({names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS})
-"""The last one is not open to anybody: its own handler asks for the release's token instead."""
+OPEN_PATHS = frozenset(
+    {names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS, names.PATH_DEMAND}
+)
+"""The last two are not open to anybody: their own handler asks for the release's token instead."""
 
 
 class Access:

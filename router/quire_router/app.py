@@ -15,7 +15,7 @@ from quire_contract.request_id import request_id_from
 from quire_router.access import Access
 from quire_router.call import Tenant
 from quire_router.debug_route import describe_endpoints, explain_decisions
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.kv_index import KvIndex
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker

@@ -3,9 +3,15 @@
 client -> tenant's requests -> filters -> prompt is read -> tenant's tokens -> saving -> routes' fallbacks -> admission -> proxy -> worker
 """
 
+import time
+
+from quire_router.admission import AdmissionLayer
+from quire_router.admission_metrics import AdmissionMetrics
 from quire_router.answer import Layer
 from quire_router.background import Background
-from quire_router.endpoints import EndpointPool
+from quire_router.call import Call
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.line import LIGHT_PATHS
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
 from quire_router.model_versions import ModelVersions
@@ -17,6 +23,10 @@ from quire_router.route_metrics import RouteMetrics
 from quire_router.saving import Clocks, SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 from quire_router.tenancy import Tenancy
+from quire_router.waiting_room import WaitingRoom
+
+BYTES_PER_TOKEN = 4
+"""Of a body whose prompt nobody has read."""
 
 
 def build_layers(
@@ -28,6 +38,7 @@ def build_layers(
     redis_answers: RedisAnswers | None,
     background: Background,
     tenancy: Tenancy,
+    room: WaitingRoom,
 ) -> list[Layer]:
     """What each call passes, outermost first."""
     route_notes, routes = route_layers(
@@ -49,5 +60,19 @@ def build_layers(
         )
     )
     layers.append(routes)
-    # Admission: waits for room at the workers.
+    layers.append(AdmissionLayer(room, time.monotonic))
     return layers
+
+
+def build_waiting_room(*, live: LiveConfig, pool: EndpointPool, picker: Picker, metrics: RouterMetrics) -> WaitingRoom:
+    """Where calls wait for room at the workers; it hears of every change at them."""
+
+    def uncached(call: Call) -> int:
+        if call.prompt is not None:
+            return picker.least_uncached(call.targets[0], call.prompt)
+        return 1 if call.path in LIGHT_PATHS else 1 + len(call.body) // BYTES_PER_TOKEN
+
+    room = WaitingRoom(pool=pool, metrics=AdmissionMetrics(metrics.registry), uncached=uncached, clock=time.monotonic)
+    pool.on_change = room.changed
+    live.follow(room.apply)
+    return room

@@ -82,6 +82,7 @@ class Outcome:
         "status",
         "target",
         "usage",
+        "waited_s",
     )
 
     def __init__(self) -> None:
@@ -102,3 +103,5 @@ class Outcome:
         """Names of content filters that found something."""
         self.resumes = 0
         """How often its stream went on at another worker."""
+        self.waited_s = 0.0
+        """In the router's own queue, before it went to a worker."""

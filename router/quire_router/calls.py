@@ -25,7 +25,7 @@ from quire_contract.telemetry import log_event
 from quire_router.answer import Source
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.delivery import deliver
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response
@@ -169,6 +169,7 @@ class CallHandler:
             status=outcome.status,
             attempts=outcome.attempts,
             resumes=outcome.resumes or None,
+            waited_ms=round(outcome.waited_s * 1000, 1) or None,
             first_byte_ms=None if first_s is None else round(first_s * 1000, 1),
             total_ms=round(total_s * 1000, 1),
             **fields,

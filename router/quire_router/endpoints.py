@@ -1,30 +1,21 @@
-"""The endpoints and what is known of each: readiness, load, prefill speed, and the requests we have there.
+"""What is known of an endpoint: readiness, load, prefill speed, and the requests we have there.
 
-State only: what changes it (probes, events, the proxy) lives elsewhere, and so does every socket. Where the list of endpoints comes from
-(a file, the cluster's API) is not known here either: a source calls `EndpointPool.apply` with a whole configuration.
+State only: what changes it (probes, events, the proxy) lives elsewhere, and so does every socket.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import (
-    ComplexityStep,
     EndpointEntry,
-    RouteEntry,
-    RouterConfig,
-    RouteTargetEntry,
-    RoutingPolicy,
 )
 from quire_contract.router_settings import FaultSettings
 from quire_router import ejection
-from quire_router.revision_stats import RevisionCounts, RevisionStats
+from quire_router.revision_stats import RevisionCounts
 from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
 
 REPORT_LAG_S = 0.05
@@ -122,6 +113,8 @@ class Endpoint:
         self.trial: Reservation | None = None
         """The request that decides whether it comes back, after it was left out of the choice."""
         self.uses: set[Use] = set()
+        self.on_change: Callable[[Endpoint], None] = lambda _: None
+        """Called when requests may have got room here, or lost it: by readiness, a load report or the end of a request."""
         self._unreported: deque[Reservation] = deque()
         self._ms_per_token: float | None = None
         self._recent_ms = 0.0
@@ -141,10 +134,12 @@ class Endpoint:
     def mark_ready(self) -> None:
         """A probe succeeded."""
         self.ready, self.why_not, self.draining = True, "", False
+        self.on_change(self)
 
     def mark_not_ready(self, why: str) -> None:
         """A probe failed."""
         self.ready, self.why_not = False, why
+        self.on_change(self)
 
     def mark_down(self, why: str) -> None:
         """Somebody else than its prober found it gone: out of the pool at once, until a probe succeeds."""
@@ -154,6 +149,7 @@ class Endpoint:
     def mark_draining(self) -> None:
         """It said so itself: no new requests, though what runs there goes on."""
         self.draining = True
+        self.on_change(self)
         self.on_suspect()
 
     def restarted(self) -> None:
@@ -188,6 +184,7 @@ class Endpoint:
         """The newest load report; it also says whether the endpoint is draining."""
         self.report, self.report_s, self.draining = report, now_s, report.draining
         self.heard_s, self.life = now_s, report.epoch
+        self.on_change(self)
 
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
@@ -233,6 +230,7 @@ class Endpoint:
         self.num_in_flight -= 1
         if self.trial is reservation:
             self.trial = None
+        self.on_change(self)
 
     def recent_ms(self, now_s: float) -> float:
         """Work given lately, in ms, decaying."""
@@ -278,129 +276,6 @@ class Endpoint:
         kept = [r for r in self._unreported if not r.closed and r.started_s > limit_s]
         if len(kept) != len(self._unreported):
             self._unreported = deque(kept)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What a new configuration did to the pool."""
-
-    added: tuple[Endpoint, ...]
-    removed: tuple[Endpoint, ...]
-
-
-class EndpointPool:
-    """All endpoints by id and by model name. An entry with another address is a new endpoint: nothing learnt of the old one holds."""
-
-    def __init__(self, stats: RevisionStats) -> None:
-        self._stats = stats
-        self._by_id: dict[str, Endpoint] = {}
-        self._by_model: dict[str, tuple[Endpoint, ...]] = {}
-        self._weights: dict[str, Mapping[str, int]] = {}
-        self._routes: dict[str, RouteEntry] = {}
-        self._policies: dict[str, RoutingPolicy] = {}
-        self._adapters: dict[str, str] = {}
-        self._names: tuple[str, ...] = ()
-        self.num_services = 0
-        """InferenceServices that are served or have endpoints."""
-        self.faults = FaultSettings()
-        """How faults of endpoints are judged."""
-        self.is_configured = False
-        """Whether there was a configuration yet: before it, an unknown name may still become known."""
-
-    def __iter__(self) -> Iterator[Endpoint]:
-        return iter(tuple(self._by_id.values()))
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names that requests may use, routes included, whether anything is ready or not."""
-        return self._names
-
-    def get(self, endpoint_id: str) -> Endpoint | None:
-        """The endpoint of that id now."""
-        return self._by_id.get(endpoint_id)
-
-    def serving(self, model: str) -> tuple[Endpoint, ...] | None:
-        """The endpoints of a model, ready or not. None: nobody declared such a model (it may be a route)."""
-        return self._by_model.get(model)
-
-    def weights(self, model: str) -> Mapping[str, int] | None:
-        """How the model's requests are split among revisions. None: they are not."""
-        return self._weights.get(model)
-
-    def policy(self, model: str) -> RoutingPolicy:
-        """How a worker of the model is chosen."""
-        return self._policies.get(model, "kv_aware")
-
-    def adapter(self, model: str) -> str:
-        """The adapter that the name stands for; empty: none."""
-        return self._adapters.get(model, "")
-
-    def route(self, name: str) -> RouteEntry | None:
-        """The route of that name."""
-        return self._routes.get(name)
-
-    def answering(self, name: str) -> tuple[Endpoint, ...]:
-        """Every endpoint that may answer for a model or a route, ready or not."""
-        route = self._routes.get(name)
-        models = [name] if route is None else [*(entry.model for entry in named(route)), *route.fallbacks]
-        return tuple({e.id: e for model in models for e in self._by_model.get(model, ())}.values())
-
-    def has_usable(self, model: str) -> bool:
-        """Whether a worker of the model takes requests."""
-        return any(endpoint.is_usable for endpoint in self._by_model.get(model, ()))
-
-    def apply(self, config: RouterConfig) -> Changes:
-        """Make the pool what the configuration says. Endpoints at an unchanged address keep their state."""
-        entries = {entry.id: entry for entry in config.endpoints}
-        removed = tuple(e for e in self._by_id.values() if not _is_same_place(e.entry, entries.get(e.id)))
-        for endpoint in removed:
-            del self._by_id[endpoint.id]
-            endpoint.ready, endpoint.why_not = False, "removed from the configuration"
-        added = []
-        for entry in config.endpoints:
-            counts = self._stats.of(entry.service, entry.revision)
-            known = self._by_id.get(entry.id)
-            if known is not None:
-                known.entry, known.counts = entry, counts
-            else:
-                self._by_id[entry.id] = Endpoint(entry, counts)
-                added.append(self._by_id[entry.id])
-        self.faults = FaultSettings() if config.settings is None else config.settings.faults
-        self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
-        self._index(config)
-        return Changes(added=tuple(added), removed=removed)
-
-    def _index(self, config: RouterConfig) -> None:
-        by_model: dict[str, list[Endpoint]] = {model.name: [] for model in config.models}
-        for entry in config.endpoints:
-            for name in entry.models:
-                by_model[name].append(self._by_id[entry.id])
-        self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
-        split = {service.id: service.weights for service in config.services if service.weights}
-        self._weights = {model.name: split[model.service] for model in config.models if model.service in split}
-        policies = {service.id: service.policy for service in config.services}
-        self._policies = {model.name: policies[model.service] for model in config.models if model.service in policies}
-        self._adapters = {model.name: model.adapter for model in config.models if model.adapter}
-        self._routes = {route.model: route for route in config.routes}
-        self._names = (*self._by_model, *self._routes)
-        services = {*(m.service for m in config.models), *(e.service for e in config.endpoints)}
-        self.num_services = len({*services, *(service.id for service in config.services)} - {""})
-        self.is_configured = True
-
-
-def named(route: RouteEntry) -> list[RouteTargetEntry] | list[ComplexityStep]:
-    """Where a route says who answers."""
-    return route.targets or route.complexity
-
-
-def _is_same_place(old: EndpointEntry, new: EndpointEntry | None) -> bool:
-    """Whether both are one worker at one address, whatever it serves and whomever it belongs to."""
-    if new is None:
-        return False
-    return old == msgspec.structs.replace(new, models=old.models, service=old.service, revision=old.revision)
 
 
 def _in_range(ms_per_token: float) -> float:

@@ -11,7 +11,8 @@ from typing import Any
 
 from quire_contract.router_config import RouterConfig, RouterConfigError, read_config
 from quire_contract.telemetry import log_event
-from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.live_config import LiveConfig
 from quire_router.prompts import PromptReader

@@ -23,7 +23,8 @@ from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_router.answer import BrokenStreamError
 from quire_router.call import Outcome
-from quire_router.endpoints import Endpoint, EndpointPool, Reservation
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint, Reservation
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.picker import Picker
 from quire_router.replay import Replay

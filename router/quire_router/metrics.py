@@ -5,7 +5,8 @@ from collections.abc import Collection
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from quire_contract import names
-from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint
 from quire_router.kv_index import KvIndex
 
 UNKNOWN_MODEL = "unknown"

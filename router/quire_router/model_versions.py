@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from quire_contract.router_config import RouterConfig
-from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint
 from quire_router.stored_answers import ModelVersion
 
 

@@ -13,7 +13,8 @@ from quire_contract.block_hash import ExtraKeys
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import RoutingPolicy
 from quire_router import ejection
-from quire_router.endpoints import Endpoint, EndpointPool, Reservation, pooled_speed
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint, Reservation, pooled_speed
 from quire_router.kv_index import KvIndex, SentIndex, extend_match
 from quire_router.metrics import RouterMetrics
 from quire_router.policies import POLICIES_BY_CONTENT, choose_by
@@ -187,6 +188,16 @@ class Picker:
         reservation = Reservation(endpoint, uncached, now_s)
         reservation.is_trial = ejection.stage_of(endpoint.health, now_s) == "trial"
         return reservation
+
+    def least_uncached(self, model: str, prompt: ReadablePrompt) -> int:
+        """Tokens of a prompt that even the best worker of `model` would have to compute."""
+        best_known = _best_known(prompt)
+        if best_known is None:
+            return 1
+        endpoints, now_s = self._pool.serving(model) or (), self._clock()
+        held = self._held_blocks(endpoints, prompt)
+        matched = (self._matched(e, prompt.blocks_for(e), held.get(e.id, 0), now_s)[0] for e in endpoints)
+        return max(1, best_known.num_tokens - max(matched, default=0))
 
     def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
         usable = {e.entry.revision for e in endpoints if e.is_usable and e.id not in tried}

@@ -10,7 +10,7 @@ from quire_contract.openai.errors import CODE_DEADLINE, ApiError
 from quire_router.answer import Answer, Layer, Source
 from quire_router.background import Background
 from quire_router.call import Call, Outcome
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.live_config import LiveConfig
 from quire_router.route_metrics import RouteMetrics
 from quire_router.shadow import ShadowTraffic

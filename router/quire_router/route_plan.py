@@ -18,7 +18,7 @@ from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import RouteEntry
 from quire_contract.trust import presented_key
 from quire_router.complexity import Complexity, complexity_of
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.splitting import order_by_hash, order_targets
 
 MAX_PLANS = 512

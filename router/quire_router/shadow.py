@@ -17,7 +17,8 @@ from quire_contract.telemetry import log_event
 from quire_router.answer import BrokenStreamError, Source
 from quire_router.background import Background
 from quire_router.call import Call, Outcome
-from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint
 from quire_router.route_metrics import RouteMetrics, ShadowResult
 
 log = logging.getLogger("quire_router.shadow")

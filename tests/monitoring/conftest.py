@@ -28,6 +28,7 @@ from prometheus_client import generate_latest
 
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_operator.metrics import Metrics
 
 from .programs import program
@@ -256,7 +257,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             ports[pod] = port
         config = folder / "router.json"
         write_config(
-            config, RouterConfig(models=[ModelEntry(name=SERVED), ModelEntry(name=NOWHERE)], endpoints=entries)
+            config,
+            RouterConfig(
+                models=[ModelEntry(name=SERVED), ModelEntry(name=NOWHERE)],
+                endpoints=entries,
+                settings=RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0)),
+            ),
         )
         (router_port,) = free_ports(1)
         command = [sys.executable, "-m", "quire_router", "--config", str(config), "--port", str(router_port)]

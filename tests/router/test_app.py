@@ -5,10 +5,12 @@ import gzip
 import io
 import json
 
+import msgspec
 import pytest
 
 from quire_contract import names
 from quire_contract.router_config import ModelEntry, RouterConfig
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 
 EMPTY = RouterConfig(models=[ModelEntry(name="m"), ModelEntry(name="org/other")], endpoints=[])
 
@@ -103,10 +105,13 @@ async def test_an_unknown_model_is_told_which_ones_there_are(start_router):
     assert "Served: m, org/other." in error["message"]
 
 
-async def test_a_known_model_without_a_ready_worker_is_unavailable_for_now(start_router, make_config, start_upstream):
+async def test_without_time_for_a_worker_to_come_a_known_model_without_one_is_unavailable_for_now(
+    start_router, make_config, start_upstream
+):
     worker = await start_upstream("a")
     worker.ready_status = 503
-    router = await start_router(make_config(worker))
+    at_once = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
+    router = await start_router(msgspec.structs.replace(make_config(worker), settings=at_once))
 
     async with router.post({"model": "m", "prompt": "x"}) as answer:
         error = await error_of(answer)

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
 
 START_TIMEOUT_S = 60.0
@@ -225,7 +226,8 @@ async def test_the_console_script_serves_reloads_its_file_and_ends_on_sigterm(
     start_upstream, make_config, router_process
 ):
     worker = await start_upstream("a")
-    process, path, url = router_process(RouterConfig(models=[ModelEntry(name="m")], endpoints=[]))
+    at_once = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
+    process, path, url = router_process(RouterConfig(models=[ModelEntry(name="m")], endpoints=[], settings=at_once))
     body = {"model": "m", "prompt": "w1 w2", "max_tokens": 2}
 
     async def until_status(expected):
@@ -272,3 +274,24 @@ async def test_clients_of_the_other_apis_are_served_through_the_router_and_find_
     assert again.usage.cache_read_input_tokens == response.usage.input_tokens_details.cached_tokens >= 18 * 16
     assert again.usage.input_tokens + again.usage.cache_read_input_tokens == counted.input_tokens
     assert response.usage.input_tokens == counted.input_tokens
+
+
+async def test_a_small_workers_own_queue_stays_short_and_a_burst_is_served_whole(start_workers, start_router, until):
+    workers = start_workers(2, "--max-num-seqs", "2")
+    router = await start_router(config_for(workers))
+    await until(lambda: in_step(router, 2), START_TIMEOUT_S)
+    rng, reported = random.Random(9), []
+    tell = router.app._pool.get("w0").on_change
+
+    def note(endpoint):
+        if endpoint.report is not None:
+            reported.append(endpoint.report.waiting)
+        tell(endpoint)
+
+    for endpoint in router.app._pool:
+        endpoint.on_change = note
+    talks = [[{"role": "user", "content": words(rng, 40)}] for _ in range(80)]
+    answers = await asyncio.gather(*(chat(router, talk, max_tokens=16) for talk in talks))
+
+    assert len(answers) == 80
+    assert max(reported) <= 5 + 1, "its queue, and one that crossed the report"

@@ -20,12 +20,15 @@ from quire_contract.kube.access import KubeAccess
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.resources import CONFIG_MAP, NAMESPACE, POD
 from quire_contract.router_config import ModelEntry, RouterConfig, ServiceEntry, encode_config
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_router.kube_source import KubernetesSource
 
 BODY = {"model": "m", "prompt": "hello"}
 WORKER_PORT = 8000
 POLL_S = 0.02
-SHARD = RouterConfig(models=[ModelEntry(name="m", service="HOME/svc")], endpoints=[])
+REFUSE_AT_ONCE = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
+"""Nobody waits for a first worker."""
+SHARD = RouterConfig(models=[ModelEntry(name="m", service="HOME/svc")], endpoints=[], settings=REFUSE_AT_ONCE)
 
 
 class Cluster:
@@ -479,7 +482,7 @@ async def test_a_namespace_that_is_not_watched_serves_nothing(cluster, follow, s
     there = await start_worker("there")
     models = [ModelEntry(name="n", service="AWAY/svc")]
     await cluster.put_pod("pod", there.host, namespace=cluster.away, served=("n",))
-    await cluster.put_shard(RouterConfig(models=models, endpoints=[]))
+    await cluster.put_shard(RouterConfig(models=models, endpoints=[], settings=REFUSE_AT_ONCE))
 
     router = await follow()
     await until(lambda: router.app._pool.models == ("n",))

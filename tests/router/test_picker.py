@@ -6,7 +6,7 @@ import pytest
 
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker, ReadablePrompt

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from quire_contract.load_report import LoadReport
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, ServiceEntry
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker, ReadablePrompt

@@ -7,10 +7,13 @@ import pytest
 from aiohttp import web
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, ServiceEntry, write_config
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
 
 BODY = {"model": "m", "prompt": "hello"}
 STREAM = {**BODY, "stream": True}
+REFUSE_AT_ONCE = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
+"""Nobody waits for a first worker."""
 
 
 def split_config(weights, **upstreams):
@@ -23,6 +26,7 @@ def split_config(weights, **upstreams):
             for u in workers
         ],
         services=[ServiceEntry(id="ns/svc", weights=weights)],
+        settings=REFUSE_AT_ONCE,
     )
 
 

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import ComplexityStep, ModelEntry, RouteEntry, RouterConfig, RouteTargetEntry
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.revision_stats import RevisionStats
 from quire_router.route_plan import MAX_PLANS, Asker, RoutePlanner, is_structured, sticky_key
 from quire_router.splitting import order_by_hash

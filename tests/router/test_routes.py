@@ -7,8 +7,11 @@ import pytest
 from aiohttp import web
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouteEntry, RouterConfig, RouteTargetEntry
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 
 BODY = {"model": "chat", "prompt": "hello"}
+REFUSE_AT_ONCE = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
+"""Nobody waits for a first worker."""
 
 
 async def echo_model(request, upstream):
@@ -32,6 +35,7 @@ def route_config(*upstreams, weights, fallbacks=(), timeout_s=None):
         models=[ModelEntry(name=f"model-{u.id}") for u in upstreams],
         endpoints=[EndpointEntry(id=u.id, url=u.url, models=[f"model-{u.id}"]) for u in upstreams],
         routes=[route],
+        settings=REFUSE_AT_ONCE,
     )
 
 

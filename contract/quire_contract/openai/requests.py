@@ -247,6 +247,8 @@ class RoutingFields(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     prompt_cache_key: str | None = None
     """OpenAI's newer name for whose prompts have much in common."""
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
 
     def prompt_input(self) -> PromptInput:
         """What decides the prompts; the same as for the whole body."""

@@ -1,0 +1,76 @@
+"""Demand report: what an autoscaler reads of a router, at GET PATH_DEMAND with the token of the trust folder.
+
+    ?since=EDGE&wait=S   answers as soon as the number of edges differs from EDGE, at the latest after S seconds (at most MAX_WAIT_S);
+                         without them at once. An edge is a queue that gets its first waiting request: zero to one is told at once,
+                         what grows on is seen by asking again.
+
+How the reports of several routers add up, for one service: `held`, `unreported` and `arrivals_per_s` are each router's own and are summed;
+`queued` and `running` are what the same workers told all of them: the largest counts. Demand is held + queued + running + unreported.
+An answer that does not come, or another `boot` than before, means unknown, never zero.
+"""
+
+import msgspec
+
+from quire_contract.wire import WireError
+
+MAX_WAIT_S = 30.0
+EDGE_MIN_S = 1.0
+"""Edges of one service that follow each other sooner are told as one, at the end of that time: a queue may begin with each request."""
+
+
+class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one InferenceService. A request that several services may answer is held for the first of them."""
+
+    held: int
+    """Requests that wait in the router."""
+    held_oldest_s: float
+    """How long the oldest of them has waited; 0.0: none."""
+    held_without_worker: int
+    """Of `held`, those that wait because no worker that may answer is ready."""
+    queued: int
+    """Requests in the workers' own queues, as they reported last."""
+    running: int
+    """Requests in the workers' batches, as they reported last."""
+    unreported: int
+    """Requests that this router sent and no report can include yet; all it has there, at workers that report nothing."""
+    arrivals: int
+    """Requests that came since the router began, refused ones included."""
+    arrivals_per_s: float
+    """Over the last half minute."""
+    endpoints: int
+    """Workers in the router's configuration."""
+    ready_endpoints: int
+    """Those that take requests."""
+
+
+class DemandReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer. Readers ignore fields that they do not know."""
+
+    router: str
+    """Name of the router's pod, or of its process."""
+    boot: str
+    """Another one after a restart, when counters begin anew."""
+    sequence: int
+    """Grows with each report that the router gives to anybody."""
+    edge: int
+    """Number of edges so far: `since` of the next question."""
+    ts: float
+    """Unix time in seconds, of the router's clock."""
+    services: dict[str, ServiceDemand]
+    """By "namespace/name"; every service with a served name is there."""
+
+
+_DECODER = msgspec.json.Decoder(DemandReport)
+
+
+def encode_demand(report: DemandReport) -> bytes:
+    """The answer's body."""
+    return msgspec.json.encode(report)
+
+
+def decode_demand(body: bytes) -> DemandReport:
+    """The report in an answer's body. WireError if it is none."""
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise WireError(f"demand report: {error}") from None

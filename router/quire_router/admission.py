@@ -1,0 +1,133 @@
+"""The layer that lets a call to the workers when there is room for it: at once, or after it has waited in its line (`waiting_room`).
+
+A stream that waits longer than `comment_s` gets its status and a comment line (`: waiting`), which clients ignore, and more of them as time
+goes on; what goes wrong after that is an error event in the form of the client's API. Anything else waits without a byte.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+from multidict import CIMultiDict
+
+from quire_contract.error_form import broken_stream, request_id_headers
+from quire_contract.openai.errors import TYPE_SERVER, ApiError
+from quire_router.answer import Answer, Source
+from quire_router.call import Call, Outcome
+from quire_router.line import Waiter
+from quire_router.waiting_room import WaitingRoom
+
+COMMENT = b": waiting\n\n"
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+"""As a worker's streams have them."""
+
+
+class AdmissionLayer:
+    """One for the process."""
+
+    def __init__(self, room: WaitingRoom, clock: Callable[[], float]) -> None:
+        self._room = room
+        self._clock = clock
+
+    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+        """The inner answer, once a worker may take the call. ApiError if none could in time, or if too many wait."""
+        call = ranked(call)
+        target = self._room.pass_at_once(call)
+        if target is not None:
+            return await inner(aimed(call, target), outcome)
+        if not self._room.may_hold(call):
+            return await inner(call, outcome)  # it knows best why nobody can answer
+        waiter = self._room.join(call)
+        try:
+            comment_s = self._room.comment_s if call.is_stream else 0.0
+            until_s = self._clock() + comment_s if comment_s > 0 else None
+            target = await self._room.wait(waiter, until_s)
+        except BaseException:
+            self._room.leave(waiter)
+            raise
+        if target is None:
+            return self._telling(call, outcome, inner, waiter, comment_s)
+        outcome.waited_s = self._room.started(waiter)
+        return await inner(aimed(call, target), outcome)
+
+    def _telling(self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float) -> Answer:
+        """A stream that begins before its worker is known."""
+        headers = CIMultiDict(STREAM_HEADERS)
+        headers.update(request_id_headers(call.path, call.request_id))
+
+        async def leave() -> None:
+            self._room.leave(waiter)
+
+        parts = self._parts(call, outcome, inner, waiter, comment_s)
+        return Answer(status=200, headers=headers, parts=parts, is_events=True, release=leave)
+
+    async def _parts(
+        self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            yield COMMENT
+            while (target := await self._room.wait(waiter, self._clock() + comment_s)) is None:
+                yield COMMENT
+            outcome.waited_s = self._room.started(waiter)
+            answer = await inner(aimed(call, target), outcome)
+        except ApiError as error:
+            outcome.status, outcome.problem = error.status, outcome.problem or error.message
+            yield broken_stream(error, call.path, call.request_id, 0)
+            return
+        finally:
+            self._room.leave(waiter)
+        try:
+            if answer.parts is not None and answer.is_events:
+                outcome.status = answer.status
+                async for part in answer.parts:
+                    yield part
+            else:
+                refusal = error_of(answer)
+                outcome.status, outcome.problem = refusal.status, refusal.message
+                yield broken_stream(refusal, call.path, call.request_id, 0)
+        finally:
+            await answer.close()
+
+
+def ranked(call: Call) -> Call:
+    """With its tenant's priority, and the time that its client gives it."""
+    changes: dict[str, int | float] = {}
+    if call.tenant is not None and call.priority != call.tenant.entry.priority:
+        changes["priority"] = call.tenant.entry.priority
+    timeout_s = None if call.fields is None else call.fields.timeout_s
+    if call.deadline_s is None and timeout_s is not None and timeout_s > 0:
+        changes["deadline_s"] = call.arrived_s + timeout_s
+    return msgspec.structs.replace(call, **changes) if changes else call
+
+
+def aimed(call: Call, target: str) -> Call:
+    """With `target` as the first of those that are tried."""
+    if call.targets[0] == target:
+        return call
+    others = tuple(other for other in call.targets if other != target)
+    return msgspec.structs.replace(call, targets=(target, *others))
+
+
+class _Detail(msgspec.Struct, frozen=True):
+    message: str = ""
+    type: str = TYPE_SERVER
+    code: str | None = None
+    param: str | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    error: _Detail = _Detail()
+
+
+def error_of(answer: Answer) -> ApiError:
+    """What a whole answer says, to be told within a stream: a worker's refusal, in whichever API's form."""
+    try:
+        detail = msgspec.json.decode(answer.body or b"", type=_Body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        detail = _Detail()
+    status = answer.status if answer.status >= 400 else 502
+    message = detail.message or f"The worker answered with status {answer.status} instead of a stream."
+    return ApiError(status, message, type=detail.type, code=detail.code, param=detail.param)

@@ -1,0 +1,81 @@
+"""Which workers may answer a call now, and how much more they can take together. Reads the pool; decides nothing about who waits."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from quire_contract.router_settings import AdmissionSettings
+from quire_router.call import Call
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import Endpoint
+from quire_router.line import Line
+from quire_router.room import Room, room_at
+
+
+class Reach:
+    """Answers from the pool as it is."""
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+
+    def usable(self, model: str) -> Iterator[Endpoint]:
+        """Workers that new requests for it may go to."""
+        weights = self._pool.weights(model)
+        for endpoint in self._pool.serving(model) or ():
+            if _is_usable(endpoint, weights):
+                yield endpoint
+
+    def is_usable(self, model: str) -> bool:
+        """Whether there is such a worker."""
+        return next(self.usable(model), None) is not None
+
+    def eligible(self, call: Call) -> tuple[str, ...]:
+        """The targets that may answer, in order of preference: fallbacks only while no other target has a ready worker."""
+        if len(call.targets) == 1:
+            return call.targets
+        route = self._pool.route(call.model)
+        if route is None or not route.fallbacks:
+            return call.targets
+        first = tuple(target for target in call.targets if target not in route.fallbacks)
+        return first if any(self.is_usable(target) for target in first) else call.targets
+
+    def ids(self, models: Iterable[str]) -> frozenset[str]:
+        """Of all workers of the models, ready or not."""
+        return frozenset(e.id for model in models for e in self._pool.serving(model) or ())
+
+    def has_room(self, line: Line, model: str, rules: AdmissionSettings, now_s: float) -> bool:
+        """Whether a request of `line` for `model` may start at some worker. The one that had room last is asked first."""
+        endpoints = self._pool.serving(model) or ()
+        weights = self._pool.weights(model)
+        for turn in range(line.hint, line.hint + len(endpoints)):
+            endpoint = endpoints[turn % len(endpoints)]
+            if _is_usable(endpoint, weights) and not room_at(endpoint, rules, now_s).is_empty:
+                line.hint = turn % len(endpoints)
+                return True
+        return False
+
+    def room_in(self, line: Line, rules: AdmissionSettings, now_s: float) -> dict[str, tuple[int, float]]:
+        """Model that somebody in `line` waits for -> requests and tokens that may start.
+
+        Only workers that changed are looked at: the others had no room when they were looked at last, and have none."""
+        dirty, line.dirty = line.dirty, set()
+        everywhere, line.looks_everywhere = line.looks_everywhere, False
+        rooms: dict[str, Room] = {}
+        left: dict[str, tuple[int, float]] = {}
+        for model in line.models:
+            requests, tokens = -line.granted, 0.0
+            for endpoint in self.usable(model):
+                if not everywhere and endpoint.id not in dirty:
+                    continue
+                room = rooms.get(endpoint.id)
+                if room is None:
+                    room = rooms[endpoint.id] = room_at(endpoint, rules, now_s)
+                requests += room.requests
+                tokens += room.tokens
+            left[model] = (requests, tokens)
+        return left
+
+
+def _is_usable(endpoint: Endpoint, weights: Mapping[str, int] | None) -> bool:
+    """Whether it takes new requests, runs a revision that has a share of them, and generates."""
+    if not endpoint.is_usable or endpoint.entry.role == "prefill":
+        return False
+    return weights is None or weights.get(endpoint.entry.revision, 0) > 0

@@ -1,0 +1,191 @@
+"""What a router tells whoever scales its services: numbers when asked, and the beginning of a queue at once."""
+
+import asyncio
+
+import pytest
+
+from quire_contract.demand_report import DemandReport, ServiceDemand, decode_demand, encode_demand
+from quire_contract.load_report import LoadReport
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
+from quire_contract.trust import Trust
+from quire_contract.wire import WireError
+
+BODY = {"model": "m", "prompt": "hello"}
+DEMAND = ServiceDemand(
+    held=1,
+    held_oldest_s=0.5,
+    held_without_worker=1,
+    queued=2,
+    running=3,
+    unreported=4,
+    arrivals=5,
+    arrivals_per_s=0.1,
+    endpoints=2,
+    ready_endpoints=1,
+)
+REPORT = DemandReport(router="r", boot="b", sequence=1, edge=2, ts=3.0, services={"ns/svc": DEMAND})
+
+
+def config_of(*upstreams):
+    return RouterConfig(
+        models=[ModelEntry(name="m", service="ns/svc"), ModelEntry(name="n", service="ns/other")],
+        endpoints=[EndpointEntry(id=u.id, url=u.url, models=["m"], service="ns/svc") for u in upstreams],
+        settings=RouterSettingsEntry(admission=AdmissionSettings(in_flight_per_worker=2)),
+    )
+
+
+@pytest.fixture
+def trust():
+    return Trust.generate()
+
+
+@pytest.fixture
+def start(start_router, trust):
+    async def started(*upstreams):
+        return await start_router(config_of(*upstreams), trust)
+
+    return started
+
+
+async def demand(router, trust, **query):
+    async with router.get("/internal/demand", params=query, headers={"x-quire-token": trust.token}) as answer:
+        assert answer.status == 200, await answer.text()
+        return decode_demand(await answer.read())
+
+
+async def ask(router, model="m"):
+    async with router.post({**BODY, "model": model}) as answer:
+        return answer.status
+
+
+def asking(router, number, model="m"):
+    return [asyncio.create_task(ask(router, model)) for _ in range(number)]
+
+
+def room_of(router):
+    return router.app._pool.on_change.__self__
+
+
+def test_a_report_survives_the_wire_and_nothing_else_passes_for_one():
+    assert decode_demand(encode_demand(REPORT)) == REPORT
+    for body in (b"", b"[]", b"\xff", b'{"router": 7}'):
+        with pytest.raises(WireError):
+            decode_demand(body)
+
+
+async def test_only_the_releases_own_parts_are_told(start, trust):
+    router = await start()
+
+    async with router.get("/internal/demand") as nobody:
+        statuses = [nobody.status]
+    for query in ({"since": "x"}, {"wait": "-1"}, {"wait": "nan"}):
+        async with router.get("/internal/demand", params=query, headers={"x-quire-token": trust.token}) as answer:
+            statuses.append(answer.status)
+
+    assert statuses == [401, 400, 400, 400]
+
+
+async def test_held_requests_are_told_with_the_age_of_the_oldest(start, start_upstream, trust, until):
+    worker = await start_upstream("a")
+    worker.ready_status = 503
+    router = await start(worker)
+    empty = await demand(router, trust)
+    tasks = asking(router, 3)
+    await until(lambda: len(room_of(router).waiters()) == 3)
+
+    held = await demand(router, trust)
+    worker.ready_status = 200
+    statuses = await asyncio.gather(*tasks)
+    after = await demand(router, trust)
+
+    service = held.services["ns/svc"]
+    assert (service.held, service.held_without_worker, service.arrivals, service.endpoints) == (3, 3, 3, 1)
+    assert 0 < service.held_oldest_s < 10
+    assert service.arrivals_per_s > 0
+    assert (empty.services["ns/svc"].held, held.services["ns/other"].held) == (0, 0)
+    assert (after.services["ns/svc"].held, after.services["ns/svc"].ready_endpoints) == (0, 1)
+    assert empty.sequence < held.sequence < after.sequence
+    assert empty.boot == held.boot
+    assert statuses == [200] * 3
+
+
+async def test_what_workers_report_is_told_apart_from_what_they_cannot_know_yet(start, start_upstream, trust, until):
+    arrived, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(request, upstream):
+        arrived.release()
+        await go.wait()
+        return await answer(request, upstream)
+
+    workers = [await start_upstream(name) for name in "ab"]
+    answer = workers[0].behaviour
+    for worker in workers:
+        worker.behaviour = wait
+    router = await start(*workers)
+    await router.until_ready(2)
+    values = {"running": 7, "waiting": 2, "free_blocks": 9, "total_blocks": 9, "uncached_tokens": 0}
+    report = LoadReport(pod="a", model="m", epoch="e", ts=0.0, kv_seq=0, **values)
+    router.app._pool.get("a").take_report(report, room_of(router)._clock())
+
+    tasks = asking(router, 3)
+    for _ in range(3):
+        await arrived.acquire()
+    told = (await demand(router, trust)).services["ns/svc"]
+    go.set()
+    await asyncio.gather(*tasks)
+
+    assert (told.running, told.queued, told.unreported, told.held) == (7, 2, 3, 0)
+
+
+async def test_who_asks_for_the_next_edge_hears_of_the_first_held_request_at_once(start, trust, until):
+    router = await start()
+    known = await demand(router, trust)
+
+    waiting = asyncio.create_task(demand(router, trust, since=known.edge, wait=30))
+    await until(lambda: len(room_of(router).on_held.__self__._asking) == 1)
+    tasks = asking(router, 1)
+    told = await asyncio.wait_for(waiting, 5)
+    missed = await asyncio.wait_for(demand(router, trust, since=known.edge, wait=30), 5)
+    for task in tasks:
+        task.cancel()
+
+    assert told.edge == missed.edge == known.edge + 1
+    assert told.services["ns/svc"].held == 1
+
+
+async def test_a_question_without_an_edge_is_answered_when_its_time_is_over(start, trust):
+    router = await start()
+    known = await demand(router, trust)
+
+    told = await demand(router, trust, since=known.edge, wait=0.05)
+
+    assert (told.edge, told.sequence) == (known.edge, known.sequence + 1)
+
+
+async def test_edges_of_one_service_that_follow_closely_are_told_as_one_later(start, trust, until):
+    router = await start()
+    known = await demand(router, trust)
+
+    for _ in range(4):
+        (task,) = asking(router, 1)
+        await until(lambda: len(room_of(router).waiters()) == 1)
+        task.cancel()
+        await until(lambda: not room_of(router).waiters())
+    at_once = await demand(router, trust)
+    later = await asyncio.wait_for(demand(router, trust, since=at_once.edge, wait=30), 10)
+
+    assert (at_once.edge, later.edge) == (known.edge + 1, known.edge + 2)
+
+
+async def test_a_router_that_ends_keeps_nobody_waiting(start, trust, until):
+    router = await start()
+    known = await demand(router, trust)
+    feed = room_of(router).on_held.__self__
+
+    waiting = asyncio.create_task(demand(router, trust, since=known.edge, wait=30))
+    await until(lambda: len(feed._asking) == 1)
+    feed.close()
+    told = await asyncio.wait_for(waiting, 5)
+
+    assert told.edge == known.edge
