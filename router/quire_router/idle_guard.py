@@ -16,7 +16,7 @@ class IdleGuard:
     __slots__ = ("_expire", "_handle", "_limit_s", "_loop", "since_s")
 
     def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
-        """`expire` ends the wait that took too long. It is called once."""
+        """`expire` ends a wait that took too long."""
         self._loop = asyncio.get_running_loop()
         self._limit_s = limit_s
         self._expire = expire
@@ -29,7 +29,7 @@ class IdleGuard:
 
     def _look(self) -> None:
         left_s = min(self._limit_s, self.since_s + self._limit_s - self._loop.time())
-        if left_s > 0:
-            self._handle = self._loop.call_later(left_s, self._look)
-            return
-        self._expire()
+        if left_s <= 0:
+            self.since_s, left_s = NOT_WAITING, self._limit_s
+            self._expire()
+        self._handle = self._loop.call_later(left_s, self._look)

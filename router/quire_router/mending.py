@@ -180,10 +180,12 @@ class MendedStream:
         request = self._rest(replay)
         if request is None or replay is None:
             raise BrokenStreamError(broken)
-        self._exclude(attempt.endpoint, attempt.life)
+        self._exclude(attempt.endpoint, attempt.life or attempt.endpoint.life)
         wait_until_s = mender.clock() + mender.faults().resume_wait_s
         is_free = is_migration
         while True:
+            if request.call.deadline_s is not None and mender.clock() >= request.call.deadline_s:
+                raise BrokenStreamError(f"{broken}, and the request's time is over")
             reservation, choice = mender.pick(request, self._out(), attempt.endpoint.entry.revision)
             if reservation is None or choice is None:
                 if mender.clock() >= wait_until_s:

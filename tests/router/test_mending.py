@@ -6,10 +6,12 @@ import re
 import msgspec
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 
 from quire_contract.resume import ResumeEnvelope
 from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
+from quire_router.call import Call, Outcome
 
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
 STREAM = {"model": "m", "prompt": "hello", "stream": True}
@@ -226,6 +228,56 @@ async def test_a_client_that_leaves_while_its_stream_waits_leaves_nothing_behind
     await until(lambda: not any("_go_on" in repr(task) for task in asyncio.all_tasks()))
 
     assert [len(endpoint.uses) for endpoint in router.app._pool] == [0]
+
+
+async def test_usage_is_right_also_of_a_stream_that_moved_and_whose_client_leaves_midway(serve):
+    router, _ = await serve(worker(until=4, then=cut), worker(until=8, then=hang))
+    source = router.app._routes["/v1/completions"][1].__self__._source
+    body = msgspec.json.encode(STREAM)
+    outcome = Outcome()
+    call = Call(
+        request_id="r",
+        model="m",
+        targets=("m",),
+        path="/v1/completions",
+        body=body,
+        is_stream=True,
+        first_byte_timeout_s=None,
+        prompt=None,
+        keep_key=False,
+        headers=CIMultiDict(),
+    )
+
+    answer = await source(call, outcome)
+    got = b""
+    while b"token 6" not in got:
+        got += await anext(answer.parts)
+    await answer.close()
+
+    assert outcome.usage.prompt == 7
+    assert outcome.usage.cached == 3
+    assert outcome.usage.output in (7, 8)  # the next token's text is held back
+
+
+async def test_usage_of_a_whole_answer_comes_from_its_header_which_no_client_sees(serve):
+    async def whole(request, upstream):
+        return web.json_response({}, headers={"x-quire-usage": "12,8,5"})
+
+    router, _ = await serve(whole)
+    seen = []
+    handler = router.app._routes["/v1/completions"][1].__self__
+    source = handler._source
+
+    def noting(call, outcome):
+        seen.append(outcome)
+        return source(call, outcome)
+
+    handler._source = noting
+    async with router.post({"model": "m", "prompt": "hello"}) as answer:
+        passed = answer.headers
+
+    assert [msgspec.structs.astuple(outcome.usage) for outcome in seen] == [(12, 8, 5)]
+    assert "x-quire-usage" not in passed
 
 
 async def test_a_broken_stream_of_a_plain_worker_is_not_resumed(start_upstream, start_router, make_config):

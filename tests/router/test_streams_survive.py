@@ -11,6 +11,7 @@ import pytest
 from quire_contract.router_config import ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
+from tests.client_server import DEMO
 from tests.router.processes import RouterProcess, WorkerProcess
 
 POLL_S = 0.02
@@ -22,6 +23,7 @@ OWN = re.compile(
     rb'|"(?:cached_tokens|cache_read_input_tokens|input_tokens)":[0-9]+|: keep-alive\n\n'
 )
 """What is another one in each run."""
+ID = re.compile(rb'{"id":"[^"]*"')
 CHOICE = re.compile(rb'"choices":\[{"index":\d+')
 FAULTS = FaultSettings(lost_after_s=1.5, max_resumes=3)
 
@@ -149,6 +151,7 @@ async def wave(fleet, requests, disturb=None):
                 await asyncio.sleep(POLL_S)
             await disturb()
         answers = await asyncio.gather(*streams)
+    assert all(len(set(ID.findall(text))) <= 1 for _, text in answers), "an answer keeps its id wherever it goes on"
     return [normal(text) for _, text in answers]
 
 
@@ -191,3 +194,83 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
         assert [number for number in range(NUM_STREAMS) if disturbed[number] != expected[number]] == []
     assert all(resumes[reason] > 20 for reason in ("died", "lost", "migrate")), resumes
     assert sum(endpoint["in_flight"] for endpoint in found.values()) == 0
+
+
+async def test_clients_that_leave_free_their_workers_rows_and_blocks(start_fleet, model_dir):
+    fleet = await start_fleet(model_dir, "--fake", "--fake-decode-s-per-step", "0.02", "--max-num-seqs", "64")
+    body = {"max_tokens": 3000, "ignore_eos": True}
+    progress = [0]
+    await fleet.until(lambda found: all(e["free_blocks"] is not None for e in found.values()))
+    at_rest = {pod: endpoint["free_blocks"] for pod, endpoint in (await fleet.endpoints()).items()}
+
+    def prompt(number):
+        return {**body, "prompt": words(random.Random(number), 30)}
+
+    streams = [asyncio.create_task(fleet.stream("/v1/completions", prompt(i), progress)) for i in range(100)]
+    while progress[0] < 500:  # noqa: ASYNC110 - a count, nobody sets an event
+        await asyncio.sleep(POLL_S)
+    busy = sum(endpoint["in_flight"] for endpoint in (await fleet.endpoints()).values())
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+    await fleet.until(lambda found: not any(e["in_flight"] or e["load"] for e in found.values()))
+    await fleet.until(lambda found: {pod: e["free_blocks"] for pod, e in found.items()} == at_rest)
+
+    assert busy == 100
+    assert await fleet.resumes() == {}
+
+
+NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 60, "maxItems": 60}
+SCHEMA = {"type": "object", "properties": {"numbers": NUMBERS}, "required": ["numbers"], "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": SCHEMA, "strict": True}}
+
+
+def real_requests(number):
+    """Greedy, seeded, with a JSON schema and with a tool; each with words of its own."""
+    requests = []
+    for i in range(number):
+        talk = [{"role": "user", "content": f"Say the numbers from {i} to {i + 60}."}]
+        body = {"messages": talk, "max_tokens": 200}
+        match i % 4:
+            case 0:
+                body |= {"temperature": 0, "ignore_eos": True}
+            case 1:
+                body |= {"temperature": 0.9, "seed": i, "ignore_eos": True, "presence_penalty": 0.5, "logprobs": True}
+            case 2:
+                form = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": SCHEMA, "strict": True}}
+                body |= {"temperature": 0.7, "seed": i, "response_format": form}
+            case _:
+                body |= {"temperature": 0.7, "seed": i, "tools": [TOOL], "tool_choice": "required"}
+        requests.append(("/v1/chat/completions", body))
+    return requests
+
+
+async def test_streams_of_a_real_model_with_schemas_and_tools_survive_byte_for_byte(start_fleet):
+    flags = ("--dtype", "float32", "--num-gpu-blocks-override", "1024", "--tool-call-parser", "hermes")
+    fleet = await start_fleet(DEMO, *flags, "--compute-threads", "1", "--drain-timeout", "0.1")
+    first, second, third = fleet.workers
+    requests = real_requests(16)
+
+    async def kill():
+        first.kill()
+
+    async def stop():
+        second.signal(signal.SIGSTOP)
+
+    async def drain():
+        await fleet.drain(third, "POST")
+
+    expected = await wave(fleet, requests)
+    killed = await wave(fleet, requests, kill)
+    first.start()
+    await fleet.until_whole()
+    stopped = await wave(fleet, requests, stop)
+    second.signal(signal.SIGCONT)
+    await fleet.until_whole()
+    drained = await wave(fleet, requests, drain)
+    resumes = await fleet.resumes()
+
+    for disturbed in (killed, stopped, drained):
+        assert [number for number in range(16) if disturbed[number] != expected[number]] == []
+    assert all(resumes[reason] > 2 for reason in ("died", "lost", "migrate")), resumes
+    assert sum(b'"tool_calls":[{' in b"".join(events) for events in expected) == 4

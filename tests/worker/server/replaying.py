@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import msgspec
 
-from quire_contract.resume import HEADER_REPLAY, PATH_RESUME
+from quire_contract.resume import HEADER_REPLAY, PATH_RESUME, ResumeEnvelope
 
 REPLAY = {HEADER_REPLAY: "1"}
 
@@ -63,6 +64,11 @@ class Progress:
                 "last_choice": self.last_choice,
             }
         ).encode()
+
+    @property
+    def decoded(self) -> ResumeEnvelope:
+        """The envelope as a worker reads it."""
+        return msgspec.json.decode(self.envelope, type=ResumeEnvelope)
 
 
 def progress_after(path: str, body: str, events: list[str]) -> Progress:

@@ -69,12 +69,16 @@ class TokenPieces:
             pieces += self._push(replace(output, token_ids=[], logprobs=None))
         return pieces
 
-    def again(self, token_id: int, *, ends: bool) -> list[Piece]:
-        """The pieces of a token that was let out elsewhere; `ends`: it is one that ends the choice, and so has no text."""
+    def again(self, token_id: int, *, ends: bool, is_finished: bool) -> list[Piece]:
+        """The pieces of a token that came elsewhere; `ends`: it is one that ends the choice, and so has no text.
+
+        Of a choice that is finished all tokens are told of, of others only those whose text has gone out."""
         stop = token_id if ends else None
         output = ChoiceOutput(request_id="", choice=0, token_ids=[token_id], stop_token_id=stop)
         if not self._has_entries:
             return self._push(output)
+        if is_finished:
+            return self._push(replace(output, logprobs=[_SENT]))
         begin = self._choice.num_fed
         piece = self._choice.push(output)
         self._num_fed = self._choice.num_fed

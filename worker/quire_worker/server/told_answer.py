@@ -90,14 +90,16 @@ class ToldAnswer:
                 self._begun.add(index)
             if self._num_known and (is_end or is_opening or self._num_choices == 1):
                 made = self._without_known(made)
-            told = self._told(index, [] if is_end else piece.token_ids)
-            line = b": t %d %b\n" % (index, ",".join(map(str, told)).encode()) if told else b""
+            line = _token_line(index, self._told(index, [] if is_end else piece.token_ids))
             if is_opening:
                 written.append(self._with_lines(made, b"", line))
             else:
-                is_told = is_end and index not in self._untold
-                written.append(self._with_lines(made, line, b": f %d\n" % index if is_told else b""))
+                written.append(self._with_lines(made, line, self._end_lines(index, piece) if is_end else b""))
         return b"".join(written)
+
+    def _end_lines(self, index: int, piece: Piece) -> bytes:
+        """Tokens that came to nothing, inside a stop string, and that the choice is finished; not if its tokens are kept back."""
+        return b"" if index in self._untold else _token_line(index, piece.token_ids) + b": f %d\n" % index
 
     def _told(self, index: int, token_ids: list[int]) -> list[int]:
         """Of the tokens so far those to be told now: the last ones wait until their log-probabilities have gone out."""
@@ -140,6 +142,10 @@ class ToldAnswer:
             begin += begin > 0
             made = made[:begin] + last + made[begin:]
         return first + made
+
+
+def _token_line(index: int, token_ids: Sequence[int]) -> bytes:
+    return b": t %d %b\n" % (index, ",".join(map(str, token_ids)).encode()) if token_ids else b""
 
 
 def _usage_line(usage: Usage, num_output: int) -> bytes:

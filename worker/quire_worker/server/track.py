@@ -49,7 +49,7 @@ class Track:
         for index, token_id in enumerate(begun.token_ids):
             if index == last and token_id in sampling.ending_token_ids and index >= sampling.min_tokens:
                 stop = token_id
-            pieces += self._pieces.again(token_id, ends=stop is not None)
+            pieces += self._pieces.again(token_id, ends=stop is not None, is_finished=begun.finished)
             if self.choice.finish_reason is not None:
                 return pieces
         if stop is not None or begun.finished:
