@@ -19,6 +19,12 @@ _WORDS = {
 }
 
 
+_HEADERS = {
+    kind: tuple(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset"))
+    for kind in ("requests", "tokens")
+}
+
+
 def refused(error: RefusedError, meters: TenantMeters) -> ApiError:
     """429. Retry-After is when the same request would pass, as far as is known; without it, it would not, as things stand."""
     meter = error.meter
@@ -51,9 +57,10 @@ def limits_unavailable() -> ApiError:
 
 def show_limit(headers: MutableMapping[str, str], meter: Meter, kind: str, reset_s: float = _WINDOW_S) -> None:
     """OpenAI's x-ratelimit-* headers. `kind`: requests or tokens. Reset: until all of the limit is there again if nothing more is asked."""
-    headers[f"x-ratelimit-limit-{kind}"] = str(meter.limit)
-    headers[f"x-ratelimit-remaining-{kind}"] = str(meter.remaining)
-    headers[f"x-ratelimit-reset-{kind}"] = duration(reset_s)
+    limit, remaining, reset = _HEADERS[kind]
+    headers[limit] = str(meter.limit)
+    headers[remaining] = str(meter.remaining)
+    headers[reset] = "1m0s" if reset_s == _WINDOW_S else duration(reset_s)
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ by no fault of its sender gives everything back. It must not know where limits a
 """
 
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 
 import msgspec
 
@@ -217,12 +217,13 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Where nobody says what was used: the prompt as it was read or guessed, and a token for each event."""
         return Usage(prompt=self.prompt, output=num_events)
 
-    def show(self, headers: "dict[str, str] | object") -> None:
+    def show(self, headers: MutableMapping[str, str]) -> None:
         """The headers about tokens: of the minute's limit, or else of the shortest quota."""
         if self.demands and (meter := self.demands[0][0]) is not self.meters.balance:
-            day_s, month_s = self.meters.period_wait_s if meter is not self.meters.tokens else (0.0, 0.0)
-            resets = {"tokens": 60.0, "tokens_day": day_s, "tokens_month": month_s}
-            show_limit(headers, meter, "tokens", resets[meter.name])  # type: ignore[arg-type]
+            reset_s = 60.0
+            if meter is not self.meters.tokens:
+                reset_s = self.meters.period_wait_s[meter.name == "tokens_month"]
+            show_limit(headers, meter, "tokens", reset_s)
 
 
 class _Seen:

@@ -16,15 +16,14 @@ CODES = ("2xx", "4xx", "429", "499", "5xx")
 
 
 class _OfTenant:
-    __slots__ = ("cached", "codes", "cost", "output", "prompt", "rejections")
+    """Plain numbers since the last look: instruments with locks would cost each request several microseconds."""
 
-    def __init__(self, metrics: "TenantMetrics", tenant: str) -> None:
-        self.codes = {code: metrics.requests.labels(tenant, code) for code in CODES}
-        self.prompt, self.cached, self.output = (
-            metrics.tokens.labels(tenant, kind) for kind in ("prompt", "cached", "output")
-        )
-        self.cost = metrics.cost.labels(tenant)
-        self.rejections = {reason: metrics.rejections.labels(tenant, reason) for reason in REJECTIONS}
+    __slots__ = ("cached", "codes", "cost_nano", "output", "prompt", "rejections")
+
+    def __init__(self) -> None:
+        self.codes = dict.fromkeys(CODES, 0)
+        self.rejections = dict.fromkeys(REJECTIONS, 0)
+        self.prompt = self.cached = self.output = self.cost_nano = 0
 
 
 class TenantMetrics:
@@ -76,19 +75,22 @@ class TenantMetrics:
     def count(self, tenant: str, status: int, usage: Usage, cost_nano: int) -> None:
         """A request that limits let through has ended."""
         mine = self._of(tenant)
-        mine.codes[str(status) if str(status) in mine.codes else f"{status // 100}xx"].inc()
-        mine.prompt.inc(usage.prompt)
-        mine.cached.inc(usage.cached)
-        mine.output.inc(usage.output)
-        mine.cost.inc(cost_nano / NANO)
+        mine.codes[_code(status)] += 1
+        mine.prompt += usage.prompt
+        mine.cached += usage.cached
+        mine.output += usage.output
+        mine.cost_nano += cost_nano
 
     def reject(self, tenant: str, reason: str) -> None:
         """A limit refused a request."""
-        self._of(tenant).rejections[reason].inc()
+        self._of(tenant).rejections[reason] += 1
 
     def keep_only(self, tenants: Collection[str]) -> None:
         """Forget tenants that are gone: in a long life their series would only become more."""
-        for tenant in [tenant for tenant in self._by_tenant if tenant not in tenants]:
+        gone = [tenant for tenant in self._by_tenant if tenant not in tenants]
+        if gone:
+            self._tell()
+        for tenant in gone:
             del self._by_tenant[tenant]
             self.cost.remove(tenant)
             for kind in ("prompt", "cached", "output"):
@@ -100,10 +102,27 @@ class TenantMetrics:
 
     def render(self) -> bytes:
         """The text exposition format, of what only keepers may see."""
+        self._tell()
         return generate_latest(self.registry)
 
     def _of(self, tenant: str) -> _OfTenant:
         found = self._by_tenant.get(tenant)
         if found is None:
-            found = self._by_tenant[tenant] = _OfTenant(self, tenant)
+            found = self._by_tenant[tenant] = _OfTenant()
         return found
+
+    def _tell(self) -> None:
+        """Into the instruments; all series of a tenant begin at once, at 0, so that they have rates."""
+        for tenant, counted in self._by_tenant.items():
+            for code, number in counted.codes.items():
+                self.requests.labels(tenant, code).inc(number)
+            for reason, number in counted.rejections.items():
+                self.rejections.labels(tenant, reason).inc(number)
+            for kind in ("prompt", "cached", "output"):
+                self.tokens.labels(tenant, kind).inc(getattr(counted, kind))
+            self.cost.labels(tenant).inc(counted.cost_nano / NANO)
+            self._by_tenant[tenant] = _OfTenant()
+
+
+def _code(status: int) -> str:
+    return "2xx" if status < 300 else str(status) if status in (429, 499) else "4xx" if status < 500 else "5xx"

@@ -52,6 +52,7 @@ class Meter:
         "refused_until_s",
         "reserved",
         "sent_s",
+        "spare",
         "total",
         "wanted",
         "window_s",
@@ -73,6 +74,8 @@ class Meter:
         self.epoch = ""
         self.free: int | None = None
         """Of the limit, neither used nor held by anybody when the account last answered."""
+        self.spare = 0
+        """What is held in advance: the lease, and little of what is left when little is left. A lease of one is none."""
         self.is_used = False
         """Whether anything was reserved since the last look."""
         self.wanted = 0
@@ -95,14 +98,18 @@ class Meter:
         free = self.limit - self.total if self.free is None else self.free
         return max(0, min(self.limit, free + self.available))
 
-    @property
-    def spare(self) -> int:
-        """What is held in advance: the lease, and little of what is left when little is left. A lease of one is none."""
-        if self.limit is None:
-            return 0
+    def plan(self, limit: int | None, lease_percent: int) -> None:
+        """Hold to `limit` from now on, and `lease_percent` of it in advance."""
+        self.limit = limit
+        self.lease_percent = lease_percent
+        self.free = None
+        self.refused_until_s = 0.0
+        self._set_spare()
+
+    def _set_spare(self) -> None:
         free = self.limit if self.free is None else max(0, self.free)
-        lease = min(self.limit, free) * self.lease_percent // 100
-        return lease if lease > 1 else 0
+        lease = 0 if self.limit is None or free is None else min(self.limit, free) * self.lease_percent // 100
+        self.spare = lease if lease > 1 else 0
 
     def reserve(self, number: int) -> None:
         """Before the work. The caller knows that so much is available."""
@@ -152,6 +159,7 @@ class Meter:
             self.sent_s = now_s
         if self.limit is not None:
             self.free = self.limit - grant.used - grant.others - order.need - grant.extra
+            self._set_spare()
         if grant.wait_s:
             self.refused_s = now_s + grant.wait_s
             self.refused_until_s = now_s + min(grant.wait_s, REFUSAL_S if self.window_s != ONLY_HELD else REFUSAL_S / 4)

@@ -65,9 +65,8 @@ class TenantMeters:
         self._limits = limits
         self._lease_percent = lease_percent
         for meter in self.current:
-            meter.limit, meter.lease_percent = getattr(limits, meter.name), lease_percent
-            meter.refused_until_s = 0.0
-            meter.free = None
+            meter.plan(getattr(limits, meter.name), lease_percent)
+        self._list_limited()
 
     @property
     def current(self) -> tuple[Meter, ...]:
@@ -76,19 +75,15 @@ class TenantMeters:
             self._look_at_calendar()
         return self.requests, self.concurrency, self.tokens, self.tokens_day, self.tokens_month, self.balance
 
-    @property
-    def _scarce(self) -> tuple[Meter, ...]:
-        return self.concurrency, self.requests, self.tokens, self.tokens_day, self.tokens_month, self.balance
-
     def token_meters(self) -> tuple[Meter, ...]:
         """Those with a limit that count tokens."""
         if self._wall_clock() >= self._period_ends_s:
             self._look_at_calendar()
-        return tuple(m for m in (self.tokens, self.tokens_day, self.tokens_month) if m.limit is not None)
+        return self._limited_tokens
 
     def request_meters(self) -> tuple[Meter, ...]:
         """Those with a limit that count requests; those at the same time first, so that a refusal costs none of a minute's."""
-        return tuple(m for m in (self.concurrency, self.requests) if m.limit is not None)
+        return self._limited_requests
 
     @property
     def period_wait_s(self) -> tuple[float, float]:
@@ -118,7 +113,7 @@ class TenantMeters:
             for meter, number in short:
                 refusal = meter.refusal(number, now_s)
                 if refusal is not None:
-                    self._give_back_soon()
+                    self._give_back_soon(demands)
                     raise refusal
             ticket = await self._obtain(short, ticket)
             if self.try_reserve(demands):
@@ -129,19 +124,19 @@ class TenantMeters:
         """After the work: what it really took. What was reserved of each meter (None: it was only counted) is free again."""
         for (meter, number), spent in zip(demands, used, strict=True):
             meter.settle(number, spent)
-        self._give_back_soon()
+        self._give_back_soon(demands)
 
     def refill_early(self, meters: Iterable[Meter]) -> None:
         """Fetch more in the background where half of the lease is gone, so that no request waits."""
         if self._flight is not None:
             return
-        now_s = self._clock()
-        low = [m for m in meters if m.limit is not None and m.available * 2 < (spare := m.spare) and spare]
-        low = [m for m in low if now_s >= m.refused_until_s]
-        for meter in low:
-            meter.wanted = max(meter.wanted, 1)
-            meter.least = 1
-        if low:
+        is_low = False
+        for meter in meters:
+            if meter.spare > 2 * (meter.held - meter.reserved) and self._clock() >= meter.refused_until_s:
+                meter.wanted = max(meter.wanted, 1)
+                meter.least = 1
+                is_low = True
+        if is_low:
             self._begin_flight()
 
     def at_rest(self) -> bool:
@@ -211,10 +206,12 @@ class TenantMeters:
         await asyncio.shield(self._flight)
         return ticket
 
-    def _give_back_soon(self) -> None:
+    def _give_back_soon(self, demands: Iterable[tuple[Meter, int | None]]) -> None:
         """Of few units even one matters: another router may be refused for want of it."""
-        if self._flight is None and any(m.held > m.reserved and not m.spare for m in self._scarce):
-            self._begin_flight()
+        for meter, _ in demands:
+            if not meter.spare and meter.held > meter.reserved and self._flight is None:
+                self._begin_flight()
+                return
 
     def _begin_flight(self, *, is_tick: bool = False) -> None:
         now_s = self._clock()
@@ -249,7 +246,7 @@ class TenantMeters:
 
     def _meter(self, name: Name, key: str, window_s: int, life_s: int = 3600) -> Meter:
         meter = Meter(name, self._prefix + key, window_s, life_s)
-        meter.limit, meter.lease_percent = getattr(self._limits, name), self._lease_percent
+        meter.plan(getattr(self._limits, name), self._lease_percent)
         return meter
 
     def _look_at_calendar(self) -> None:
@@ -263,6 +260,13 @@ class TenantMeters:
             self._old.append(self.tokens_month)
             self.tokens_month = self._meter("tokens_month", keys["tokens_month"], FOR_LIFE, 40 * 86_400)
         self._forget_old()
+        self._list_limited()
+
+    def _list_limited(self) -> None:
+        tokens = (self.tokens, self.tokens_day, self.tokens_month)
+        self._limited_tokens = tuple(meter for meter in tokens if meter.limit is not None)
+        requests = (self.concurrency, self.requests)
+        self._limited_requests = tuple(meter for meter in requests if meter.limit is not None)
 
     def _forget_old(self) -> None:
         self._old = [meter for meter in self._old if not meter.is_at_rest and meter is not self.tokens]

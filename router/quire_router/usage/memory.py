@@ -4,7 +4,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 
-from quire_router.usage.record import KEPT_DAYS, Group, Page, Query, Sums, UsageRecord, sums_of
+from quire_router.usage.record import KEPT_DAYS, Group, Page, Query, Sums, UsageRecord
 
 
 class MemoryUsage:
@@ -16,7 +16,7 @@ class MemoryUsage:
         self._records: deque[UsageRecord] = deque()
         self._num_dropped = 0
         self._sums: dict[Group, Sums] = {}
-        self._day = ""
+        self._day_number, self._day = -1, ""
 
     def add(self, record: UsageRecord) -> None:
         """Write it down."""
@@ -24,11 +24,15 @@ class MemoryUsage:
         while len(self._records) > max(1, self._max_records()):
             self._records.popleft()
             self._num_dropped += 1
-        for group, sums in sums_of([record]).items():
-            self._sums.setdefault(group, Sums()).add(sums)
-        if record.day != self._day:
-            self._day = record.day
+        number = int(record.ts // 86_400)
+        if number != self._day_number:
+            self._day_number, self._day = number, record.day
             self._forget()
+        group = (self._day, record.tenant, record.model)
+        sums = self._sums.get(group)
+        if sums is None:
+            sums = self._sums[group] = Sums()
+        sums.count(record)
 
     async def sums(self, query: Query) -> list[tuple[Group, Sums]]:
         """By day, tenant and model, sorted."""

@@ -58,6 +58,14 @@ class Sums(msgspec.Struct, kw_only=True, gc=False):
     output_tokens: int = 0
     cost_nano: int = 0
 
+    def count(self, record: UsageRecord) -> None:
+        """One request more."""
+        self.requests += 1
+        self.prompt_tokens += record.prompt_tokens
+        self.cached_tokens += record.cached_tokens
+        self.output_tokens += record.output_tokens
+        self.cost_nano += record.cost_nano
+
     def add(self, other: "Sums") -> None:
         """Sum up."""
         self.requests += other.requests
@@ -124,12 +132,7 @@ def sums_of(records: Iterable[UsageRecord]) -> dict[Group, Sums]:
     """By day, tenant and the model that was asked for."""
     sums: dict[Group, Sums] = {}
     for record in records:
-        of_group = sums.setdefault((record.day, record.tenant, record.model), Sums())
-        of_group.requests += 1
-        of_group.prompt_tokens += record.prompt_tokens
-        of_group.cached_tokens += record.cached_tokens
-        of_group.output_tokens += record.output_tokens
-        of_group.cost_nano += record.cost_nano
+        sums.setdefault((record.day, record.tenant, record.model), Sums()).count(record)
     return sums
 
 

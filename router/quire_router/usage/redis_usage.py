@@ -37,20 +37,15 @@ SCAN = 1000
 MAX_SCANNED = 200_000
 """Records that one page looks at, at most, for those that are wanted."""
 _SEEN_S = 7 * 86_400
-_FIELDS = UsageRecord.__struct_fields__
+_DECODER = msgspec.json.Decoder(UsageRecord)
 _SEPARATOR = "\x1f"
 
-# KEYS: stream, last batch of this router, one hash for each day. ARGV: batch, records to keep, seconds to keep sums, fields of a record,
-# number of records, their values one after another; then triples: number of the day's key, field, what to add.
+# KEYS: stream, last batch of this router, one hash for each day. ARGV: batch, records to keep, seconds to keep sums, number of records, the
+# records; then triples: number of the day's key, field, what to add.
 _WRITE = """
 if tonumber(redis.call('GET', KEYS[2]) or '-1') >= tonumber(ARGV[1]) then return 0 end
-local fields, at = tonumber(ARGV[4]), 5
-for i = 1, tonumber(ARGV[5]) do
-  local entry = {}
-  for j = 1, 2 * fields do entry[j] = ARGV[at + j] end
-  at = at + 2 * fields
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(entry))
-end
+local at = 4 + tonumber(ARGV[4])
+for i = 5, at do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'record', ARGV[i]) end
 while at < #ARGV do
   local key = KEYS[tonumber(ARGV[at + 1])]
   redis.call('HINCRBY', key, ARGV[at + 2], ARGV[at + 3])
@@ -155,7 +150,7 @@ class RedisUsage:
             for entry_id, fields in entries:
                 if len(found) == limit:
                     return Page(records=found, cursor=entry_id)
-                record = msgspec.convert(fields, UsageRecord, strict=False)
+                record = _DECODER.decode(fields["record"])
                 if query.from_day <= record.day <= query.to_day and query.admits(record.tenant, record.model):
                     found.append(record)
             num_scanned += len(entries)
@@ -182,12 +177,9 @@ class RedisUsage:
             self._batch_number,
             max(1, self._max_records()),
             KEPT_DAYS * 86_400,
-            len(_FIELDS),
             len(records),
+            *map(msgspec.json.encode, records),
         ]
-        for record in records:
-            for name in _FIELDS:
-                args += [name, getattr(record, name)]
         for (day, tenant, model), of_group in sums.items():
             for name in SUM_FIELDS:
                 if number := getattr(of_group, name):
