@@ -6,10 +6,21 @@ import json
 import pytest
 import redis
 from aiohttp import web
+from multidict import CIMultiDict
+from prometheus_client import CollectorRegistry
 from redis_server import running_redis
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import RouterSettingsEntry, SavingSettings
+from quire_contract.router_tenants import TenantEntry
+from quire_router.answer import Answer
+from quire_router.call import Call, Outcome, Tenant
+from quire_router.endpoints import EndpointPool
+from quire_router.live_config import LiveConfig
+from quire_router.model_versions import ModelVersions
+from quire_router.revision_stats import RevisionStats
+from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving_metrics import SavingMetrics
 
 BODY = {"model": "m", "prompt": "hello", "temperature": 0}
 STREAM = {**BODY, "stream": True}
@@ -390,3 +401,49 @@ async def test_a_redis_that_is_dead_or_hangs_is_a_miss(serve, tmp_path, trouble)
 
     assert marks(answers) == ["miss", "miss", "hit"]
     assert worker.num_calls == 2
+
+
+# Tenants
+
+
+async def test_a_tenant_that_does_not_want_it_always_gets_an_answer_of_its_own():
+    live = LiveConfig()
+    live.swap(
+        RouterConfig(
+            models=[],
+            endpoints=[],
+            settings=RouterSettingsEntry(saving=SavingSettings(response_cache=True, coalesce=True)),
+        )
+    )
+    pool = EndpointPool(RevisionStats(boot="b"))
+    layer = SavingLayer(
+        live=live, versions=ModelVersions(pool), redis=None, metrics=SavingMetrics(CollectorRegistry()), clocks=Clocks()
+    )
+    asked = []
+
+    async def inner(call, outcome):
+        asked.append(call.request_id)
+        return Answer(status=200, headers=CIMultiDict(), body=b"{}")
+
+    for wants, expected in ((False, None), (True, "miss")):
+        tenant = Tenant(entry=TenantEntry(id="t", response_cache=wants), key_id="k")
+        answer = await layer.answer(call_of(tenant), Outcome(), inner)
+        assert answer.headers.get("x-quire-cache") == expected
+
+    assert asked == ["r", "r"]
+
+
+def call_of(tenant):
+    return Call(
+        request_id="r",
+        model="m",
+        targets=("m",),
+        path="/v1/completions",
+        body=json.dumps(BODY).encode(),
+        is_stream=False,
+        first_byte_timeout_s=None,
+        prompt=None,
+        keep_key=False,
+        headers=CIMultiDict(),
+        tenant=tenant,
+    )
