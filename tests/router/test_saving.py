@@ -306,6 +306,40 @@ async def test_when_all_leave_the_worker_is_left(serve, until):
     assert (worker.num_calls, len(running_of(router)), saving_of(router)._shared.num_bytes) == (1, 0, 0)
 
 
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_others(serve, until):
+    long = [event({"choices": [{"index": 0, "text": "x" * 60_000}]})] * 150
+    parts, gate = [*long, *events_of(1)], asyncio.Event()
+    worker, router = await serve(streaming(parts, gate, after=1), COALESCE)
+    host, port = router.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    data = json.dumps(STREAM).encode()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+    await reader.readline()
+    fast = [asyncio.create_task(ask(router, STREAM)) for _ in range(5)]
+    await until(lambda: num_readers(router) == 6)
+
+    gate.set()
+    answers = [await task for task in fast]
+    writer.transport.abort()
+    await until(lambda: saving_of(router)._shared.num_bytes == 0)
+
+    assert {body for _, _, body in answers} == {b"".join(parts)}
+    assert worker.num_calls == 1
+
+
+async def test_abrupt_disconnects_leave_nothing_behind(serve, until):
+    worker, router = await serve(streaming(events_of(400), asyncio.Event(), after=300), COALESCE)
+
+    for _ in range(10):
+        clients = await asyncio.gather(*(router.post(STREAM) for _ in range(50)))
+        for client in clients:
+            client.close()
+
+    await until(lambda: router.app._pool.get("a").num_in_flight == 0)
+    await until(lambda: worker.num_abandoned == worker.num_calls)
+    assert (running_of(router), saving_of(router)._shared.num_bytes) == ([], 0)
+
+
 @pytest.mark.parametrize(
     "headers", [{"x-quire-coalesce": "off"}, {"Cache-Control": "no-store"}, {"Cache-Control": "no-cache"}]
 )
