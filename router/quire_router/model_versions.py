@@ -16,9 +16,11 @@ class ModelVersions:
         self._last: dict[str, frozenset[ModelVersion]] = {}
 
     def follow(self, config: RouterConfig) -> None:
-        """Forget models that are not served any more."""
+        """Note what each model runs from now on, and forget models that are not served any more. After the pool has applied `config`."""
         served = {model.name for model in config.models}
         self._last = {model: versions for model, versions in self._last.items() if model in served}
+        for model in served:
+            self.current(model)
 
     def current(self, model: str) -> frozenset[ModelVersion]:
         """Those that requests for `model` may go to. Revisions without a share of them have none."""

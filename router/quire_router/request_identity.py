@@ -16,9 +16,9 @@ from quire_contract.routing import PATHS_WITH_PROMPT
 from quire_contract.trust import presented_key
 from quire_router.call import Call
 
-MAX_KEYED_BODY_BYTES = 1024 * 1024
+MAX_KEYED_BODY_BYTES = 512 * 1024
 """A longer body is not looked at: sorting and hashing it would hold up the event loop."""
-MAX_SORTED_ITEMS = 4096
+MAX_SORTED_ITEMS = 2048
 """Messages of a request that has a key."""
 PATHS_OF_VECTORS = frozenset(
     {

@@ -25,6 +25,9 @@ MAX_LAG_WHEN_SHORT_BYTES = 64 * 1024
 MAX_SHARED_BYTES = 64 * 1024 * 1024
 """Parts that are kept for readers, of all shared answers. Beyond it nobody can join an answer that has begun."""
 
+MAX_PIECE_BYTES = 64 * 1024
+"""Of what a latecomer gets at once, unless one part is longer."""
+
 
 class SharedBytes:
     """What all generations keep together."""
@@ -98,20 +101,27 @@ class Generation:
     # What the readers see
 
     def take(self, reader: "_Reader") -> bytes | None:
-        """The reader's next part. None: there is none yet. StopAsyncIteration at the end; BrokenStreamError where it broke."""
+        """The reader's next parts. None: there is none yet. StopAsyncIteration at the end; BrokenStreamError where it broke."""
         if reader.is_cut:
             raise BrokenStreamError("was read too slowly: others read the same answer, and could not wait")
         place = reader.num_read - self._num_dropped
         if place < len(self._parts):
-            part = self._parts[place]
-            reader.num_read += 1
-            reader.num_bytes += len(part)
-            return part
+            return self._next_parts(reader, place)
         if not self._is_over:
             return None
         if self._error is not None:
             raise _again(self._error)
         raise StopAsyncIteration
+
+    def _next_parts(self, reader: "_Reader", place: int) -> bytes:
+        """As many as make a piece: one by one, a latecomer's would keep the event loop busy."""
+        end, size = place, 0
+        while end < len(self._parts) and (size == 0 or size + len(self._parts[end]) <= MAX_PIECE_BYTES):
+            size += len(self._parts[end])
+            end += 1
+        reader.num_read += end - place
+        reader.num_bytes += size
+        return self._parts[place] if end == place + 1 else b"".join(self._parts[place:end])
 
     async def more(self) -> None:
         """Wait until something has changed."""

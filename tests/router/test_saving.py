@@ -6,10 +6,21 @@ import json
 import pytest
 import redis
 from aiohttp import web
+from multidict import CIMultiDict
+from prometheus_client import CollectorRegistry
 from redis_server import running_redis
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import RouterSettingsEntry, SavingSettings
+from quire_contract.router_tenants import TenantEntry
+from quire_router.answer import Answer
+from quire_router.call import Call, Outcome, Tenant
+from quire_router.endpoints import EndpointPool
+from quire_router.live_config import LiveConfig
+from quire_router.model_versions import ModelVersions
+from quire_router.revision_stats import RevisionStats
+from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving_metrics import SavingMetrics
 
 BODY = {"model": "m", "prompt": "hello", "temperature": 0}
 STREAM = {**BODY, "stream": True}
@@ -295,6 +306,40 @@ async def test_when_all_leave_the_worker_is_left(serve, until):
     assert (worker.num_calls, len(running_of(router)), saving_of(router)._shared.num_bytes) == (1, 0, 0)
 
 
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_others(serve, until):
+    long = [event({"choices": [{"index": 0, "text": "x" * 60_000}]})] * 150
+    parts, gate = [*long, *events_of(1)], asyncio.Event()
+    worker, router = await serve(streaming(parts, gate, after=1), COALESCE)
+    host, port = router.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    data = json.dumps(STREAM).encode()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+    await reader.readline()
+    fast = [asyncio.create_task(ask(router, STREAM)) for _ in range(5)]
+    await until(lambda: num_readers(router) == 6)
+
+    gate.set()
+    answers = [await task for task in fast]
+    writer.transport.abort()
+    await until(lambda: saving_of(router)._shared.num_bytes == 0)
+
+    assert {body for _, _, body in answers} == {b"".join(parts)}
+    assert worker.num_calls == 1
+
+
+async def test_abrupt_disconnects_leave_nothing_behind(serve, until):
+    worker, router = await serve(streaming(events_of(400), asyncio.Event(), after=300), COALESCE)
+
+    for _ in range(10):
+        clients = await asyncio.gather(*(router.post(STREAM) for _ in range(50)))
+        for client in clients:
+            client.close()
+
+    await until(lambda: router.app._pool.get("a").num_in_flight == 0)
+    await until(lambda: worker.num_abandoned == worker.num_calls)
+    assert (running_of(router), saving_of(router)._shared.num_bytes) == ([], 0)
+
+
 @pytest.mark.parametrize(
     "headers", [{"x-quire-coalesce": "off"}, {"Cache-Control": "no-store"}, {"Cache-Control": "no-cache"}]
 )
@@ -390,3 +435,49 @@ async def test_a_redis_that_is_dead_or_hangs_is_a_miss(serve, tmp_path, trouble)
 
     assert marks(answers) == ["miss", "miss", "hit"]
     assert worker.num_calls == 2
+
+
+# Tenants
+
+
+async def test_a_tenant_that_does_not_want_it_always_gets_an_answer_of_its_own():
+    live = LiveConfig()
+    live.swap(
+        RouterConfig(
+            models=[],
+            endpoints=[],
+            settings=RouterSettingsEntry(saving=SavingSettings(response_cache=True, coalesce=True)),
+        )
+    )
+    pool = EndpointPool(RevisionStats(boot="b"))
+    layer = SavingLayer(
+        live=live, versions=ModelVersions(pool), redis=None, metrics=SavingMetrics(CollectorRegistry()), clocks=Clocks()
+    )
+    asked = []
+
+    async def inner(call, outcome):
+        asked.append(call.request_id)
+        return Answer(status=200, headers=CIMultiDict(), body=b"{}")
+
+    for wants, expected in ((False, None), (True, "miss")):
+        tenant = Tenant(entry=TenantEntry(id="t", response_cache=wants), key_id="k")
+        answer = await layer.answer(call_of(tenant), Outcome(), inner)
+        assert answer.headers.get("x-quire-cache") == expected
+
+    assert asked == ["r", "r"]
+
+
+def call_of(tenant):
+    return Call(
+        request_id="r",
+        model="m",
+        targets=("m",),
+        path="/v1/completions",
+        body=json.dumps(BODY).encode(),
+        is_stream=False,
+        first_byte_timeout_s=None,
+        prompt=None,
+        keep_key=False,
+        headers=CIMultiDict(),
+        tenant=tenant,
+    )

@@ -185,6 +185,20 @@ async def test_nobody_joins_an_answer_whose_beginning_is_gone():
     assert await rest_of(answer) == b"i"
 
 
+async def test_a_latecomer_gets_what_was_sent_in_few_pieces():
+    share = Share(Worker([b"0123456789abcdef" * 64] * 256))
+    first = await share.generation.join()
+    sent = await anext(first.parts)
+    for _ in range(255):
+        sent += await anext(first.parts)
+
+    late = await share.generation.join()
+    pieces = [part async for part in late.parts]
+
+    assert [len(piece) for piece in pieces] == [64 * 1024] * 4
+    assert b"".join(pieces) == sent
+
+
 async def test_one_that_leaves_while_it_waits_leaves_the_others_waiting():
     worker = Worker([b"a"])
     worker.go_on.clear()
