@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer bench-embeddings \
+.PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer bench-embeddings bench-router \
     gpu-check gpu-bench gpu-tune clean
 
 help: ## Show this list
@@ -85,6 +85,9 @@ bench-serving-peer: $(VENV)/.dev ## Our server against `vllm serve` of PEER_PYTH
 
 bench-embeddings: $(VENV)/.dev ## all-MiniLM-L6-v2 against transformers, interleaved; BENCH_ARGS=
 	$(BIN)/python bench/embeddings.py $(BENCH_ARGS)
+
+bench-router: $(VENV)/.dev ## The router's cost beside nginx, litellm and sglang-router, and what its choice is worth; PART=cost|choice BENCH_ARGS=
+	$(foreach part,$(or $(PART),cost choice),$(BIN)/python bench/router.py $(part) $(BENCH_ARGS) &&) true
 
 # From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
 GPU_OUT ?= build/gpu

@@ -16,7 +16,7 @@ Any other tokenizer's texts are one segment. Knows no blocks and no cache.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -81,21 +81,16 @@ class SegmentedEncoder:
         """Special tokens that are added before and after a text where they are asked for. None: not the same around every text."""
         return self._frame
 
-    def segments(self, text: str) -> list[str]:
-        """The text's parts in order, none of them empty. Texts that begin alike have the same first segments."""
-        parts = []
+    def segments(self, text: str) -> Iterator[str]:
+        """The text's parts in order, none of them empty, each made when it is asked for. Texts that begin alike share the first ones."""
         start = 0
         if self._added is not None:
             for found in self._added.finditer(text):
                 at = found.start()
                 if at - start >= MIN_CHARS and found.group() in self._cuts_before:
-                    parts.append(text[start:at])
+                    yield from _pieces(text, start, at, self._inside)
                     start = at
-        if start < len(text):
-            parts.append(text[start:])
-        if self._inside is None:
-            return parts
-        return [piece for part in parts for piece in _pieces(part, self._inside)]
+        yield from _pieces(text, start, len(text), self._inside)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one segment, or of any text, without special tokens around it. Read them, never change them."""
@@ -110,15 +105,16 @@ class SegmentedEncoder:
         return ids
 
 
-def _pieces(text: str, inside: re.Pattern[str]) -> list[str]:
-    if len(text) <= SEGMENT_CHARS:
-        return [text]
-    pieces, start = [], 0
-    while (found := inside.search(text, start + SEGMENT_CHARS)) is not None:
-        pieces.append(text[start : found.start()])
+def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:
+    """text[start:end] in one, or cut further. Nothing before `start` and after `end` is looked at for that."""
+    while inside is not None and end - start > SEGMENT_CHARS:
+        found = inside.search(text, start + SEGMENT_CHARS, end)
+        if found is None:
+            break
+        yield text[start : found.start()]
         start = found.start()
-    pieces.append(text[start:])
-    return pieces
+    if start < end:
+        yield text[start:end]
 
 
 def _added_tokens(added: Sequence[_Added]) -> tuple[re.Pattern[str] | None, frozenset[str]]:

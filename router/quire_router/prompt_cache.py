@@ -9,10 +9,11 @@ forgotten one are never found again, so they go as well.
 Knows no tokenizer: the caller encodes what is missing. Used from several threads.
 """
 
+import contextlib
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from quire_contract.block_hash import BlockHasher, wire_hash
 
@@ -24,9 +25,9 @@ HASH_BYTES = 40
 class Step:
     """The prompt up to the end of one segment."""
 
-    __slots__ = ("hasher", "hashes", "num_tokens", "number")
+    __slots__ = ("hasher", "hashes", "num_chars", "num_tokens", "number")
 
-    def __init__(self, number: int, hasher: BlockHasher, hashes: Sequence[int]) -> None:
+    def __init__(self, number: int, hasher: BlockHasher, hashes: Sequence[int], num_chars: int) -> None:
         self.number = number
         self.hasher = hasher
         """Goes on after the segment; shared, so fork it."""
@@ -34,6 +35,8 @@ class Step:
         """Wire hashes of the blocks that the segment filled."""
         self.num_tokens = hasher.num_tokens
         """From the prompt's beginning."""
+        self.num_chars = num_chars
+        """Of the segment."""
 
 
 class PromptCache:
@@ -54,23 +57,28 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def find(self, root: Hashable, segments: Sequence[str]) -> list[Step]:
-        """The steps that are known of a prompt, first to last, without a hole; the root's comes first, if it is known."""
-        steps: list[Step] = []
-        keys: list[tuple[int, Hashable]] = []
-        number = 0
-        with self._lock:
-            for segment in (root, *segments):
-                key = (number, segment)
-                found = self._steps.get(key)
-                if found is None:
-                    break
-                steps.append(found[0])
-                keys.append(key)
-                number = found[0].number
-            for key in reversed(keys):  # a beginning is kept longer than what goes on from it
-                self._steps.move_to_end(key)
-        return steps
+    def find(self, root: Hashable, segments: Iterator[str]) -> tuple[list[Step], str | None]:
+        """The steps that are known of a prompt, first to last, the root's first; and the first segment that is not (None: all are).
+
+        Takes no more of `segments` than that; nothing, if not even the root is known."""
+        known = self._steps
+        found = known.get((0, root))
+        if found is None:
+            return [], None
+        steps, missing = [found[0]], None
+        keys: list[tuple[int, Hashable]] = [(0, root)]
+        for segment in segments:
+            key: tuple[int, Hashable] = (steps[-1].number, segment)
+            found = known.get(key)
+            if found is None:
+                missing = segment
+                break
+            steps.append(found[0])
+            keys.append(key)
+        for key in reversed(keys):  # a beginning is kept longer than what goes on from it
+            with contextlib.suppress(KeyError):  # another thread has just put so much that it is gone
+                known.move_to_end(key)
+        return steps, missing
 
     def begin(self, root: Hashable, hasher: BlockHasher) -> Step:
         """Remember where prompts of one kind begin. `hasher` may have seen tokens that all begin with; it is the step's from now on."""
@@ -83,12 +91,13 @@ class PromptCache:
         return self._put((before.number, segment), hasher, STEP_BYTES + sys.getsizeof(segment))
 
     def _put(self, key: tuple[int, Hashable], hasher: BlockHasher, size_bytes: int) -> Step:
+        num_chars = len(key[1]) if isinstance(key[1], str) else 0
         hashes = [wire_hash(digest) for digest in hasher.digests]
         hasher.drop_digests()
         size_bytes += HASH_BYTES * len(hashes)
         with self._lock:
             self._last_number += 1
-            step = Step(self._last_number, hasher, hashes)
+            step = Step(self._last_number, hasher, hashes, num_chars)
             known = self._steps.get(key)
             if known is not None:  # two threads read the same prompt
                 return known[0]

@@ -11,7 +11,7 @@ from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.prompt_input import ChatInput, TextInput
 from quire_contract.prompt_segments import SegmentedEncoder
-from quire_router.prompt_cache import PromptCache, Step
+from quire_router.prompt_cache import PromptCache
 
 MAX_NEW_CHARS = 256 * 1024
 """Of one prompt, no more text that the cache does not know is tokenised; the rest counts by its length. So much takes 0.1 to 0.3 s in a
@@ -68,29 +68,31 @@ class Job:
         self._segments = reader.encoder.segments(text)
         before, self._after = frame
         root = (reader.digest, keys.adapter, keys.cache_salt, bool(before))
-        self._steps: list[Step] = cache.find(root, self._segments)
+        self._steps, self._next = cache.find(root, self._segments)
         if not self._steps:
             hasher = BlockHasher(reader.bundle.block_size, keys)
             hasher.extend(before)
-            self._steps.append(cache.begin(root, hasher))
+            self._steps = [cache.begin(root, hasher)]
+            self._next = next(self._segments, None)
+        self._num_chars = len(text)
         self._room_chars = MAX_NEW_CHARS
-        self.missing_chars = sum(map(len, self._segments[len(self._steps) - 1 :]))
+        self.missing_chars = 0 if self._next is None else self._num_chars - sum(s.num_chars for s in self._steps)
         """Text still to be tokenised."""
         self._unread_chars = 0
 
     def advance(self, num_chars: int) -> None:
         """Tokenise segments until `num_chars` are done, at least one."""
-        for segment in self._segments[len(self._steps) - 1 :]:
+        while self._next is not None and num_chars > 0:
+            segment = self._next
             if len(segment) > self._room_chars:
-                self._unread_chars, self.missing_chars = self.missing_chars, 0
+                self._unread_chars, self.missing_chars, self._next = self.missing_chars, 0, None
                 return
             ids = self._reader.encoder.encode(segment)
             self._steps.append(self._cache.extend(self._steps[-1], segment, ids))
+            self._next = next(self._segments, None)
             self.missing_chars -= len(segment)
             self._room_chars -= len(segment)
             num_chars -= len(segment)
-            if num_chars <= 0:
-                return
 
     def blocks(self) -> PromptBlocks:
         """What was read."""
@@ -104,7 +106,7 @@ class Job:
         return PromptBlocks(num_tokens=num_tokens, block_tokens=self._reader.bundle.block_size, hashes=hashes)
 
     def _chars_per_token(self) -> float:
-        num_chars = sum(map(len, self._segments[: len(self._steps) - 1]))
+        num_chars = self._num_chars - self._unread_chars
         return num_chars / self._steps[-1].num_tokens if num_chars else CHARS_PER_TOKEN
 
 

@@ -8,8 +8,9 @@ IDS = {"a": list(range(10)), "b": list(range(100, 137)), "c": [7], "d": list(ran
 
 def read(cache, segments, root="root", keys=ExtraKeys()):  # noqa: B008 - frozen
     """(how many segments were known, all hashes, number of tokens)"""
-    steps = cache.find(root, segments)
+    steps, missing = cache.find(root, iter(segments))
     known = len(steps) - 1
+    assert missing == (segments[known] if 0 <= known < len(segments) else None)
     if not steps:
         steps = [cache.begin(root, BlockHasher(4, keys))]
     for segment in segments[len(steps) - 1 :]:
