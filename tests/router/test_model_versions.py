@@ -3,7 +3,7 @@
 import pytest
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, ServiceEntry
-from quire_router.endpoints import EndpointPool
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.model_versions import ModelVersions
 from quire_router.revision_stats import RevisionStats
 
