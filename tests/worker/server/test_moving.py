@@ -162,6 +162,7 @@ async def test_a_stream_whose_engine_died_breaks_off_and_goes_on_elsewhere(
     assert not any("error" in event or "[DONE]" in event or "migrate" in event for event in events)
     assert said(moved) == said(whole)
     assert await asyncio.to_thread(leaving.wait) == 1
+    assert "Traceback" not in leaving.log
 
 
 async def test_lines_are_for_routers_only(http: aiohttp.ClientSession, worker: Any) -> None:
