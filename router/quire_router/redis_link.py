@@ -23,6 +23,9 @@ CALL_S = 0.25
 BACKGROUND_S = 1.0
 """Longest wait of work that no request waits for."""
 PROBE_S = 0.2
+MAX_PROBE_S = 5.0
+STEADY_S = 5.0
+"""Who answers probes but fails again within this time (a full Redis, say) is probed half as often each time."""
 MAX_CONNECTIONS = 32
 ResultT = TypeVar("ResultT")
 
@@ -49,7 +52,9 @@ class RedisLink:
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._on_error = on_error
-        self._back = asyncio.Event()
+        self._went_away = asyncio.Event()
+        self._probe_s = PROBE_S
+        self._back_s = float("-inf")
         self.is_up = True
         """Whether calls are worth trying; true until the first one fails."""
 
@@ -68,18 +73,22 @@ class RedisLink:
 
     async def run(self) -> None:
         """Look for Redis while it is away, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             if self.is_up:
-                self._back.clear()
-                await self._back.wait()
+                self._went_away.clear()
+                await self._went_away.wait()
+                is_steady = loop.time() - self._back_s > STEADY_S
+                self._probe_s = PROBE_S if is_steady else min(2 * self._probe_s, MAX_PROBE_S)
+            await asyncio.sleep(self._probe_s)
             try:
                 async with asyncio.timeout(BACKGROUND_S):
                     await self._client.ping()
             except (RedisError, TimeoutError, OSError):
-                await asyncio.sleep(PROBE_S)
-            else:
-                self.is_up = True
-                log_event(log, logging.INFO, "redis_back")
+                continue
+            self.is_up = True
+            self._back_s = loop.time()
+            log_event(log, logging.INFO, "redis_back")
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -93,5 +102,5 @@ class RedisLink:
         self._on_error()
         if self.is_up:
             self.is_up = False
-            self._back.set()
+            self._went_away.set()
             log_event(log, logging.WARNING, "redis_away", error=type(error).__name__)

@@ -245,8 +245,9 @@ def test_an_admin_port_without_a_token_does_not_start(tmp_path):
     for environment in ({}, {"QUIRE_ADMIN_TOKEN": "short"}):
         with pytest.raises(SettingsError, match="--admin-port"):
             with_environment(settings, environment)
-    with pytest.raises(SettingsError, match="QUIRE_REDIS_URL"):
-        with_environment(RouterSettings(), {"QUIRE_REDIS_URL": "http://redis"})
+    for url in ("http://redis", "redis://host:port", "redis"):
+        with pytest.raises(SettingsError, match="QUIRE_REDIS_URL"):
+            with_environment(RouterSettings(), {"QUIRE_REDIS_URL": url})
     from_file = with_environment(RouterSettings(admin_port=0, admin_token_file=file), {})
     by_environment = with_environment(settings, {"QUIRE_ADMIN_TOKEN": TOKEN, "QUIRE_REDIS_URL": "redis://:pw@x:1/0"})
 

@@ -4,12 +4,16 @@ import asyncio
 import json
 import time
 
+import aiohttp
 import pytest
+import redis
 from aiohttp import web
 
-from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import LimitSettings, RouterSettingsEntry
 from quire_contract.router_tenants import PriceEntry, TenantEntry, TenantLimitsEntry
+from quire_router.__main__ import running
+from quire_router.config import RouterSettings
 from tests.redis_server import running_redis
 from tests.router.tenant_help import bearer, key_entry, until_true
 
@@ -239,3 +243,25 @@ async def test_each_request_is_one_record_in_redis_whatever_happened_to_redis(tw
         }
     ]
     assert "x" * 40 not in json.dumps(records)
+
+
+async def test_a_router_that_ends_gives_back_what_it_held_and_writes_down_what_was_used(
+    start_upstream, redis_server, tmp_path
+):
+    worker = await start_upstream("a", answer)
+    path = tmp_path / "ending.json"
+    write_config(path, config_of(worker, tokens_per_day=1000, max_concurrent_requests=100))
+    settings = RouterSettings(config=path, port=0, redis_url=redis_server.url, shutdown_timeout_s=0.2)
+
+    async with running(settings, None) as (_, url), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(10):
+            while True:
+                async with session.post(url + "/v1/completions", json=BODY, headers=bearer("k")) as reply:
+                    if reply.status == 200:
+                        break
+    with redis.Redis.from_url(redis_server.url, decode_responses=True) as client:
+        lines = [v for key in client.keys("quire:limit:*") for f, v in client.hgetall(key).items() if f[:2] == "r:"]
+        records = client.xlen("quire:{usage}:records")
+
+    assert {line.split(":")[0] for line in lines} == {"0"}
+    assert records >= 1
