@@ -175,7 +175,7 @@ async def running(
             wall_clock=time.time,
         )
         background = Background()
-        redis_answers = await stack.enter_async_context(answers_in_redis(settings, background))
+        redis_answers = await stack.enter_async_context(answers_in_redis(settings, access, background))
         stack.push_async_callback(background.close)
         layers = build_layers(
             live=live,
@@ -226,7 +226,9 @@ async def source_of(
 
 
 @contextlib.asynccontextmanager
-async def answers_in_redis(settings: RouterSettings, background: Background) -> AsyncIterator[RedisAnswers | None]:
+async def answers_in_redis(
+    settings: RouterSettings, access: KubeAccess | None, background: Background
+) -> AsyncIterator[RedisAnswers | None]:
     """Answers that the release's routers share. None: there is no Redis."""
     if not settings.redis_url:
         yield None
@@ -237,7 +239,8 @@ async def answers_in_redis(settings: RouterSettings, background: Background) -> 
         raise RouterConfigError(
             f"{names.ENV_REDIS_URL}: is no address; use redis://host:port/db, rediss:// or unix://"
         ) from None
-    prefix = f"quire:{settings.release}" if settings.release else "quire"
+    home = settings.release_namespace or ("" if access is None else access.namespace)
+    prefix = f"quire:{home}/{settings.release}:" if settings.release else "quire:"
     answers = RedisAnswers(client, background, clock=time.monotonic, prefix=prefix)
     background.start(answers.connect(), "connect to Redis")
     try:
