@@ -1,8 +1,8 @@
 """Answers that several routers share, in Redis. It is asked for a few milliseconds and then not waited for: a slow or dead Redis is a miss.
 
-    PREFIX:{answers}:<key>    one answer, msgpack, expires by itself
-    PREFIX:{answers}:order    sorted set: key -> when it expires, in ms       PREFIX:{answers}:sizes   hash: key -> bytes
-    PREFIX:{answers}:total    bytes of all
+    PREFIX{answers}:<key>    one answer, msgpack, expires by itself
+    PREFIX{answers}:order    sorted set: key -> when it expires, in ms       PREFIX{answers}:sizes   hash: key -> bytes
+    PREFIX{answers}:total    bytes of all
 
 The script keeps the total under its bound: what expires first goes first. The braces keep all in one slot of a Redis cluster.
 """
@@ -96,7 +96,7 @@ class RedisAnswers:
         background: Background,
         *,
         clock: Callable[[], float],
-        prefix: str = "quire",
+        prefix: str = "quire:",
         read_s: float = READ_S,
     ) -> None:
         """`client` gives bytes. `prefix` tells releases that share one Redis apart. `clock` in seconds, monotonic."""
@@ -104,7 +104,7 @@ class RedisAnswers:
         self._background = background
         self._clock = clock
         self._read_s = read_s
-        self._prefix = f"{prefix}:{{answers}}:"
+        self._prefix = f"{prefix}{{answers}}:"
         self._put_script = client.register_script(_PUT)
         self._trouble = Trouble(clock)
         self._no_reads_until_s = float("-inf")
@@ -177,7 +177,7 @@ async def answers_in_redis(shared: SharedStore | None, background: Background) -
         yield None
         return
     client = redis_client(shared.url, shared.password)
-    answers = RedisAnswers(client, background, clock=time.monotonic, prefix=shared.prefix.rstrip(":"))
+    answers = RedisAnswers(client, background, clock=time.monotonic, prefix=shared.prefix)
     background.start(answers.connect(), "connect to Redis")
     try:
         yield answers

@@ -26,7 +26,7 @@ from quire_router.proper_end import EndWatch, is_proper
 from quire_router.redis_answers import RedisAnswers
 from quire_router.request_identity import answer_key
 from quire_router.saving_metrics import CacheResult, SavingMetrics
-from quire_router.shared_generation import Generation, SharedBytes
+from quire_router.shared_generation import Generation, Owns, SharedBytes
 from quire_router.stored_answers import AnswerMemory, ModelVersion, StoredAnswer
 
 COALESCE_OFF = "off"
@@ -135,9 +135,8 @@ class SavingLayer:
         running = self._running.get(_running_key(call, request.key)) if _shares(request) else None
         if running is None or request.wishes.no_cache or request.wishes.only_if_cached:
             return None
-        answer = await running.generation.join()
+        answer = await running.generation.join(_owner_of(outcome))
         outcome.target, outcome.choice = running.outcome.target, running.outcome.choice
-        outcome.cached_answer = "shared"
         outcome.first_byte_s = self._clocks.monotonic()
         answer.headers.update(request_id_headers(call.path, call.request_id))
         return self._marked(answer, "shared")
@@ -159,7 +158,7 @@ class SavingLayer:
             on_closed=closed,
         )
         self._running[place] = _Running(generation=generation, outcome=request.outcome)
-        return self._marked(await generation.join(), "miss")
+        return self._marked(await generation.join(_owner_of(request.outcome)), "miss")
 
     async def _begin(self, request: "_Request") -> Answer:
         """A worker's answer, kept at its end if that is proper."""
@@ -242,6 +241,15 @@ class _Running(msgspec.Struct, frozen=True, kw_only=True):
     generation: Generation
     outcome: Outcome
     """Of the call that began it."""
+
+
+def _owner_of(outcome: Outcome) -> Owns:
+    """Only the owner's answer counts as made for its call; what it is when the answer is closed holds."""
+
+    def owns(is_owner: bool) -> None:
+        outcome.cached_answer = "" if is_owner else "shared"
+
+    return owns
 
 
 def _does_not_want(call: Call) -> bool:

@@ -7,6 +7,9 @@ slows its worker down as it would without this. What is behind the fastest reade
 far behind is ended with an error, like any stream that breaks: it must neither hold up the rest nor fill the memory.
 
 Whoever began it may leave; it goes on while anybody reads, and ends with the last one.
+
+One reader is its owner, who pays for it where generations cost something: the first one, after it has left the next one, in the end
+whoever first has all of it. So no answer is had for nothing by leaving it to a second request.
 """
 
 import asyncio
@@ -17,6 +20,9 @@ from multidict import CIMultiDict
 
 from quire_contract.openai.errors import ApiError, unavailable
 from quire_router.answer import Answer, BrokenStreamError
+
+Owns = Callable[[bool], None]
+"""Hears whether its reader is the owner, at first and whenever that changes."""
 
 MAX_LAG_BYTES = 4 * 1024 * 1024
 """That a reader may be behind the fastest one."""
@@ -64,7 +70,10 @@ class Generation:
         self._num_dropped = 0
         self._end = 0
         """Bytes that came so far."""
-        self._readers: set[_Reader] = set()
+        self._readers: dict[_Reader, None] = {}
+        self._owner: _Reader | None = None
+        self._is_paid = False
+        """Whether its owner has all of it: then nobody else will be."""
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
         self._head: Answer | None = None
@@ -72,11 +81,14 @@ class Generation:
         self._is_over = False
         self._task = asyncio.create_task(self._run(), name="shared generation")
 
-    async def join(self) -> Answer:
+    async def join(self, owns: Owns) -> Answer:
         """The answer from its beginning. ApiError if there is none: all who wait get the same."""
         assert self.is_open, "a closed generation has lost its beginning"
-        reader = _Reader(self)
-        self._readers.add(reader)
+        reader = _Reader(self, owns)
+        self._readers[reader] = None
+        owns(False)
+        if self._owner is None:
+            self._give_to(reader)
         try:
             while self._head is None and not self._is_over:
                 await self._changed.wait()
@@ -88,6 +100,7 @@ class Generation:
         head = self._head
         headers: CIMultiDict[str] = head.headers.copy()
         if head.body is not None:
+            self._has_all(reader)
             await self._leave(reader)
             return Answer(status=head.status, headers=headers, body=head.body)
         return Answer(
@@ -111,6 +124,7 @@ class Generation:
             return None
         if self._error is not None:
             raise _again(self._error)
+        self._has_all(reader)
         raise StopAsyncIteration
 
     def _next_parts(self, reader: "_Reader", place: int) -> bytes:
@@ -129,7 +143,7 @@ class Generation:
         await self._changed.wait()
 
     async def _leave(self, reader: "_Reader") -> None:
-        self._readers.discard(reader)
+        self._remove(reader)
         if self._readers:
             return
         self._close()
@@ -137,6 +151,25 @@ class Generation:
         if not self._is_over:
             self._task.cancel()
         await asyncio.wait({self._task})  # its worker is free when the last reader is gone
+
+    # Who owns it
+
+    def _give_to(self, reader: "_Reader") -> None:
+        before, self._owner = self._owner, reader
+        if before is not None and before in self._readers:
+            before.owns(False)
+        reader.owns(True)
+
+    def _has_all(self, reader: "_Reader") -> None:
+        if not self._is_paid:
+            self._is_paid = True
+            if self._owner is not reader:
+                self._give_to(reader)
+
+    def _remove(self, reader: "_Reader") -> None:
+        self._readers.pop(reader, None)
+        if self._owner is reader and not self._is_paid and self._readers:
+            self._give_to(next(iter(self._readers)))
 
     # What the task does
 
@@ -190,7 +223,7 @@ class Generation:
         last = self._parts[-1]
         for reader in [r for r in self._readers if self._end - len(last) - r.num_bytes > max_lag]:
             reader.is_cut = True
-            self._readers.discard(reader)
+            self._remove(reader)
 
     def _forget(self, number: int) -> None:
         """Drop the first parts that are kept."""
@@ -213,10 +246,11 @@ class Generation:
 class _Reader:
     """Where one client is."""
 
-    __slots__ = ("_generation", "is_cut", "num_bytes", "num_read")
+    __slots__ = ("_generation", "is_cut", "num_bytes", "num_read", "owns")
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, owns: Owns) -> None:
         self._generation = generation
+        self.owns = owns
         self.num_read = 0
         self.num_bytes = 0
         self.is_cut = False

@@ -118,3 +118,18 @@ async def test_no_more_than_so_many_writes_wait(answers, server):
 def test_an_address_that_is_none_is_refused():
     with pytest.raises(ValueError, match="scheme"):
         redis_client("http://127.0.0.1", None)
+
+
+async def test_a_reply_that_came_too_late_is_never_taken_for_the_next_ones(answers, server):
+    await put(answers, b"a", body=b"of a")
+    await put(answers, b"b", body=b"of b")
+    answers._read_s = READ_S
+    server.freeze()
+    late = await answers.get(b"a")
+    server.thaw()
+    answers._read_s, answers._no_reads_until_s = 30.0, float("-inf")
+
+    found = [await answers.get(key) for key in (b"b", b"a", b"b")]
+
+    assert late is None
+    assert [answer.body for answer in found] == [b"of b", b"of a", b"of b"]

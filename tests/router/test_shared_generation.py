@@ -52,9 +52,20 @@ class Share:
     def __init__(self, worker, *, max_join_bytes=10**6, limit=10**9):
         self.shared = SharedBytes(limit)
         self.num_closed = 0
+        self.owners = []
         self.generation = Generation(
             worker.answer, max_join_bytes=max_join_bytes, shared=self.shared, on_closed=self._closed
         )
+
+    def join(self):
+        """Joins; `owners` tells for each reader, in the order of joining, whether it is the owner."""
+        place = len(self.owners)
+        self.owners.append(None)
+
+        def owns(is_owner):
+            self.owners[place] = is_owner
+
+        return self.generation.join(owns)
 
     def _closed(self, generation):
         assert generation is self.generation
@@ -74,10 +85,10 @@ async def walk(parts, steps, *, error, max_join_bytes, limit):
     """Readers join, read on and leave as `steps` say; then all that are left read to the end. What each of them got, and how it ended."""
     worker = Worker(parts, error)
     share = Share(worker, max_join_bytes=max_join_bytes, limit=limit)
-    readers = [[await share.generation.join(), b"", None]]
+    readers = [[await share.join(), b"", None]]
     for step, number in steps:
         if step == "join" and share.generation.is_open:
-            readers.append([await share.generation.join(), b"", None])
+            readers.append([await share.join(), b"", None])
         elif step == "wait":
             await let_run()
         elif step in ("read", "leave"):
@@ -95,6 +106,9 @@ async def walk(parts, steps, *, error, max_join_bytes, limit):
     assert share.shared.num_bytes == 0
     assert share.num_closed == 1
     assert share.generation._task.done()
+    ends = [end for _, _, end in readers]
+    if "end" in ends:
+        assert [end for end, is_owner in zip(ends, share.owners, strict=True) if is_owner].count("end") == 1
     return worker, readers
 
 
@@ -147,10 +161,27 @@ def test_without_memory_readers_that_fall_behind_are_told_and_the_others_get_all
     assert all(whole.startswith(got) for _, got, _ in readers)
 
 
+async def test_who_leaves_leaves_the_cost_to_the_next_and_who_first_has_all_of_it_pays():
+    share = Share(Worker([b"a"] * 3))
+    answers = [await share.join() for _ in range(4)]
+    owners = [list(share.owners)]
+
+    await anext(answers[0].parts)
+    await answers[0].close()
+    owners.append(share.owners[1:])
+    await rest_of(answers[2])
+    owners.append(share.owners[1:])
+    for answer in answers[1:]:
+        await answer.close()
+
+    assert owners == [[True, False, False, False], [True, False, False], [False, True, False]]
+    assert share.owners == [True, False, True, False], "the one that left pays for what it had"
+
+
 async def test_a_worker_is_not_asked_for_more_than_its_fastest_reader_takes():
     worker = Worker([b"x"] * 100)
     share = Share(worker)
-    answers = [await share.generation.join(), await share.generation.join()]
+    answers = [await share.join(), await share.join()]
 
     await anext(answers[0].parts)
     await let_run()
@@ -162,7 +193,7 @@ async def test_a_worker_is_not_asked_for_more_than_its_fastest_reader_takes():
 async def test_a_reader_far_behind_is_ended_and_no_more_than_its_bound_was_kept():
     parts = [bytes(64 * 1024)] * 200
     share = Share(Worker(parts), max_join_bytes=1)
-    slow, fast = await share.generation.join(), await share.generation.join()
+    slow, fast = await share.join(), await share.join()
     kept = []
 
     async for _ in fast.parts:
@@ -175,7 +206,7 @@ async def test_a_reader_far_behind_is_ended_and_no_more_than_its_bound_was_kept(
 
 async def test_nobody_joins_an_answer_whose_beginning_is_gone():
     share = Share(Worker([b"abcd", b"efgh", b"i"]), max_join_bytes=5)
-    answer = await share.generation.join()
+    answer = await share.join()
 
     await anext(answer.parts)
     first = share.generation.is_open
@@ -187,12 +218,12 @@ async def test_nobody_joins_an_answer_whose_beginning_is_gone():
 
 async def test_a_latecomer_gets_what_was_sent_in_few_pieces():
     share = Share(Worker([b"0123456789abcdef" * 64] * 256))
-    first = await share.generation.join()
+    first = await share.join()
     sent = await anext(first.parts)
     for _ in range(255):
         sent += await anext(first.parts)
 
-    late = await share.generation.join()
+    late = await share.join()
     pieces = [part async for part in late.parts]
 
     assert [len(piece) for piece in pieces] == [64 * 1024] * 4
@@ -203,7 +234,7 @@ async def test_one_that_leaves_while_it_waits_leaves_the_others_waiting():
     worker = Worker([b"a"])
     worker.go_on.clear()
     share = Share(worker)
-    first, second = [asyncio.create_task(share.generation.join()) for _ in range(2)]
+    first, second = [asyncio.create_task(share.join()) for _ in range(2)]
     await let_run()
 
     first.cancel()
@@ -218,7 +249,7 @@ async def test_when_all_leave_before_the_answer_begins_the_worker_is_left_too():
     worker = Worker([b"a"])
     worker.go_on.clear()
     share = Share(worker)
-    waiting = [asyncio.create_task(share.generation.join()) for _ in range(3)]
+    waiting = [asyncio.create_task(share.join()) for _ in range(3)]
     await let_run()
 
     for task in waiting:
@@ -232,7 +263,7 @@ async def test_a_refusal_is_everybodys_in_the_same_words():
     worker = Worker([], refuse=ApiError(429, "full", code="queue_full", headers={"Retry-After": "2"}))
     worker.go_on.clear()
     share = Share(worker)
-    waiting = [asyncio.create_task(share.generation.join()) for _ in range(3)]
+    waiting = [asyncio.create_task(share.join()) for _ in range(3)]
     await let_run()
 
     worker.go_on.set()
