@@ -29,6 +29,7 @@ PORT_REPLAY = 5558
 PORT_FETCH = 8001
 PORT_HEALTH = 8002
 PORT_ROUTER = 8080
+PORT_ROUTER_ADMIN = 8081
 PORT_NAME_HTTP = "http"
 PORT_NAME_EVENTS = "events"
 PORT_NAME_REPLAY = "replay"
@@ -46,6 +47,10 @@ ENV_TRUST_DIR = "TRUST_DIR"
 ENV_COMPUTE_THREADS = "COMPUTE_THREADS"
 ENV_API_KEY = "QUIRE_API_KEY"
 ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
+ENV_REDIS_URL = "QUIRE_REDIS_URL"
+ENV_REDIS_PASSWORD = "QUIRE_REDIS_PASSWORD"  # noqa: S105 - a variable's name
+ENV_ADMIN_TOKEN = "QUIRE_ADMIN_TOKEN"  # noqa: S105 - a variable's name
+ENV_STATE_DIR = "STATE_DIR"
 
 # Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
 HEADER_REQUEST_ID = "x-request-id"
@@ -94,6 +99,8 @@ PATH_DEBUG_ROUTE = "/debug/route"
 PATH_RERANK_PLAIN = "/rerank"
 PATH_RERANK_COHERE = "/v2/rerank"
 PATH_SCORE_PLAIN = "/score"
+PATH_ADMIN_USAGE = "/admin/usage"
+PATH_ADMIN_TENANTS = "/admin/tenants"
 
 # Metrics of the worker that dashboards, KEDA examples and gateway pickers read. Labels: model_name, engine.
 VLLM_NUM_REQUESTS_RUNNING = "vllm:num_requests_running"

@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from quire_contract import names
 from quire_contract.openai.limits import Limits
@@ -53,6 +54,18 @@ class RouterSettings:
     """KV blocks remembered over all endpoints; about 150 bytes each."""
     tokenizer_threads: int = 2
     """Threads that tokenise long prompts."""
+    redis_url: str = dataclasses.field(default="", repr=False)
+    """The Redis that routers of a release share, for limits and usage; empty: this process counts for itself. Of the environment."""
+    redis_password: str = dataclasses.field(default="", repr=False)
+    """Where the URL has none. Of the environment."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin port."""
+    admin_port: int | None = None
+    """Port of the admin API; 0 lets the system choose one; None: there is none."""
+    admin_token: str = dataclasses.field(default="", repr=False)
+    """What callers of the admin port must send. Of the environment, or of a file."""
+    admin_token_file: Path | None = None
+    """Holds the admin token."""
     log_requests: bool = True
     """One log line for each request."""
     log_level: str = "info"
@@ -105,6 +118,14 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterS
     )
     add("--max-index-blocks", type=_positive_int, default=defaults["max_index_blocks"], help="KV blocks remembered")
     add("--tokenizer-threads", type=_positive_int, default=defaults["tokenizer_threads"], help="for long prompts")
+    add("--admin-host", default=defaults["admin_host"], help="address of the admin port")
+    add("--admin-port", type=_port, metavar="PORT", help="port of the admin API (usage, tenants); needs an admin token")
+    add(
+        "--admin-token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"holds the token that callers of the admin port must send; without it {names.ENV_ADMIN_TOKEN} does",
+    )
     add("--disable-log-requests", dest="log_requests", action="store_false", help="no log line for each request")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged")
     add(
@@ -120,6 +141,35 @@ def parse_args(argv: Sequence[str], env_api_keys: Sequence[str] = ()) -> RouterS
     return RouterSettings(**values, api_keys=tuple(dict.fromkeys(keys)))
 
 
+class SettingsError(ValueError):
+    """Settings that do not go together. The message names the flag or variable and the fix."""
+
+
+def with_environment(settings: RouterSettings, environment: Mapping[str, str]) -> RouterSettings:
+    """With what comes by the environment only: secrets, and the address that holds one. SettingsError."""
+    token = environment.get(names.ENV_ADMIN_TOKEN, "").strip()
+    if settings.admin_token_file is not None:
+        try:
+            token = settings.admin_token_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--admin-token-file: {settings.admin_token_file} cannot be read: {error}") from None
+    if settings.admin_port is not None and len(token) < _MIN_ADMIN_TOKEN_CHARS:
+        raise SettingsError(
+            f"--admin-port: needs a token of at least {_MIN_ADMIN_TOKEN_CHARS} characters; set {names.ENV_ADMIN_TOKEN}"
+            " or --admin-token-file"
+        )
+    url = environment.get(names.ENV_REDIS_URL, "").strip()
+    if url and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise SettingsError(f"{names.ENV_REDIS_URL}: must begin with redis://, rediss:// or unix://")
+    return dataclasses.replace(
+        settings,
+        admin_token=token,
+        redis_url=url,
+        redis_password=environment.get(names.ENV_REDIS_PASSWORD, ""),
+    )
+
+
+_MIN_ADMIN_TOKEN_CHARS = 16
 _TIMEOUTS = {
     "connect_timeout_s": "seconds until a worker accepts a connection",
     "first_byte_timeout_s": "seconds until the first event of a stream",
