@@ -15,13 +15,16 @@ from quire_cli.host import Host
 from quire_cli.local.up import UpOptions, run_up
 from quire_cli.manifest_files import load_resources
 from quire_cli.rendering import render, to_yaml, without_objects
+from quire_cli.tenant.commands import add_tenant_commands
 from quire_operator.api.crds.definitions import write_crds
 from quire_operator.platform import VERSION
 
 Files = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...", help="Manifests with InferenceServices; several documents each.", show_default=False
+        metavar="FILE...",
+        help="Manifests with InferenceServices, and ModelRoutes and Tenants; several documents each.",
+        show_default=False,
     ),
 ]
 
@@ -50,10 +53,26 @@ def build_app(host: Host) -> typer.Typer:
         compute_threads: Annotated[
             int | None, typer.Option(min=1, help="Compute threads per worker.", show_default="cores / workers")
         ] = None,
+        router_settings: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="The router's settings, YAML or JSON.", show_default="the defaults"),
+        ] = None,
+        require_tenant: Annotated[
+            bool, typer.Option("--require-tenant", help="Refuse requests without a tenant's key, even without tenants.")
+        ] = False,
     ) -> None:
-        """Serve the models of FILE... with local processes, as the operator would with pods. Ctrl-C stops."""
+        """Serve the models of FILE... with local processes, as the operator would with pods. Ctrl-C stops.
+
+        Tenants, routes and settings are followed: what changes in the files holds within two seconds.
+        """
         options = UpOptions(
-            files=tuple(files), port=port, address=host_address, log_dir=log_dir, compute_threads=compute_threads
+            files=tuple(files),
+            port=port,
+            address=host_address,
+            log_dir=log_dir,
+            compute_threads=compute_threads,
+            router_settings=router_settings,
+            require_tenant=require_tenant,
         )
         run_up(options, host, Console(soft_wrap=True))
 
@@ -73,6 +92,7 @@ def build_app(host: Host) -> typer.Typer:
             typer.echo(path)
 
     add_cluster_commands(app, host)
+    add_tenant_commands(app, host)
 
     @app.command()
     def version() -> None:

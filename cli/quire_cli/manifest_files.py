@@ -4,7 +4,7 @@ This module must not know what is done with a service.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import yaml
 
 from quire_cli.errors import CommandError
 from quire_operator.api.inference_service import InferenceService
-from quire_operator.api.resource import Kind
 from quire_operator.api.validation import KINDS, InvalidResourceError, Problem, parse_resource, parse_service
 
 Parsed = TypeVar("Parsed")
@@ -94,29 +93,14 @@ class LoadedFiles:
     """Valid ModelRoutes and Tenants."""
 
 
-def load_services(files: Sequence[Path]) -> list[LoadedService]:
-    """Every InferenceService of the files, in order. Raises CommandError with all problems of all files, other kinds among them."""
-    found = _load_files(files, {})
-    if not found.services:
-        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
-    return list(found.services)
-
-
 def load_resources(files: Sequence[Path]) -> LoadedFiles:
-    """Every resource of the files. Raises CommandError with all problems of all files."""
-    found = _load_files(files, _OTHER_KINDS)
-    if not found.services and not found.others:
-        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
-    return found
-
-
-def _load_files(files: Sequence[Path], other_kinds: Mapping[str, Kind]) -> LoadedFiles:
+    """Every resource of the files, in order. Raises CommandError with all problems of all files."""
     loaded: list[LoadedService] = []
     others: list[Document] = []
     errors: list[str] = []
     for document in (document for file in files for document in read_documents(file)):
         try:
-            if (kind := other_kinds.get(document.kind)) is None:
+            if (kind := _OTHER_KINDS.get(document.kind)) is None:
                 loaded.append(_load(document))
             else:
                 _parsed(document, partial(parse_resource, kind=kind))
@@ -126,6 +110,8 @@ def _load_files(files: Sequence[Path], other_kinds: Mapping[str, Kind]) -> Loade
     errors += _repeated(loaded)
     if errors:
         raise CommandError(*errors)
+    if not loaded and not others:
+        raise CommandError(f"{', '.join(map(str, files))}: holds no {HANDLED_KIND}")
     return LoadedFiles(services=tuple(loaded), others=tuple(others))
 
 
@@ -198,10 +184,13 @@ def _parsed(document: Document, parse: Callable[[Any], Parsed]) -> Parsed:
 
 
 def _wrong_kind(kind: str) -> str:
-    if kind in _OTHER_KINDS:
-        return f"{kind} needs a cluster in this version; this command handles {HANDLED_KIND}: move it to another file"
-    near = difflib.get_close_matches(kind.lower(), [HANDLED_KIND.lower()], n=1)
-    hint = f"did you mean {HANDLED_KIND}?" if near else f"this command handles {HANDLED_KIND}: move it to another file"
+    known = {name.lower(): name for name in (HANDLED_KIND, *_OTHER_KINDS)}
+    near = difflib.get_close_matches(kind.lower(), known, n=1)
+    hint = (
+        f"did you mean {known[near[0]]}?"
+        if near
+        else f"it handles {', '.join(known.values())}: move it to another file"
+    )
     return f"{kind} is not a kind that this command knows; {hint}"
 
 

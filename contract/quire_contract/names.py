@@ -50,6 +50,7 @@ ENV_ROUTER_CONFIG = "ROUTER_CONFIG"
 ENV_REDIS_URL = "QUIRE_REDIS_URL"
 ENV_REDIS_PASSWORD = "QUIRE_REDIS_PASSWORD"  # noqa: S105 - a variable's name
 ENV_ADMIN_TOKEN = "QUIRE_ADMIN_TOKEN"  # noqa: S105 - a variable's name
+ENV_STATE_DIR = "STATE_DIR"
 
 # Headers. Internal ones are stripped from what tenants send; workers obey them only beside a right token.
 HEADER_REQUEST_ID = "x-request-id"

@@ -265,8 +265,7 @@ class Reconciler:
             if route is not None:
                 entries.append(ShardEntry(key=f"route:{meta['namespace']}/{meta['name']}", route=route))
         for _, decision in self._cache.tenants.decisions():
-            if decision.entry is not None:
-                entries.append(ShardEntry(key=f"tenant:{decision.entry.id}", tenant=decision.entry))
+            entries.append(ShardEntry(key=f"tenant:{decision.entry.id}", tenant=decision.entry))
         return entries
 
     def _owners(self) -> Mapping[str, ServiceKey]:

@@ -23,8 +23,9 @@ _MAX_NAMED = 10
 class TenantDecision:
     """What becomes of one Tenant."""
 
-    entry: TenantEntry | None
-    """What routers are told; None: nothing, so that its keys are refused."""
+    entry: TenantEntry
+    """What routers are told. Of an invalid tenant, that nobody may call as it: a release whose only tenant is written wrongly must not
+    open to everybody."""
     problems: tuple[Problem, ...] = ()
     """Why it is not enforced as it is written."""
     reason: str = "Accepted"
@@ -108,22 +109,20 @@ class TenantBook:
 
 
 def _digests(parsed: _Parsed) -> list[str]:
-    entry = parsed.decision.entry
-    return [] if entry is None else [key.sha256 for key in entry.keys]
+    return [key.sha256 for key in parsed.decision.entry.keys]
 
 
 def decide_tenant(document: Mapping[str, Any], home: str | None) -> TenantDecision:
     """What becomes of a Tenant if no other one has its keys."""
+    namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
+    tenant_id, scope = f"{namespace}/{name}", None if namespace == home else namespace
     try:
         tenant = parse_resource(dict(document), TENANT)
     except InvalidResourceError as error:
-        return TenantDecision(entry=None, problems=error.problems, reason="InvalidSpec")
+        closed = TenantEntry(id=tenant_id, namespace=scope, suspended=True)
+        return TenantDecision(entry=closed, problems=error.problems, reason="InvalidSpec")
     assert isinstance(tenant, Tenant)
-    namespace = document["metadata"]["namespace"]
-    entry = tenant_entry(
-        tenant, f"{namespace}/{tenant.metadata.name}", namespace=None if namespace == home else namespace
-    )
-    return TenantDecision(entry=entry, spec=tenant.spec)
+    return TenantDecision(entry=tenant_entry(tenant, tenant_id, namespace=scope), spec=tenant.spec)
 
 
 def tenant_entry(tenant: Tenant, tenant_id: str, namespace: str | None) -> TenantEntry:
@@ -155,7 +154,7 @@ def without_taken_keys(decision: TenantDecision, older: Mapping[str, str]) -> Te
     `older`: digest -> that tenant's id. So a digest that becomes known to another is no way to take a tenant's place.
     """
     entry = decision.entry
-    if entry is None or not older:
+    if not older:
         return decision
     problems = tuple(
         Problem(
@@ -174,8 +173,7 @@ def without_taken_keys(decision: TenantDecision, older: Mapping[str, str]) -> Te
 def enforcement_text(decision: TenantDecision, known_models: Collection[str]) -> str:
     """What routers enforce of an accepted tenant, and what it may have been written by mistake."""
     spec, entry = decision.spec, decision.entry
-    assert spec is not None
-    assert entry is not None
+    assert spec is not None, "an invalid one is not enforced"
     scope = "every model" if entry.namespace is None else f"every model of namespace {entry.namespace}"
     told = [
         "every request is refused, for it is suspended" if spec.suspended else "",

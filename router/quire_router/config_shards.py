@@ -38,8 +38,8 @@ class Lost:
 class Shards:
     """The ConfigMaps, by namespace and name."""
 
-    def __init__(self, check: Callable[[RouterConfig], None] = lambda config: None) -> None:
-        """`check` raises RouterConfigError for a content that the router's parts cannot use."""
+    def __init__(self, check: Callable[[RouterConfig, str], None] | None = None) -> None:
+        """`check` raises RouterConfigError, which names the source, for what the contract cannot tell."""
         self._check = check
         self._shards: dict[Key, RouterConfig] = {}
         self._refused: dict[Key, str] = {}
@@ -87,19 +87,14 @@ class Shards:
         source = f"ConfigMap {key[0]}/{key[1]}, {SHARD_KEY}"
         try:
             config = decode_config(content.encode(), source)
-            self._check_of(config, source)
+            if self._check is not None:
+                self._check(config, source)
         except RouterConfigError as error:
             self._refuse(key, content, str(error))
         else:
             self._shards[key] = config
             self._refused.pop(key, None)
             self._lost.pop(key, None)
-
-    def _check_of(self, config: RouterConfig, source: str) -> None:
-        try:
-            self._check(config)
-        except RouterConfigError as error:
-            raise RouterConfigError(f"{source}: {error}") from None
 
     def _refuse(self, key: Key, content: str, problem: str) -> None:
         is_lost = key not in self._shards

@@ -46,10 +46,6 @@ class EndpointKeeper:
         self._live = live
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def check(self, config: RouterConfig) -> None:
-        """RouterConfigError if a part of the router cannot use `config`."""
-        self._live.check(config)
-
     async def apply(self, config: RouterConfig) -> None:
         """Serve what the configuration says, from now on. Requests that run at removed endpoints go on there."""
         changes = self._pool.apply(config)
@@ -68,6 +64,10 @@ class EndpointKeeper:
             added=len(changes.added),
             removed=len(changes.removed),
         )
+
+    def check(self, config: RouterConfig, source: str) -> None:
+        """RouterConfigError if `config` is not one to apply; `source` names it there."""
+        self._live.check(config, source)
 
     async def close(self) -> None:
         """Stop watching."""
@@ -116,7 +116,9 @@ class FileSource:
     async def load(self) -> None:
         """Apply the file as it is. RouterConfigError if it cannot be used."""
         self._seen = _version_of(self._path)
-        await self._keeper.apply(self._read())
+        config = read_config(self._path)
+        self._keeper.check(config, str(self._path))
+        await self._keeper.apply(config)
         self.last_contact_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
@@ -137,7 +139,8 @@ class FileSource:
             return False
         self._seen = version
         try:
-            config = self._read()
+            config = read_config(self._path)
+            self._keeper.check(config, str(self._path))
         except RouterConfigError as error:
             self.num_refused = 1
             self.num_refusals += 1
@@ -146,11 +149,6 @@ class FileSource:
         await self._keeper.apply(config)
         self.num_refused = 0
         return True
-
-    def _read(self) -> RouterConfig:
-        config = read_config(self._path)
-        self._keeper.check(config)
-        return config
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:

@@ -10,35 +10,31 @@ from quire_contract.router_settings import RouterSettingsEntry
 
 Follower = Callable[[RouterConfig], None]
 """Makes of a configuration what it needs, at once and without waiting for anything."""
-Check = Callable[[RouterConfig], None]
-"""Raises RouterConfigError, naming the field, for a configuration (or a shard of one) that a part of the router cannot use."""
+Check = Callable[[RouterConfig, str], None]
+"""RouterConfigError, which names the source, if it could not make of a configuration what it needs."""
 
 
 class LiveConfig:
     """One for the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Check | None = None) -> None:
+        self._check = check
         self.settings = RouterSettingsEntry()
         self.digest = ""
         """Of the configuration without its endpoints, equal in all routers that serve the same; empty before the first one."""
         self._followers: list[Follower] = []
         self._config: RouterConfig | None = None
-        self._checks: list[Check] = []
-
-    def guard(self, check: Check) -> None:
-        """Ask `check` about what is to come, before it is used: a follower must not fail."""
-        self._checks.append(check)
-
-    def check(self, config: RouterConfig) -> None:
-        """RouterConfigError if a part of the router cannot use it."""
-        for check in self._checks:
-            check(config)
 
     def follow(self, follower: Follower) -> None:
         """Call `follower` with the configuration that is in force, if there is one, and with every one to come."""
         self._followers.append(follower)
         if self._config is not None:
             follower(self._config)
+
+    def check(self, config: RouterConfig, source: str) -> None:
+        """What the contract cannot check, before anything changes: sources keep their last good configuration. RouterConfigError."""
+        if self._check is not None:
+            self._check(config, source)
 
     def swap(self, config: RouterConfig) -> None:
         """Use `config` from now on."""

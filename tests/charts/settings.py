@@ -10,6 +10,9 @@ EVERYTHING: dict[str, Any] = {
         "ingress": {"enabled": True},
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]},
         "apiKeys": {"existingSecret": "keys"},
+        "requireTenant": True,
+        "settings": {"faults": {"max_resumes": 2}},
+        "admin": {"enabled": True},
     },
     "redis": {"mode": "bundled"},
     "metrics": {

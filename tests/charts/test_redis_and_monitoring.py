@@ -19,10 +19,10 @@ def test_by_default_there_is_neither_a_redis_nor_a_secret(chart: Chart) -> None:
     assert not {"Secret", "StatefulSet"} & kinds
 
 
-def test_the_only_secret_of_the_chart_is_the_password_that_it_makes(chart: Chart) -> None:
+def test_the_only_secrets_of_the_chart_are_the_password_and_the_token_that_it_makes(chart: Chart) -> None:
     secrets = of_kind(chart.render(overlaid(EVERYTHING, BUNDLED)), "Secret")
 
-    assert secrets.keys() == {"quire-redis"}
+    assert secrets.keys() == {"quire-redis", "quire-router-admin"}
     password = base64.b64decode(secrets["quire-redis"]["data"]["password"]).decode()
     assert password.isalnum()
     assert len(password) == 40

@@ -106,7 +106,7 @@ def test_the_notes_say_where_how_and_what_stays(chart: Chart) -> None:
     assert "http://quire-router.llm:80/v1" in notes
     assert "kind: InferenceService" in notes
     assert "kubectl -n llm get inferenceservices.quire.dev" in notes
-    assert "WARNING: authentication is off" in notes
+    assert "WARNING: while there is no Tenant" in notes
     assert "WARNING: the definitions are missing" in notes
     assert "`helm uninstall quire` keeps: the definitions and your InferenceServices" in notes
 
@@ -117,8 +117,10 @@ def test_the_notes_say_where_how_and_what_stays(chart: Chart) -> None:
         (
             {"router": {"apiKeys": {"existingSecret": "keys"}}},
             '-H "Authorization: Bearer $KEY"',
-            "authentication is off",
+            "while there is no Tenant",
         ),
+        ({"router": {"requireTenant": True}}, "quire tenant create acme -n llm", "while there is no Tenant"),
+        ({"router": {"admin": {"enabled": True}}}, "get secret quire-router-admin -o", "existingSecret: "),
         ({"clusterWide": True}, "It works in every namespace.", "It works in llm"),
         ({"watchNamespaces": ["team-a"]}, "It works in llm, team-a.", "every namespace."),
         (

@@ -54,12 +54,14 @@ http.server.ThreadingHTTPServer((arguments.host, int(arguments.port)), Handler).
 """
 
 ROUTER = """
-import argparse, http.server, json, os, pathlib, signal
+import argparse, http.server, json, os, pathlib, signal, threading
 
 parser = argparse.ArgumentParser()
-for flag in ("config", "release", "host", "port", "trust-dir", "shutdown-delay", "shutdown-timeout"):
+flags = ["config", "release", "host", "port", "trust-dir", "shutdown-delay", "shutdown-timeout"]
+for flag in (*flags, "admin-host", "admin-port", "admin-token-file", "state-dir"):
     parser.add_argument("--" + flag, required=True)
 arguments = parser.parse_args()
+admin_token = pathlib.Path(arguments.admin_token_file).read_text()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
@@ -76,6 +78,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Admin(Handler):
+    def do_GET(self):
+        allowed = self.headers["Authorization"] == "Bearer " + admin_token
+        body = {"data": [{"day": "2026-11-21", "requests": 2, "cost": "0.10"}], "asked": self.path}
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+admin = http.server.ThreadingHTTPServer((arguments.admin_host, int(arguments.admin_port)), Admin)
+threading.Thread(target=admin.serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer((arguments.host, int(arguments.port)), Handler).serve_forever()
 """
 

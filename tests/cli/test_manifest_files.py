@@ -10,7 +10,7 @@ import yaml
 from quire_cli.app import run_command
 from quire_cli.errors import CommandError
 from quire_cli.host import Host
-from quire_cli.manifest_files import load_resources, load_services
+from quire_cli.manifest_files import load_resources
 from quire_cli.rendering import render, to_yaml
 
 HEAD = "apiVersion: quire.dev/v1alpha1\nkind: InferenceService\n"
@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Callable[[str], Path]:
 def errors_of(*files: Path) -> list[str]:
     """What is wrong with the files, without their folder."""
     with pytest.raises(CommandError) as caught:
-        load_services(files)
+        load_resources(files)
     return [line.replace(f"{files[0].parent}/", "") for line in caught.value.lines]
 
 
@@ -57,7 +57,7 @@ def errors_of(*files: Path) -> list[str]:
         ),
         (
             "kind: Tenant\n",
-            ["m.yaml:1: kind: Tenant needs a cluster in this version; this command handles InferenceService"],
+            ["m.yaml:1: apiVersion: must be quire.dev/v1alpha1, not nothing"],
         ),
         (
             "kind: InferenceServce\n",
@@ -116,7 +116,7 @@ def test_a_name_served_twice_is_blamed_on_the_later_service_wherever_it_stands(f
     path = file("---\n".join(document.format(name=name, names=names) for name, names in named))
 
     with pytest.raises(CommandError) as caught:
-        render(load_services([path]))
+        render(load_resources([path]).services)
 
     two, three = (line.replace(f"{path.parent}/", "") for line in caught.value.lines)
     taken = "which 'one' serves already"
@@ -130,7 +130,7 @@ def test_a_name_served_twice_is_blamed_on_the_later_service_wherever_it_stands(f
 def test_a_date_stays_text(file: Callable[[str], Path]) -> None:
     path = file(HEAD + "metadata:\n  name: a\n  labels: {since: 2026-01-01}\nspec: {model: {uri: file:x}}\n")
 
-    (loaded,) = load_services([path])
+    (loaded,) = load_resources([path]).services
 
     assert loaded.service.metadata.labels == {"since": "2026-01-01"}
 
@@ -142,7 +142,7 @@ def test_what_is_printed_is_what_is_rendered(repository: Path, capsys: pytest.Ca
 
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     assert code == 0
-    assert printed == render(load_services([file])).manifests
+    assert printed == render(load_resources([file]).services).manifests
     assert [manifest["kind"] for manifest in printed].count("Deployment") == 2
 
 
@@ -156,7 +156,7 @@ def test_every_example_renders(repository: Path) -> None:
 
 
 def test_text_of_several_lines_is_printed_as_a_block(repository: Path) -> None:
-    text = to_yaml(render(load_services([repository / "examples" / "quickstart.yaml"])).manifests)
+    text = to_yaml(render(load_resources([repository / "examples" / "quickstart.yaml"]).services).manifests)
 
     assert "router.json: |" in text
     assert "&id" not in text
@@ -177,7 +177,7 @@ def test_what_does_not_exist_yet_is_refused_when_rendering(
     path = file(HEAD + f"metadata: {{name: a}}\nspec: {{{spec}}}\n")
 
     with pytest.raises(CommandError) as caught:
-        render(load_services([path]))
+        render(load_resources([path]).services)
 
     assert expected in str(caught.value)
 
@@ -214,7 +214,7 @@ def test_a_route_beside_a_service_is_checked_when_rendering_and_makes_no_objects
 
     out, told = capsys.readouterr()
     assert code == 0
-    assert list(yaml.safe_load_all(out)) == render(load_services([file(service, "s.yaml")])).manifests
+    assert list(yaml.safe_load_all(out)) == render(load_resources([file(service, "s.yaml")]).services).manifests
     assert told == f"{path}:6: this ModelRoute is valid and makes no objects: the operator tells routers of it\n"
 
 

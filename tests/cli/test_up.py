@@ -235,3 +235,107 @@ def test_a_program_that_is_not_installed_is_named(
 
     assert code == 1
     assert "quire-worker: missing; install it with `pip install quire[worker]`" in capsys.readouterr().err
+
+
+TENANT = """apiVersion: quire.dev/v1alpha1
+kind: Tenant
+metadata: {name: acme}
+spec:
+  # who may call
+  keys:
+    - {id: first, sha256: "%s"}
+"""
+ROUTE = """apiVersion: quire.dev/v1alpha1
+kind: ModelRoute
+metadata: {name: chat}
+spec: {model: chat, targets: [{model: demo}], sticky: Tenant}
+"""
+
+
+def key_ids(address: str) -> list[str]:
+    return [key["id"] for tenant in get(address)["config"].get("tenants", ()) for key in tenant.get("keys", ())]
+
+
+def test_tenants_routes_and_settings_are_served_and_followed(quire: Quire, manifest: Write, tmp_path: Path) -> None:
+    tenants, settings = tmp_path / "tenants.yaml", tmp_path / "settings.yaml"
+    tenants.write_text(TENANT % ("a" * 64) + "---\n" + ROUTE)
+    settings.write_text("faults:\n  max_resumes: 1\n")
+    command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0", "--router-settings", str(settings))
+    address = endpoint(command)
+    begun = get(address)["config"]
+
+    tenants.write_text(TENANT % ("b" * 64) + "    - {id: second, sha256: '" + "c" * 64 + "'}\n")
+    command.wait_for("are served as the files say now")
+    changed = get(address)["config"]
+    tenants.write_text("kind: Tenant\n")
+    command.wait_for("error: .*what was served before is served on")
+    kept = key_ids(address)
+    tenants.write_text(TENANT % ("b" * 64))
+    command.wait_for("are served as the files say now")
+    settings.write_text("faults:\n  max_resumes: -1\n")
+    command.wait_for("settings.yaml:2: faults.max_resumes: is -1; it must not be negative")
+
+    (begun_tenant,) = begun["tenants"]
+    assert (begun_tenant["id"], begun_tenant["keys"]) == ("acme", [{"id": "first", "sha256": "a" * 64}])
+    assert begun["settings"] == {"faults": {"max_resumes": 1}}
+    assert [(route["model"], route["sticky"]) for route in begun["routes"]] == [("chat", "tenant")]
+    assert [key["sha256"][0] for key in changed["tenants"][0]["keys"]] == ["b", "c"]
+    assert "routes" not in changed
+    assert kept == ["first", "second"]
+
+
+def test_a_key_that_is_made_rotated_and_revoked_by_command_reaches_the_router_that_runs(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    tenants = tmp_path / "tenants.yaml"
+    made = quire("tenant", "create", "acme", "--model", "demo", "--key-id", "first", "--file", str(tenants))
+    assert made.end() == 0
+    command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0")
+    address = endpoint(command)
+    begun = key_ids(address)
+
+    rotated = quire("tenant", "rotate", "acme", "--overlap", "0", "--file", str(tenants))
+    rotated.wait_for("key first is revoked")
+    assert rotated.end() == 0
+    command.wait_for("are served as the files say now")
+    after = key_ids(address)
+    assert quire("tenant", "revoke", "acme", after[0], "-f", str(tenants)).end() == 0
+    command.wait_for("are served as the files say now")
+
+    assert begun == ["first"]
+    assert after not in ([], ["first"])
+    assert key_ids(address) == []
+
+
+def test_problems_of_tenants_routes_and_settings_are_told_before_anything_starts(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    wrong, settings = tmp_path / "wrong.yaml", tmp_path / "settings.json"
+    text = TENANT % ("a" * 64) + "---\n" + ROUTE.replace("{model: demo}", "{model: nobody}")
+    wrong.write_text(text + "---\n" + (TENANT % ("a" * 64)).replace("acme", "other"))
+    settings.write_text('{"admission": {"max_queud": 1}}')
+
+    command = quire("up", str(manifest()), str(wrong), "--port", "0", "--router-settings", str(settings))
+
+    assert command.end() == 2
+    told = command.output.replace(f"{tmp_path}/", "")
+    assert "wrong.yaml:12: spec.targets[0].model: no InferenceService in this namespace serves 'nobody'" in told
+    assert "wrong.yaml:20: spec.keys[0].sha256: is a key of Tenant acme, too; remove one" in told
+    assert "settings.json: Object contains unknown field `max_queud` - at `$.admission`" in told
+
+
+def test_the_usage_of_a_run_is_found_by_itself_and_is_its_users_only(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    command = quire("up", str(manifest("replicas: 1")), "--port", "0")
+    endpoint(command)
+    (folder,) = (tmp_path / "tmp").glob("quire-up-*")
+
+    asked = quire("tenant", "usage", "acme", "--from", "2026-11-01", "--format", "json")
+    asked.wait_for('"asked": "/admin/usage[?]tenant=acme&from=2026-11-01&group_by=day,model&format=json&limit=10000"')
+    shown = quire("tenant", "usage", "acme")
+    shown.wait_for("DAY +REQUESTS +COST\n2026-11-21 +2 +0.10")
+
+    private = [(folder / name).stat().st_mode & 0o777 for name in ("admin.json", "admin-token")]
+    assert (asked.end(), shown.end()) == (0, 0)
+    assert private == [0o600, 0o600]

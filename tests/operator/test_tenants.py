@@ -86,7 +86,7 @@ def test_everything_that_a_tenant_says_is_told() -> None:
 def test_only_tenants_of_the_releases_own_namespace_may_use_every_one() -> None:
     entries = [decide_tenant(tenant("acme", namespace), HOME).entry for namespace in (HOME, "team")]
 
-    assert [entry and entry.namespace for entry in entries] == [None, "team"]
+    assert [entry.namespace for entry in entries] == [None, "team"]
 
 
 def test_a_key_belongs_to_the_oldest_tenant_that_has_it() -> None:
@@ -148,13 +148,14 @@ def test_a_tenant_without_keys_is_told_how_to_get_one() -> None:
     assert "quire tenant rotate" in status["conditions"][0]["message"]
 
 
-def test_a_tenant_that_makes_no_sense_has_no_keys_that_work() -> None:
+def test_a_tenant_that_makes_no_sense_has_no_keys_that_work_and_opens_nothing() -> None:
     document = tenant("acme", keys=[key("a"), {"id": "b", "sha256": "short"}])
 
     decision = decide_tenant(document, HOME)
     status = tenant_status(document, decision, (), NOW)
 
-    assert (decision.entry, decision.reason) == (None, "InvalidSpec")
+    assert decision.reason == "InvalidSpec"
+    assert decision.entry == TenantEntry(id="team/acme", namespace="team", suspended=True)
     assert status["conditions"][0]["status"] == "False"
     assert "spec.keys[1].sha256" in status["conditions"][0]["message"]
 
@@ -176,7 +177,7 @@ def test_five_hundred_tenants_fit_and_a_revoked_key_changes_one_shard() -> None:
             ).entry
             for i in range(500)
         ]
-        return [ShardEntry(key=f"tenant:{entry.id}", tenant=entry) for entry in decided if entry is not None]
+        return [ShardEntry(key=f"tenant:{entry.id}", tenant=entry) for entry in decided]
 
     before, after = shard_texts(entries(4)), shard_texts(entries(3))
 

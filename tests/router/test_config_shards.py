@@ -69,14 +69,11 @@ def test_a_deleted_shard_is_not_missed():
 
 
 def test_what_a_part_of_the_router_cannot_use_is_refused_like_what_cannot_be_read():
-    live = LiveConfig()
-
-    def no_filters(config):
+    def no_filters(config, source):
         if config.settings is not None and config.settings.filters:
-            raise RouterConfigError("settings.filters[0].patterns[0]: is no regular expression")
+            raise RouterConfigError(f"{source}: settings.filters[0].patterns[0]: is no regular expression")
 
-    live.guard(no_filters)
-    shards = Shards(live.check)
+    shards = Shards(LiveConfig(no_filters).check)
 
     shards.replace([shard(text_of(settings=msgspec.to_builtins(FILTERED))), shard(text_of(), 1)])
 

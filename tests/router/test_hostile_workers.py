@@ -156,7 +156,7 @@ class FailingKeeper:
     def __init__(self):
         self.applied = []
 
-    def check(self, config):
+    def check(self, config, source):
         """Whatever decodes is right."""
 
     async def apply(self, config):

@@ -497,7 +497,7 @@ class Keeper:
     def __init__(self):
         self.applied = []
 
-    def check(self, config):
+    def check(self, config, source):
         """Whatever decodes is right."""
 
     async def apply(self, config):

@@ -1,22 +1,32 @@
-"""The router's view of who is ready: the router configuration file, replaced as a whole at every change.
+"""The router's configuration file: what is served and by whom, who is ready; replaced as a whole at every change.
 
-This module must not know processes.
+This module must not know processes, or the files that tenants and routes are written in.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+import msgspec
+
+from quire_contract.router_config import EndpointEntry, RouterConfig, write_config
 
 
 class EndpointFile:
-    """Owns the file. Models are always in it; an endpoint only while it is ready."""
+    """Owns the file. What is served is always in it; an endpoint only while it is ready."""
 
-    def __init__(self, path: Path, models: Sequence[ModelEntry]) -> None:
+    def __init__(self, path: Path, served: RouterConfig) -> None:
+        """`served` has no endpoints."""
         self._path = path
-        self._models = list(models)
+        self._served = served
         self._endpoints: dict[str, EndpointEntry] = {}
         self._write()
+
+    def serve(self, served: RouterConfig) -> bool:
+        """From now on names, routes, tenants and settings are these. Whether that changes anything."""
+        if served == self._served:
+            return False
+        self._served = served
+        self._write()
+        return True
 
     def add(self, entry: EndpointEntry) -> None:
         """From now on the router may send requests there."""
@@ -31,4 +41,4 @@ class EndpointFile:
 
     def _write(self) -> None:
         endpoints = sorted(self._endpoints.values(), key=lambda entry: entry.id)
-        write_config(self._path, RouterConfig(models=self._models, endpoints=endpoints))
+        write_config(self._path, msgspec.structs.replace(self._served, endpoints=endpoints))

@@ -110,7 +110,15 @@ def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: 
         name = f"{deployment['metadata']['name']}-{index}"
         url = f"http://{LOOPBACK}:{ports[0]}"
         urls = {names.PORT_NAME_HTTP: url, names.PORT_NAME_HEALTH: f"http://{LOOPBACK}:{ports[3]}"}
-        endpoint = EndpointEntry(id=name, url=url, models=served, events=addresses[0], replay=addresses[1])
+        endpoint = EndpointEntry(
+            id=name,
+            url=url,
+            models=served,
+            events=addresses[0],
+            replay=addresses[1],
+            service=f"{deployment['metadata'].get('namespace') or 'default'}/{service}",
+            revision=deployment["metadata"]["labels"].get(names.LABEL_REVISION, ""),
+        )
         plans.append(_plan(deployment, name, service, overrides, urls, endpoint, surroundings))
     return plans
 
@@ -131,6 +139,12 @@ def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surrou
     )
     key = surroundings.host.environ.get(names.ENV_API_KEY)
     return plan if key is None else _with_variable(plan, names.ENV_API_KEY, key)
+
+
+def with_admin(plan: PodPlan, port: int, token_file: Path) -> PodPlan:
+    """The router with its admin port on loopback. Its token is in a file: arguments and environments are seen by others."""
+    flags = ("--admin-host", LOOPBACK, "--admin-port", str(port), "--admin-token-file", str(token_file))
+    return PodPlan(**{**vars(plan), "argv": (*plan.argv, *flags)})
 
 
 def _with_variable(plan: PodPlan, name: str, value: str) -> PodPlan:

@@ -4,6 +4,7 @@ A run that was killed cannot remove its own, so the next run removes folders who
 This module must not know what is in them.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = "quire-up-"
+ADMIN_FILE = "admin.json"
+"""Address and token of the run's admin API, for `quire tenant usage`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,11 @@ class RunFolder:
         return self.path / "router"
 
     @property
+    def admin_token(self) -> Path:
+        """What callers of the router's admin port must send."""
+        return self.path / "admin-token"
+
+    @property
     def pods(self) -> Path:
         """Temporary files of single pods."""
         return self.path / "pods"
@@ -52,6 +60,27 @@ def run_folder(log_dir: Path | None) -> Iterator[RunFolder]:
         yield folder
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def write_admin(folder: RunFolder, url: str, token: str) -> None:
+    """Leave the token for the router, and word of the admin API for `quire tenant usage`."""
+    for path, text in (
+        (folder.admin_token, token),
+        (folder.path / ADMIN_FILE, json.dumps({"url": url, "token": token})),
+    ):
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def running_folders(parent: Path) -> list[Path]:
+    """This user's run folders below `parent` whose process runs."""
+    return [
+        folder
+        for folder in sorted(parent.glob(f"{_PREFIX}*-*"))
+        if (pid := folder.name.removeprefix(_PREFIX).partition("-")[0]).isdecimal()
+        and _is_running(int(pid))
+        and _is_ours(folder)
+    ]
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -5,8 +5,9 @@ Owns every process of the run; when `run` returns or raises, none is left. This 
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -32,7 +33,9 @@ class Supervisor:
         cwd: Path,
         progress: Progress,
         on_ready: Callable[[], None],
+        beside: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
+        """`beside` runs as long as the pods do."""
         self._worker_plans = workers
         self._router_plan = router
         self._endpoints = endpoints
@@ -40,6 +43,7 @@ class Supervisor:
         self._cwd = cwd
         self._progress = progress
         self._on_ready = on_ready
+        self._beside = beside
         self._workers: list[Pod] = []
         self._routers: list[Pod] = []
         self._all_ready = asyncio.Event()
@@ -56,12 +60,14 @@ class Supervisor:
             self._workers = [self._pod(plan, http) for plan in self._worker_plans]
             self._progress.begin(self._pods)
             tasks = [asyncio.create_task(pod.run()) for pod in self._pods]
+            beside = asyncio.create_task(self._beside())
             try:
-                await self._supervise(tasks, http)
+                await self._supervise([*tasks, beside], http)
             finally:
+                beside.cancel()
                 self._progress.close()
                 await self._stop_all()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, beside, return_exceptions=True)
 
     def pod_changed(self, pod: Pod, state: PodState, detail: str) -> None:
         """A pod's endpoint is in the router's file exactly while the pod is ready."""

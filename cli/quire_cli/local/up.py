@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from quire_cli.local.devices import check_devices, visible_devices
 from quire_cli.local.endpoints import EndpointFile
 from quire_cli.local.models import resolve_model
 from quire_cli.local.pod import PodFailedError
-from quire_cli.local.pod_plan import LOOPBACK, PodPlan, Surroundings, plan_router, plan_workers
+from quire_cli.local.pod_plan import LOOPBACK, PodPlan, Surroundings, plan_router, plan_workers, with_admin
 from quire_cli.local.ports import free_ports, is_free
 from quire_cli.local.progress import progress_for, say
-from quire_cli.local.run_folder import RunFolder, run_folder
+from quire_cli.local.run_folder import RunFolder, run_folder, write_admin
+from quire_cli.local.served import FileFollower, ServedFiles, served_config
 from quire_cli.local.supervisor import Supervisor
-from quire_cli.manifest_files import LoadedService, load_services
+from quire_cli.manifest_files import LoadedService, load_resources
 from quire_cli.rendering import LOCAL_PLATFORM, Rendered, render
-from quire_contract.router_config import ModelEntry
+from quire_contract.router_config import RouterConfig
 from quire_contract.trust import Trust
 from quire_operator.api.validation import InvalidResourceError
 from quire_operator.manifests import parts, router
@@ -50,13 +52,25 @@ class UpOptions:
     """Folder for logs; None removes them with the run."""
     compute_threads: int | None
     """Compute threads of one worker; None shares the cores."""
+    router_settings: Path | None = None
+    """What the router does beside serving models, YAML or JSON; None: the defaults."""
+    require_tenant: bool = False
+    """Refuse requests without a tenant's key even while there is no tenant."""
 
 
 def run_up(options: UpOptions, host: Host, console: Console) -> None:
     """Serves until the user stops it. Raises CommandError if that cannot begin, or cannot go on."""
-    loaded = load_services(options.files)
+    found = load_resources(options.files)
+    loaded = found.services
+    if not loaded:
+        raise CommandError(f"{', '.join(map(str, options.files))}: holds no InferenceService")
+    files = ServedFiles(
+        manifests=options.files, settings=options.router_settings, require_tenant=options.require_tenant
+    )
+    services = [item.service for item in loaded]
     rendered = render(loaded, LOCAL_PLATFORM)
     models = _resolve_models(loaded, host)
+    served = served_config(found, services, files)
     _check_devices(loaded, host)
     port = _endpoint_port(options)
     with run_folder(options.log_dir) as folder:
@@ -64,11 +78,14 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
         surroundings = _surroundings(options, rendered, folder, host)
         workers = _plan_workers(rendered, models, surroundings)
         router_plan = plan_router(_deployment(rendered.router), options.address, port, surroundings)
-        served = router.router_config([item.service for item in loaded]).models
+        router_plan = _with_admin(router_plan, folder, surroundings)
+        endpoints = EndpointFile(folder.config / router.CONFIG_FILE, served)
+        follower = FileFollower(files, services, endpoints.serve, lambda line: say(console, line))
         supervisor = Supervisor(
             workers=workers,
             router=router_plan,
-            endpoints=EndpointFile(folder.config / router.CONFIG_FILE, served),
+            endpoints=endpoints,
+            beside=follower.run,
             logs=folder.logs,
             cwd=folder.path,
             progress=progress_for(console),
@@ -79,6 +96,12 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
         except PodFailedError as error:
             raise _failure(error, options.log_dir) from None
     say(console, "stopped")
+
+
+def _with_admin(plan: PodPlan, folder: RunFolder, surroundings: Surroundings) -> PodPlan:
+    port = next(surroundings.free_ports)
+    write_admin(folder, f"http://{LOOPBACK}:{port}", secrets.token_urlsafe(32))
+    return with_admin(plan, port, folder.admin_token)
 
 
 def _resolve_models(loaded: Sequence[LoadedService], host: Host) -> list[Path]:
@@ -144,15 +167,15 @@ def _deployment(manifests: Sequence[Manifest]) -> Manifest:
     return next(manifest for manifest in manifests if manifest["kind"] == "Deployment")
 
 
-def _tell_ready(
-    console: Console, plan: PodPlan, served: Sequence[ModelEntry], workers: Sequence[PodPlan], logs: Path
-) -> None:
+def _tell_ready(console: Console, plan: PodPlan, served: RouterConfig, workers: Sequence[PodPlan], logs: Path) -> None:
     """The line that begins with "ready:" is what scripts wait for."""
     base = plan.readiness.url.rpartition("/")[0]
-    body = {"model": served[0].name, "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
+    body = {"model": served.models[0].name, "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
+    known = [entry.name for entry in served.models] + [route.model for route in served.routes]
+    key = " -H 'authorization: Bearer KEY'" if served.tenants or served.require_tenant else ""
     lines = (
-        f"ready: {base}/v1 ({', '.join(entry.name for entry in served)}; {len(workers)} workers)",
-        f"  try:  curl {base}/v1/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'",
+        f"ready: {base}/v1 ({', '.join(known)}; {len(workers)} workers)",
+        f"  try:  curl {base}/v1/chat/completions{key} -H 'content-type: application/json' -d '{json.dumps(body)}'",
         f"  why:  curl {base}/debug/route",
         f"  logs: {logs}",
         f"  stop: Ctrl-C, or kill {os.getpid()}",

@@ -18,6 +18,9 @@ CONTAINER = "router"
 COMMAND = "quire-router"
 CONFIG_FILE = "router.json"
 VOLUME_CONFIG = "config"
+VOLUME_STATE = "state"
+STATE_PATH = "/var/lib/quire/state"
+_STATE_SIZE = "512Mi"
 VOLUME_TOKEN = "api-token"  # noqa: S105 - a volume's name
 ENV_SOURCE = "ROUTER_SOURCE"
 """One argument that says where the configuration is: $(VAR) cannot become several."""
@@ -150,6 +153,7 @@ def _pod_spec(platform: Platform) -> Manifest:
         "containers": [_container(platform)],
         "volumes": [
             parts.trust_volume(platform.trust_secret),
+            {"name": VOLUME_STATE, "emptyDir": {"sizeLimit": _STATE_SIZE}},
             _token_volume(),
             *parts.scratch_volumes(),
         ],
@@ -175,6 +179,7 @@ def _container(platform: Platform) -> Manifest:
         "securityContext": parts.container_security(),
         "volumeMounts": [
             parts.trust_mount(),
+            {"name": VOLUME_STATE, "mountPath": STATE_PATH},
             {"name": VOLUME_TOKEN, "mountPath": _TOKEN_PATH, "readOnly": True},
             *parts.scratch_mounts(),
         ],
@@ -186,7 +191,8 @@ def _args(platform: Platform) -> list[str]:
     if platform.namespace:
         args += ["--release-namespace", platform.namespace]
     args += ["--host", f"$({names.ENV_HOST})", "--port", f"$({names.ENV_PORT})"]
-    args += ["--trust-dir", f"$({names.ENV_TRUST_DIR})", "--shutdown-delay", f"$({ENV_SHUTDOWN_DELAY})"]
+    args += ["--trust-dir", f"$({names.ENV_TRUST_DIR})", "--state-dir", f"$({names.ENV_STATE_DIR})"]
+    args += ["--shutdown-delay", f"$({ENV_SHUTDOWN_DELAY})"]
     return [*args, "--shutdown-timeout", str(platform.router_drain_timeout_s)]
 
 
@@ -207,6 +213,7 @@ def _env(platform: Platform) -> list[Manifest]:
         parts.value(names.ENV_HOST, platform.bind_host),
         parts.value(names.ENV_PORT, str(names.PORT_ROUTER)),
         parts.value(names.ENV_TRUST_DIR, parts.TRUST_PATH),
+        parts.value(names.ENV_STATE_DIR, STATE_PATH),
         parts.value(ENV_SOURCE, "--kubernetes"),
         parts.value(ENV_SHUTDOWN_DELAY, str(platform.router_shutdown_delay_s)),
         *parts.scratch_env(),

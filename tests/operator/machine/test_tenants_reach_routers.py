@@ -21,7 +21,7 @@ class Routed:
         self.config = RouterConfig(models=[], endpoints=[])
         self.changed = asyncio.Event()
 
-    def check(self, config):
+    def check(self, config, source):
         """Whatever decodes is right."""
 
     async def apply(self, config):
