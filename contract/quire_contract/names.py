@@ -63,6 +63,8 @@ HEADER_TOKEN = "x-quire-token"  # noqa: S105 - a header's name
 # Answers: why a request was refused, which worker answered
 HEADER_REASON = "x-quire-reason"
 HEADER_WORKER = "x-quire-worker"
+HEADER_FLAGS = "x-quire-flags"
+"""Names of the content filters that found something to be flagged."""
 REASON_DRAINING = "draining"
 REASON_QUEUE_FULL = "queue_full"
 REASON_QUEUE_TIMEOUT = "queue_timeout"
@@ -161,6 +163,8 @@ QUIRE_ROUTER_KV_SNAPSHOTS = "quire_router_kv_snapshots_total"
 QUIRE_ROUTER_PREFIX_TOKENS = "quire_router_prefix_tokens_total"
 QUIRE_ROUTER_PREFIX_HIT_TOKENS = "quire_router_prefix_hit_tokens_total"
 QUIRE_ROUTER_EVENT_LAG_SECONDS = "quire_router_event_lag_seconds"
+QUIRE_ROUTER_FILTER = "quire_router_filter_total"
+"""{filter, stage="prompt" | "output", action="block" | "redact" | "flag"}: requests in which a content filter found something."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"

@@ -36,6 +36,9 @@ from quire_router.assembly import build_layers
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
+from quire_router.filtering.layer import FilterLayer
+from quire_router.filtering.moderator import Moderator
+from quire_router.filtering.rules import FilterCompiler
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
 from quire_router.kube_source import KubernetesSource
@@ -58,6 +61,7 @@ log = logging.getLogger("quire_router")
 UPSTREAM_KEEPALIVE_S = 15.0
 """Idle connections to workers; shorter than any worker's own limit, so that a request rarely meets one that is just being closed."""
 BACKLOG = 2048
+FILTER_THREADS = 2
 MAX_ZMQ_SOCKETS = 32_768
 """An endpoint takes up to four; ZMQ's own limit of 1023 would end at 250 workers."""
 GC_THRESHOLDS = (20_000, 20, 50)
@@ -151,7 +155,8 @@ async def running(
             subscriber = KvSubscriber(endpoint, follower, context, trust=zmq_trust, clock=time.monotonic)
             return [Prober(endpoint, session, reader, trust).run(), subscriber.run()]
 
-        live = LiveConfig()
+        filters = FilterCompiler()
+        live = LiveConfig(filters.check)
         keeper = EndpointKeeper(pool, index, sent, reader, watchers, live)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
@@ -167,7 +172,8 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        calls = build_calls(settings, trust, pool, picker, metrics, session, live)
+        layer = await stack.enter_async_context(filter_layer(settings, live, filters, metrics))
+        calls = build_calls(settings, trust, pool, picker, metrics, session, live, layer)
         app = RouterApp(
             pool=pool,
             index=index,
@@ -204,6 +210,7 @@ async def source_of(
             home=home,
             namespaces=settings.watch_namespaces or (home,),
             rng=random.Random(),  # noqa: S311 - spreads retries, guards nothing
+            check=keeper.check,
         )
 
 
@@ -223,6 +230,7 @@ def build_calls(
     metrics: RouterMetrics,
     session: aiohttp.ClientSession,
     live: LiveConfig,
+    filters: FilterLayer,
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
@@ -239,7 +247,7 @@ def build_calls(
     return CallHandler(
         pool=pool,
         picker=picker,
-        source=layered(build_layers(live=live, picker=picker), proxy.answer),
+        source=layered(build_layers(live=live, picker=picker, filters=filters), proxy.answer),
         metrics=metrics,
         settings=CallSettings(
             limits=Limits(max_body_bytes=settings.max_body_bytes),
@@ -249,6 +257,23 @@ def build_calls(
         ),
         clock=time.monotonic,
     )
+
+
+@contextlib.asynccontextmanager
+async def filter_layer(
+    settings: RouterSettings, live: LiveConfig, compiler: FilterCompiler, metrics: RouterMetrics
+) -> AsyncIterator[FilterLayer]:
+    """Content filters, with threads for long texts and connections to outside moderators: no redirects, no proxies of the environment."""
+    with ThreadPoolExecutor(FILTER_THREADS, "filter") as executor:
+        async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as session:
+            yield FilterLayer(
+                live=live,
+                compiler=compiler,
+                moderator=Moderator(session, secrets=os.environ, clock=time.monotonic),
+                executor=executor,
+                limits=Limits(max_body_bytes=settings.max_body_bytes),
+                count=metrics.count_filtered,
+            )
 
 
 @contextlib.asynccontextmanager

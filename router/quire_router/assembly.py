@@ -9,11 +9,11 @@ from quire_router.picker import Picker
 from quire_router.reading import PromptLayer
 
 
-def build_layers(*, live: LiveConfig, picker: Picker) -> list[Layer]:
+def build_layers(*, live: LiveConfig, picker: Picker, filters: Layer) -> list[Layer]:
     """What each call passes, outermost first."""
     layers: list[Layer] = []
     # Tenant's requests: a minute's, and those in flight.
-    # Filters: prompts before anybody reads them, and what is sent to the client.
+    layers.append(filters)
     layers.append(PromptLayer(picker))
     # Tenant's tokens: reserved here, settled when the answer is closed; usage is written down.
     # Saving: answers that are known, generations that are shared.

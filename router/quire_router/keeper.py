@@ -64,6 +64,10 @@ class EndpointKeeper:
             removed=len(changes.removed),
         )
 
+    def check(self, config: RouterConfig, source: str) -> None:
+        """RouterConfigError if `config` is not one to apply; `source` names it there."""
+        self._live.check(config, source)
+
     async def close(self) -> None:
         """Stop watching."""
         for endpoint in self._pool:
@@ -102,7 +106,9 @@ class FileSource:
     async def load(self) -> None:
         """Apply the file as it is. RouterConfigError if it cannot be used."""
         self._seen = _version_of(self._path)
-        await self._keeper.apply(read_config(self._path))
+        config = read_config(self._path)
+        self._keeper.check(config, str(self._path))
+        await self._keeper.apply(config)
         self.last_contact_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
@@ -124,6 +130,7 @@ class FileSource:
         self._seen = version
         try:
             config = read_config(self._path)
+            self._keeper.check(config, str(self._path))
         except RouterConfigError as error:
             log_event(log, logging.ERROR, "configuration_refused", kept="last good one", problem=str(error))
             return False

@@ -8,7 +8,7 @@ are applied together. What the objects mean is `worker_pods`'s, how they are fol
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quire_contract import names
@@ -38,7 +38,9 @@ Key = tuple[str, str]
 class Shards:
     """The operator's ConfigMaps. One that cannot be used keeps its last good content."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[RouterConfig, str], None] | None = None) -> None:
+        """`check` raises RouterConfigError for what the contract cannot tell."""
+        self._check = check
         self._shards: dict[Key, RouterConfig] = {}
         self._refused: dict[Key, str] = {}
 
@@ -69,7 +71,11 @@ class Shards:
         key = key_of(document)
         content = (document.get("data") or {}).get(SHARD_KEY) or ""
         try:
-            self._shards[key] = decode_config(content.encode(), f"ConfigMap {key[0]}/{key[1]}, {SHARD_KEY}")
+            source = f"ConfigMap {key[0]}/{key[1]}, {SHARD_KEY}"
+            config = decode_config(content.encode(), source)
+            if self._check is not None:
+                self._check(config, source)
+            self._shards[key] = config
             self._refused.pop(key, None)
         except RouterConfigError as error:
             if self._refused.get(key) != str(error):
@@ -113,7 +119,9 @@ class KubernetesSource:
         namespaces: Sequence[str],
         rng: random.Random,
         patience_s: float = PATIENCE_S,
+        check: Callable[[RouterConfig, str], None] | None = None,
     ) -> None:
+        """`check` raises RouterConfigError for what the contract cannot tell of a shard."""
         self._client = client
         self._keeper = keeper
         self._home = home
@@ -121,7 +129,7 @@ class KubernetesSource:
         self._patience_s = patience_s
         self._changed = asyncio.Event()
         self._applied: RouterConfig | None = None
-        self._shards = Shards()
+        self._shards = Shards(check)
         scopes = [None] if ALL_NAMESPACES in namespaces else list(dict.fromkeys(namespaces))
         self._pods: Mapping[str | None, Pods] = {scope: Pods() for scope in scopes}
         selector = f"{names.LABEL_ROUTER_CONFIG}={release}"

@@ -10,12 +10,15 @@ from quire_contract.router_settings import RouterSettingsEntry
 
 Follower = Callable[[RouterConfig], None]
 """Makes of a configuration what it needs, at once and without waiting for anything."""
+Check = Callable[[RouterConfig, str], None]
+"""RouterConfigError, which names the source, if it could not make of a configuration what it needs."""
 
 
 class LiveConfig:
     """One for the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Check | None = None) -> None:
+        self._check = check
         self.settings = RouterSettingsEntry()
         self.digest = ""
         """Of the configuration without its endpoints, equal in all routers that serve the same; empty before the first one."""
@@ -24,6 +27,11 @@ class LiveConfig:
     def follow(self, follower: Follower) -> None:
         """Call `follower` with every configuration to come."""
         self._followers.append(follower)
+
+    def check(self, config: RouterConfig, source: str) -> None:
+        """What the contract cannot check, before anything changes: sources keep their last good configuration. RouterConfigError."""
+        if self._check is not None:
+            self._check(config, source)
 
     def swap(self, config: RouterConfig) -> None:
         """Use `config` from now on."""
