@@ -70,6 +70,8 @@ HEADER_TOKEN = "x-quire-token"  # noqa: S105 - a header's name
 # Answers: why a request was refused, which worker answered
 HEADER_REASON = "x-quire-reason"
 HEADER_WORKER = "x-quire-worker"
+HEADER_FLAGS = "x-quire-flags"
+"""Names of the content filters that found something to be flagged."""
 REASON_DRAINING = "draining"
 REASON_QUEUE_FULL = "queue_full"
 REASON_QUEUE_TIMEOUT = "queue_timeout"
@@ -233,6 +235,8 @@ QUIRE_ROUTER_QUEUE_WAIT_SECONDS = "quire_router_queue_wait_seconds"
 """{model}, a histogram: of requests that waited and then started."""
 QUIRE_ROUTER_QUEUE_DROPPED = "quire_router_queue_dropped_total"
 """{reason}: requests that did not start, or waited and left."""
+QUIRE_ROUTER_FILTER = "quire_router_filter_total"
+"""{filter, stage="prompt" | "output", action="block" | "redact" | "flag"}: requests in which a content filter found something."""
 
 # Metrics of the operator, with their labels
 QUIRE_OPERATOR_RECONCILES = "quire_operator_reconciles_total"

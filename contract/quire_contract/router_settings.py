@@ -3,9 +3,21 @@
 Every section has defaults with which a router works; what a platform team turns on is off by default. Unknown keys are errors.
 """
 
+import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
+
+MAX_FILTERS = 64
+MAX_PATTERNS, MAX_PATTERN_CHARS = 64, 2000
+MAX_WORDS, MAX_WORD_CHARS = 20_000, 100
+MAX_MATCH_BYTES = 4096
+MAX_REPLACEMENT_CHARS = 200
+MAX_HOOK_TIMEOUT_S = 60.0
+MIN_CHECK_CHARS, MAX_CHECK_CHARS = 100, 100_000
+_FILTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ENV_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)?")
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,6 +88,8 @@ class ModerationHook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Whether a request passes when the moderator does not answer."""
     header_env: str = ""
     """Environment variable of the router with the value of the Authorization header; empty: none is sent."""
+    check_chars: int = 2000
+    """A streamed answer is held back until the moderator has allowed it, in portions of so many characters."""
 
 
 class FilterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -98,6 +112,8 @@ class FilterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tenants: list[str] = []
     """Ids of tenants; empty: all."""
     replacement: str = "[redacted]"
+    max_match_bytes: int = 256
+    """Longest match of `patterns`, in bytes of UTF-8. Text of an answer may be held back by as much, until it is clear that it is none."""
 
 
 class UsageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -156,6 +172,8 @@ def _range_problem(settings: RouterSettingsEntry) -> str | None:
 
 
 def _filters_problem(filters: list[FilterEntry]) -> str | None:
+    if len(filters) > MAX_FILTERS:
+        return f"filters: has {len(filters)} entries; at most {MAX_FILTERS} are allowed"
     seen: set[str] = set()
     for i, entry in enumerate(filters):
         problem = _filter_problem(entry)
@@ -168,8 +186,10 @@ def _filters_problem(filters: list[FilterEntry]) -> str | None:
 
 
 def _filter_problem(entry: FilterEntry) -> str | None:
-    if not entry.name:
-        return "name: must not be empty"
+    if not _FILTER_NAME.fullmatch(entry.name):
+        return (
+            f"name: {entry.name[:80]!r} must be 1 to 64 letters, digits, '_', '.' and '-', the first a letter or digit"
+        )
     kinds = [
         bool(entry.patterns),
         bool(entry.words),
@@ -181,4 +201,40 @@ def _filter_problem(entry: FilterEntry) -> str | None:
         return "patterns: give exactly one of patterns, words, pii, max_chars and hook"
     if entry.action == "redact" and (entry.max_chars is not None or entry.hook is not None):
         return "action: redact needs patterns, words or pii; use block or flag"
+    if entry.max_chars is not None and (entry.max_chars < 1 or entry.stage == "output"):
+        return "max_chars: must be at least 1, with stage prompt: it bounds what is sent to a model"
+    if not 1 <= entry.max_match_bytes <= MAX_MATCH_BYTES:
+        return f"max_match_bytes: is {entry.max_match_bytes}; use 1 to {MAX_MATCH_BYTES}"
+    if len(entry.replacement) > MAX_REPLACEMENT_CHARS:
+        return f"replacement: has {len(entry.replacement)} characters; at most {MAX_REPLACEMENT_CHARS} are allowed"
+    return _list_problem(entry) or (None if entry.hook is None else _hook_problem(entry.hook))
+
+
+def _list_problem(entry: FilterEntry) -> str | None:
+    for field, values, most, most_chars in (
+        ("patterns", entry.patterns, MAX_PATTERNS, MAX_PATTERN_CHARS),
+        ("words", entry.words, MAX_WORDS, MAX_WORD_CHARS),
+    ):
+        if len(values) > most:
+            return f"{field}: has {len(values)} entries; at most {most} are allowed"
+        for j, value in enumerate(values):
+            if not value.strip() or len(value) > most_chars:
+                return f"{field}[{j}]: must have 1 to {most_chars} characters that are not all blank"
+    return None
+
+
+def _hook_problem(hook: ModerationHook) -> str | None:
+    try:
+        parts = urlsplit(hook.url)
+        _ = parts.port
+    except ValueError as error:
+        return f"hook.url: is no address: {error}"
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        return "hook.url: must be http://host/path or https://host/path, without a user; a secret goes into header_env's variable"
+    if not 0 < hook.timeout_s <= MAX_HOOK_TIMEOUT_S:
+        return f"hook.timeout_s: is {hook.timeout_s}; use more than 0 and at most {MAX_HOOK_TIMEOUT_S:g} s"
+    if not _ENV_NAME.fullmatch(hook.header_env):
+        return f"hook.header_env: {hook.header_env[:80]!r} must be the name of an environment variable"
+    if not MIN_CHECK_CHARS <= hook.check_chars <= MAX_CHECK_CHARS:
+        return f"hook.check_chars: is {hook.check_chars}; use {MIN_CHECK_CHARS} to {MAX_CHECK_CHARS}"
     return None

@@ -31,7 +31,7 @@ from quire_router.access import Access
 from quire_router.admin import AdminApi, admin_listening
 from quire_router.answer import Source, layered
 from quire_router.app import Handler, RouterApp
-from quire_router.assembly import build_layers, build_waiting_room
+from quire_router.assembly import LayerParts, build_layers, build_waiting_room
 from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
@@ -39,6 +39,8 @@ from quire_router.config_metrics import ConfigMetrics
 from quire_router.connections import client_session
 from quire_router.demand import Demand
 from quire_router.endpoint_pool import EndpointPool
+from quire_router.filtering.build import filter_layer
+from quire_router.filtering.rules import FilterCompiler
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
@@ -151,7 +153,8 @@ async def running(
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
         reader = PromptReader(executor)
         session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
-        live = LiveConfig()
+        compiler = FilterCompiler()
+        live = LiveConfig(compiler.check)
         shared = shared_store(settings, "" if access is None else access.namespace)
         tenancy = await stack.enter_async_context(
             tenancy_of(
@@ -181,7 +184,9 @@ async def running(
         background = Background()
         redis_answers = await stack.enter_async_context(answers_in_redis(shared, background))
         stack.push_async_callback(background.close)
-        layers = build_layers(
+        limits = Limits(max_body_bytes=settings.max_body_bytes)
+        filters = await stack.enter_async_context(filter_layer(limits, os.environ, live, compiler, metrics))
+        parts = LayerParts(
             live=live,
             picker=picker,
             pool=pool,
@@ -190,9 +195,10 @@ async def running(
             background=background,
             tenancy=tenancy,
             room=room,
+            filters=filters,
         )
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
-        calls = build_calls(settings, trust, pool, picker, metrics, layered(layers, proxy.answer), tenancy)
+        calls = build_calls(settings, trust, pool, picker, metrics, layered(build_layers(parts), proxy.answer), tenancy)
         watchers = Watchers(
             live=live,
             index=index,
@@ -220,23 +226,33 @@ async def running(
             clock=time.monotonic,
             started_ts=int(time.time()),
         )
-        if settings.admin_port is not None:
-            api = AdminApi(
-                token=settings.admin_token,
-                tenancy=tenancy,
-                live=live,
-                metrics=metrics,
-                debug_route=app.debug_route,
-                wall_clock=time.time,
-            )
-            listens = admin_listening(api, settings.admin_host, settings.admin_port)
-            app.admin_url = await stack.enter_async_context(listens)
+        app.admin_url = await stack.enter_async_context(admin_of(settings, tenancy, live, metrics, app))
         address = await stack.enter_async_context(listening(app, settings))
         stack.callback(room.close)
         stack.callback(demand.close)
         tasks = [asyncio.create_task(source.run()), asyncio.create_task(LoopLag(metrics.loop_lag_s.set).run())]
         stack.push_async_callback(cancel_all, tasks)
         yield app, address
+
+
+@contextlib.asynccontextmanager
+async def admin_of(
+    settings: RouterSettings, tenancy: Tenancy, live: LiveConfig, metrics: RouterMetrics, app: RouterApp
+) -> AsyncIterator[str | None]:
+    """The admin port; its address. None: there is none."""
+    if settings.admin_port is None:
+        yield None
+        return
+    api = AdminApi(
+        token=settings.admin_token,
+        tenancy=tenancy,
+        live=live,
+        metrics=metrics,
+        debug_route=app.debug_route,
+        wall_clock=time.time,
+    )
+    async with admin_listening(api, settings.admin_host, settings.admin_port) as url:
+        yield url
 
 
 @contextlib.asynccontextmanager

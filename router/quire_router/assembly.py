@@ -4,6 +4,7 @@ client -> tenant's requests -> filters -> prompt is read -> tenant's tokens -> s
 """
 
 import time
+from dataclasses import dataclass
 
 from quire_router.admission import AdmissionLayer
 from quire_router.admission_metrics import AdmissionMetrics
@@ -29,39 +30,42 @@ BYTES_PER_TOKEN = 4
 """Of a body whose prompt nobody has read."""
 
 
-def build_layers(
-    *,
-    live: LiveConfig,
-    picker: Picker,
-    pool: EndpointPool,
-    metrics: RouterMetrics,
-    redis_answers: RedisAnswers | None,
-    background: Background,
-    tenancy: Tenancy,
-    room: WaitingRoom,
-) -> list[Layer]:
+@dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """What layers are made of."""
+
+    live: LiveConfig
+    picker: Picker
+    pool: EndpointPool
+    metrics: RouterMetrics
+    redis_answers: RedisAnswers | None
+    background: Background
+    tenancy: Tenancy
+    room: WaitingRoom
+    filters: Layer
+
+
+def build_layers(parts: LayerParts) -> list[Layer]:
     """What each call passes, outermost first."""
-    route_notes, routes = route_layers(
-        live=live, pool=pool, background=background, metrics=RouteMetrics(metrics.registry)
+    registry, live, pool = parts.metrics.registry, parts.live, parts.pool
+    notes, routes = route_layers(live=live, pool=pool, background=parts.background, metrics=RouteMetrics(registry))
+    saving = SavingLayer(
+        live=live,
+        versions=ModelVersions(pool),
+        redis=parts.redis_answers,
+        metrics=SavingMetrics(registry),
+        clocks=Clocks(),
     )
-    layers: list[Layer] = []
-    layers.append(tenancy.request_limits)
-    # Filters: prompts before anybody reads them, and what is sent to the client.
-    layers.append(PromptLayer(picker))
-    layers.append(tenancy.token_limits)
-    layers.append(route_notes)
-    layers.append(
-        SavingLayer(
-            live=live,
-            versions=ModelVersions(pool),
-            redis=redis_answers,
-            metrics=SavingMetrics(metrics.registry),
-            clocks=Clocks(),
-        )
-    )
-    layers.append(routes)
-    layers.append(AdmissionLayer(room, time.monotonic))
-    return layers
+    return [
+        parts.tenancy.request_limits,
+        parts.filters,
+        PromptLayer(parts.picker),
+        parts.tenancy.token_limits,
+        notes,
+        saving,
+        routes,
+        AdmissionLayer(parts.room, time.monotonic),
+    ]
 
 
 def build_waiting_room(*, live: LiveConfig, pool: EndpointPool, picker: Picker, metrics: RouterMetrics) -> WaitingRoom:

@@ -117,6 +117,13 @@ class RouterMetrics:
             names.QUIRE_ROUTER_EVENT_LAG_SECONDS, "How late the event loop runs what is due.", registry=registry
         )
         self._add_faults(registry)
+
+        self.filtered = Counter(
+            names.QUIRE_ROUTER_FILTER,
+            "Requests in which a content filter found something.",
+            ["filter", "stage", "action"],
+            registry=registry,
+        )
         self._by_model: dict[str, ModelMetrics] = {}
 
     def _add_faults(self, registry: CollectorRegistry) -> None:
@@ -169,6 +176,10 @@ class RouterMetrics:
     def count_retry(self, reason: str) -> None:
         """An attempt is repeated. What a worker writes as its reason must not make series either."""
         self.retries.labels(reason if reason in RETRY_REASONS else OTHER).inc()
+
+    def count_filtered(self, name: str, stage: str, action: str) -> None:
+        """A content filter found something in a request, or in its answer. Names are the configuration's."""
+        self.filtered.labels(name, stage, action).inc()
 
     def show_state(self, pool: EndpointPool, index: KvIndex) -> None:
         """Set the gauges to what is true now."""

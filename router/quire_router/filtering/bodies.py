@@ -1,0 +1,95 @@
+"""The texts of a request's body, whichever API it is of, and the body with other texts in their places.
+
+A text is any string below one of the fields that become a prompt: what is not known here is looked at rather than let through. Ids of
+tokens are no text, and nobody here can turn them into one. What is not changed stays as the client wrote it, byte for byte.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError
+
+_FIELDS = (
+    "messages",
+    "system",
+    "instructions",
+    "input",
+    "prompt",
+    "suffix",
+    "query",
+    "documents",
+    "text_1",
+    "text_2",
+    "tools",
+)
+_NO_TEXT = frozenset({"role", "type"})
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_ARGUMENTS = "arguments"
+_OBJECTS_OF_TOOLS = frozenset({_ARGUMENTS, "input"})
+"""Below these inside a message any key may stand, "role" and "type" too, and is a tool's own."""
+
+Path = tuple[str | int, ...]
+
+
+class Place(NamedTuple):
+    """A text of a body."""
+
+    path: Path
+    text: str
+    is_json: bool
+    """Whether it is JSON text itself."""
+
+
+def texts_of(body: bytes) -> list[Place]:
+    """All texts. ApiError 400 if the body is no JSON object."""
+    try:
+        fields = _RAW_OBJECT.decode(body)
+        return [
+            place for name in _FIELDS if name in fields for place in _texts((name,), msgspec.json.decode(fields[name]))
+        ]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None
+
+
+def with_texts(body: bytes, changed: Mapping[Path, str]) -> bytes:
+    """The body with other texts at these places, all of which it has."""
+    tree: dict[str | int, Any] = {}
+    for path, text in changed.items():
+        below = tree
+        for step in path[:-1]:
+            below = below.setdefault(step, {})
+        below[path[-1]] = text
+    return bytes(_edited(msgspec.Raw(body), tree))
+
+
+def place_name(path: Path) -> str:
+    """As errors write it: messages[3].content[0].text."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _texts(path: Path, value: Any, *, in_tool: bool = False) -> Iterator[Place]:
+    if isinstance(value, str):
+        yield Place(path, value, is_json=path[-1] == _ARGUMENTS and not in_tool)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if not isinstance(item, int):
+                yield from _texts((*path, i), item, in_tool=in_tool)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if in_tool or key not in _NO_TEXT:
+                opens = len(path) > 1 and key in _OBJECTS_OF_TOOLS and isinstance(item, dict)
+                yield from _texts((*path, key), item, in_tool=in_tool or opens)
+
+
+def _edited(raw: msgspec.Raw, tree: Mapping[str | int, Any]) -> msgspec.Raw:
+    if isinstance(next(iter(tree)), int):
+        items: Any = _RAW_LIST.decode(raw)
+    else:
+        items = _RAW_OBJECT.decode(raw)
+    for step, below in tree.items():
+        new = msgspec.json.encode(below) if isinstance(below, str) else _edited(items[step], below)
+        items[step] = msgspec.Raw(new)
+    return msgspec.Raw(msgspec.json.encode(items))
