@@ -34,7 +34,6 @@ from quire_router.access import Access
 from quire_router.answer import Layer, layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import build_layers
-from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, parse_args
 from quire_router.endpoints import Endpoint, EndpointPool
@@ -51,9 +50,9 @@ from quire_router.picker import Picker
 from quire_router.prober import Prober
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy, Timeouts
-from quire_router.redis_answers import RedisAnswers, redis_client
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
+from quire_router.saving_parts import RedisPlace, saving_parts
 from quire_router.server import RouterServer
 
 log = logging.getLogger("quire_router")
@@ -174,17 +173,10 @@ async def running(
             clock=time.monotonic,
             wall_clock=time.time,
         )
-        background = Background()
-        redis_answers = await stack.enter_async_context(answers_in_redis(settings, access, background))
-        stack.push_async_callback(background.close)
-        layers = build_layers(
-            live=live,
-            picker=picker,
-            pool=pool,
-            metrics=metrics,
-            redis_answers=redis_answers,
-            background=background,
+        saving = await stack.enter_async_context(
+            saving_parts(live=live, pool=pool, metrics=metrics, redis=redis_place(settings, access))
         )
+        layers = build_layers(live=live, picker=picker, saving=saving)
         calls = build_calls(settings, trust, pool, picker, metrics, session, layers)
         app = RouterApp(
             pool=pool,
@@ -225,28 +217,13 @@ async def source_of(
         )
 
 
-@contextlib.asynccontextmanager
-async def answers_in_redis(
-    settings: RouterSettings, access: KubeAccess | None, background: Background
-) -> AsyncIterator[RedisAnswers | None]:
-    """Answers that the release's routers share. None: there is no Redis."""
+def redis_place(settings: RouterSettings, access: KubeAccess | None) -> RedisPlace | None:
+    """The Redis of the release's routers, if there is one."""
     if not settings.redis_url:
-        yield None
-        return
-    try:
-        client = redis_client(settings.redis_url, settings.redis_password or None)
-    except ValueError:
-        raise RouterConfigError(
-            f"{names.ENV_REDIS_URL}: is no address; use redis://host:port/db, rediss:// or unix://"
-        ) from None
+        return None
     home = settings.release_namespace or ("" if access is None else access.namespace)
     prefix = f"quire:{home}/{settings.release}:" if settings.release else "quire:"
-    answers = RedisAnswers(client, background, clock=time.monotonic, prefix=prefix)
-    background.start(answers.connect(), "connect to Redis")
-    try:
-        yield answers
-    finally:
-        await client.aclose()
+    return RedisPlace(url=settings.redis_url, password=settings.redis_password or None, prefix=prefix)
 
 
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:

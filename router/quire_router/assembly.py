@@ -4,48 +4,21 @@ client -> tenant's requests -> filters -> prompt is read -> tenant's tokens -> s
 """
 
 from quire_router.answer import Layer
-from quire_router.background import Background
-from quire_router.endpoints import EndpointPool
 from quire_router.live_config import LiveConfig
-from quire_router.metrics import RouterMetrics
-from quire_router.model_versions import ModelVersions
 from quire_router.picker import Picker
 from quire_router.reading import PromptLayer
-from quire_router.redis_answers import RedisAnswers
-from quire_router.route_layers import route_layers
-from quire_router.route_metrics import RouteMetrics
-from quire_router.saving import Clocks, SavingLayer
-from quire_router.saving_metrics import SavingMetrics
+from quire_router.saving_parts import SavingParts
 
 
-def build_layers(
-    *,
-    live: LiveConfig,
-    picker: Picker,
-    pool: EndpointPool,
-    metrics: RouterMetrics,
-    redis_answers: RedisAnswers | None,
-    background: Background,
-) -> list[Layer]:
+def build_layers(*, live: LiveConfig, picker: Picker, saving: SavingParts) -> list[Layer]:
     """What each call passes, outermost first."""
-    route_notes, routes = route_layers(
-        live=live, pool=pool, background=background, metrics=RouteMetrics(metrics.registry)
-    )
     layers: list[Layer] = []
     # Tenant's requests: a minute's, and those in flight.
     # Filters: prompts before anybody reads them, and what is sent to the client.
     layers.append(PromptLayer(picker))
     # Tenant's tokens: reserved here, settled when the answer is closed; usage is written down.
-    layers.append(route_notes)
-    layers.append(
-        SavingLayer(
-            live=live,
-            versions=ModelVersions(pool),
-            redis=redis_answers,
-            metrics=SavingMetrics(metrics.registry),
-            clocks=Clocks(),
-        )
-    )
-    layers.append(routes)
+    layers.append(saving.notes)
+    layers.append(saving.saving)
+    layers.append(saving.routes)
     # Admission: waits for room at the workers.
     return layers
