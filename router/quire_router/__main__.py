@@ -32,7 +32,6 @@ from quire_router.admin import AdminApi, admin_listening
 from quire_router.answer import Source, layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import LayerParts, build_layers, build_waiting_room
-from quire_router.background import Background
 from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.config_metrics import ConfigMetrics
@@ -53,10 +52,10 @@ from quire_router.metrics import RouterMetrics
 from quire_router.picker import Picker
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy
-from quire_router.redis_answers import answers_in_redis
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.saved_config import SavedConfig
+from quire_router.saving_parts import saving_parts
 from quire_router.server import RouterServer
 from quire_router.shared_store import shared_store
 from quire_router.tenancy import Tenancy, tenancy_of
@@ -181,22 +180,11 @@ async def running(
         router = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
         demand = Demand(pool=pool, room=room, router=router, boot=boot, clock=time.monotonic, wall_clock=time.time)
         room.on_held = demand.note_held
-        background = Background()
-        redis_answers = await stack.enter_async_context(answers_in_redis(shared, background))
-        stack.push_async_callback(background.close)
+        opened = saving_parts(live=live, pool=pool, metrics=metrics, shared=shared)
+        saving = await stack.enter_async_context(opened)
         limits = Limits(max_body_bytes=settings.max_body_bytes)
         filters = await stack.enter_async_context(filter_layer(limits, os.environ, live, compiler, metrics))
-        parts = LayerParts(
-            live=live,
-            picker=picker,
-            pool=pool,
-            metrics=metrics,
-            redis_answers=redis_answers,
-            background=background,
-            tenancy=tenancy,
-            room=room,
-            filters=filters,
-        )
+        parts = LayerParts(picker=picker, tenancy=tenancy, filters=filters, saving=saving, room=room)
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
         calls = build_calls(settings, trust, pool, picker, metrics, layered(build_layers(parts), proxy.answer), tenancy)
         watchers = Watchers(
@@ -238,10 +226,10 @@ async def running(
 @contextlib.asynccontextmanager
 async def admin_of(
     settings: RouterSettings, tenancy: Tenancy, live: LiveConfig, metrics: RouterMetrics, app: RouterApp
-) -> AsyncIterator[str | None]:
-    """The admin port; its address. None: there is none."""
+) -> AsyncIterator[str]:
+    """The admin port; its address. Empty: there is none."""
     if settings.admin_port is None:
-        yield None
+        yield ""
         return
     api = AdminApi(
         token=settings.admin_token,

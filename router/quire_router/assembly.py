@@ -9,20 +9,14 @@ from dataclasses import dataclass
 from quire_router.admission import AdmissionLayer
 from quire_router.admission_metrics import AdmissionMetrics
 from quire_router.answer import Layer
-from quire_router.background import Background
 from quire_router.call import Call
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.line import LIGHT_PATHS
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
-from quire_router.model_versions import ModelVersions
 from quire_router.picker import Picker
 from quire_router.reading import PromptLayer
-from quire_router.redis_answers import RedisAnswers
-from quire_router.route_layers import route_layers
-from quire_router.route_metrics import RouteMetrics
-from quire_router.saving import Clocks, SavingLayer
-from quire_router.saving_metrics import SavingMetrics
+from quire_router.saving_parts import SavingParts
 from quire_router.tenancy import Tenancy
 from quire_router.waiting_room import WaitingRoom
 
@@ -34,12 +28,8 @@ BYTES_PER_TOKEN = 4
 class LayerParts:
     """What layers are made of."""
 
-    live: LiveConfig
     picker: Picker
-    pool: EndpointPool
-    metrics: RouterMetrics
-    redis_answers: RedisAnswers | None
-    background: Background
+    saving: SavingParts
     tenancy: Tenancy
     room: WaitingRoom
     filters: Layer
@@ -47,23 +37,14 @@ class LayerParts:
 
 def build_layers(parts: LayerParts) -> list[Layer]:
     """What each call passes, outermost first."""
-    registry, live, pool = parts.metrics.registry, parts.live, parts.pool
-    notes, routes = route_layers(live=live, pool=pool, background=parts.background, metrics=RouteMetrics(registry))
-    saving = SavingLayer(
-        live=live,
-        versions=ModelVersions(pool),
-        redis=parts.redis_answers,
-        metrics=SavingMetrics(registry),
-        clocks=Clocks(),
-    )
     return [
         parts.tenancy.request_limits,
         parts.filters,
         PromptLayer(parts.picker),
         parts.tenancy.token_limits,
-        notes,
-        saving,
-        routes,
+        parts.saving.notes,
+        parts.saving.saving,
+        parts.saving.routes,
         AdmissionLayer(parts.room, time.monotonic),
     ]
 

@@ -68,7 +68,7 @@ def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
     if call.deadline_s is not None:
         passed[names.HEADER_DEADLINE] = f"{max(0.0, call.deadline_s - now_s):.3f}"
     if call.priority:
-        passed[names.HEADER_PRIORITY] = str(call.priority)
+        passed[names.HEADER_PRIORITY] = str(-call.priority)  # workers serve the lower number first
     if call.tenant is not None:
         passed[names.HEADER_TENANT] = call.tenant.entry.id
     if call.cache_salt is not None:

@@ -1,17 +1,12 @@
 """The layers of routes: an answer tells how its model was chosen, and a call that one model's workers fail goes to the next model."""
 
-import random
-import time
-
 import msgspec
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_DEADLINE, ApiError
-from quire_router.answer import Answer, Layer, Source
-from quire_router.background import Background
+from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome
 from quire_router.endpoint_pool import EndpointPool
-from quire_router.live_config import LiveConfig
 from quire_router.route_metrics import RouteMetrics
 from quire_router.shadow import ShadowTraffic
 
@@ -80,21 +75,6 @@ class RouteLayer:
 
     def _count(self, status: int) -> None:
         self._metrics.fallbacks.labels("no_room" if status in STATUS_NO_ROOM else "error").inc()
-
-
-def route_layers(
-    *, live: LiveConfig, pool: EndpointPool, background: Background, metrics: RouteMetrics
-) -> tuple[Layer, Layer]:
-    """(before answers are kept and shared, behind that)."""
-    live.follow(metrics.follow)
-    shadow = ShadowTraffic(
-        pool=pool,
-        background=background,
-        metrics=metrics,
-        rng=random.Random(),  # noqa: S311 - samples traffic, guards nothing
-        clock=time.monotonic,
-    )
-    return RouteNotes(metrics), RouteLayer(pool=pool, shadow=shadow, metrics=metrics)
 
 
 def _to(call: Call, *targets: str) -> Call:
