@@ -142,7 +142,7 @@ def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surrou
 
 
 def with_admin(plan: PodPlan, url: str, token_file: Path) -> PodPlan:
-    """The router with its admin port at `url`, "http://host:port". The token is in a file: arguments and environments are seen by others."""
+    """The router with its admin port at `url`, "http://host:port". Its token is in a file: arguments are seen by others."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     flags = ("--admin-host", host, "--admin-port", port, "--admin-token-file", str(token_file))
     return PodPlan(**{**vars(plan), "argv": (*plan.argv, *flags)})
