@@ -159,14 +159,23 @@ def with_environment(settings: RouterSettings, environment: Mapping[str, str]) -
             " or --admin-token-file"
         )
     url = environment.get(names.ENV_REDIS_URL, "").strip()
-    if url and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise SettingsError(f"{names.ENV_REDIS_URL}: must begin with redis://, rediss:// or unix://")
+    if url and not _is_redis_url(url):
+        raise SettingsError(f"{names.ENV_REDIS_URL}: must be redis://host:port/db, or begin with rediss:// or unix://")
     return dataclasses.replace(
         settings,
         admin_token=token,
         redis_url=url,
         redis_password=environment.get(names.ENV_REDIS_PASSWORD, ""),
     )
+
+
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("redis", "rediss", "unix")
 
 
 _MIN_ADMIN_TOKEN_CHARS = 16
