@@ -141,9 +141,10 @@ def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surrou
     return plan if key is None else _with_variable(plan, names.ENV_API_KEY, key)
 
 
-def with_admin(plan: PodPlan, port: int, token_file: Path) -> PodPlan:
-    """The router with its admin port on loopback. Its token is in a file: arguments and environments are seen by others."""
-    flags = ("--admin-host", LOOPBACK, "--admin-port", str(port), "--admin-token-file", str(token_file))
+def with_admin(plan: PodPlan, url: str, token_file: Path) -> PodPlan:
+    """The router with its admin port at `url`, "http://host:port". Its token is in a file: arguments are seen by others."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    flags = ("--admin-host", host, "--admin-port", port, "--admin-token-file", str(token_file))
     return PodPlan(**{**vars(plan), "argv": (*plan.argv, *flags)})
 
 

@@ -78,7 +78,9 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
         surroundings = _surroundings(options, rendered, folder, host)
         workers = _plan_workers(rendered, models, surroundings)
         router_plan = plan_router(_deployment(rendered.router), options.address, port, surroundings)
-        router_plan = _with_admin(router_plan, folder, surroundings)
+        admin_url = f"http://{LOOPBACK}:{next(surroundings.free_ports)}"
+        write_admin(folder, admin_url, secrets.token_urlsafe(32))
+        router_plan = with_admin(router_plan, admin_url, folder.admin_token)
         endpoints = EndpointFile(folder.config / router.CONFIG_FILE, served)
         follower = FileFollower(files, services, endpoints.serve, lambda line: say(console, line))
         supervisor = Supervisor(
@@ -89,19 +91,13 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
             logs=folder.logs,
             cwd=folder.path,
             progress=progress_for(console),
-            on_ready=lambda: _tell_ready(console, router_plan, served, workers, folder.logs),
+            on_ready=lambda: _tell_ready(console, router_plan, served, len(workers), folder, admin_url),
         )
         try:
             asyncio.run(supervisor.run())
         except PodFailedError as error:
             raise _failure(error, options.log_dir) from None
     say(console, "stopped")
-
-
-def _with_admin(plan: PodPlan, folder: RunFolder, surroundings: Surroundings) -> PodPlan:
-    port = next(surroundings.free_ports)
-    write_admin(folder, f"http://{LOOPBACK}:{port}", secrets.token_urlsafe(32))
-    return with_admin(plan, port, folder.admin_token)
 
 
 def _resolve_models(loaded: Sequence[LoadedService], host: Host) -> list[Path]:
@@ -167,17 +163,22 @@ def _deployment(manifests: Sequence[Manifest]) -> Manifest:
     return next(manifest for manifest in manifests if manifest["kind"] == "Deployment")
 
 
-def _tell_ready(console: Console, plan: PodPlan, served: RouterConfig, workers: Sequence[PodPlan], logs: Path) -> None:
+def _tell_ready(
+    console: Console, plan: PodPlan, served: RouterConfig, num_workers: int, folder: RunFolder, admin_url: str
+) -> None:
     """The line that begins with "ready:" is what scripts wait for."""
     base = plan.readiness.url.rpartition("/")[0]
     body = {"model": served.models[0].name, "messages": [{"role": "user", "content": "What is 12 + 30?"}]}
     known = [entry.name for entry in served.models] + [route.model for route in served.routes]
-    key = " -H 'authorization: Bearer KEY'" if served.tenants or served.require_tenant else ""
+    key, why = "", f"curl {base}/debug/route"
+    if served.tenants or served.require_tenant:  # who may not see each other's requests
+        key = " -H 'authorization: Bearer KEY'"
+        why = f'curl {admin_url}/debug/route -H "authorization: Bearer $(cat {folder.admin_token})"'
     lines = (
-        f"ready: {base}/v1 ({', '.join(known)}; {len(workers)} workers)",
+        f"ready: {base}/v1 ({', '.join(known)}; {num_workers} workers)",
         f"  try:  curl {base}/v1/chat/completions{key} -H 'content-type: application/json' -d '{json.dumps(body)}'",
-        f"  why:  curl {base}/debug/route",
-        f"  logs: {logs}",
+        f"  why:  {why}",
+        f"  logs: {folder.logs}",
         f"  stop: Ctrl-C, or kill {os.getpid()}",
     )
     for line in lines:
