@@ -101,6 +101,8 @@ class Endpoint:
         self.report: LoadReport | None = None
         self.report_s = -math.inf
         self.num_in_flight = 0
+        self.num_unanswered = 0
+        """Of those in flight: no byte of their answer has come."""
         self.pending_tokens = 0
         """Uncached tokens of our requests there that have not answered yet."""
         self.on_suspect: Callable[[], None] = lambda: None
@@ -209,6 +211,7 @@ class Endpoint:
         self.num_in_flight += 1
         if reservation.is_trial and self.trial is None:
             self.trial = reservation
+        self.num_unanswered += 1
         self.pending_tokens += reservation.uncached
         self._unreported.append(reservation)
         if len(self._unreported) > 2 * self.num_in_flight + 16:
@@ -221,6 +224,7 @@ class Endpoint:
         """Its prompt is no longer waiting. Only `Reservation` calls this."""
         if reservation.waiting:
             reservation.waiting = False
+            self.num_unanswered -= 1
             self.pending_tokens -= reservation.uncached
 
     def release(self, reservation: Reservation) -> None:

@@ -6,7 +6,7 @@
             next (start-time fair queueing, Goyal, Vin and Cheng, 1996): a tenant with a thousand tickets does not delay another's first.
     full    somebody else may have to make room: see `victim_for`.
 
-Nothing here knows clocks, sockets or requests. Every operation is O(log n) in the number of flows, but `victim_for`, which is O(flows).
+Nothing here knows clocks, sockets or requests. Every operation is O(log n) in the number of flows, taken over many of them.
 """
 
 import heapq
@@ -17,8 +17,8 @@ from typing import Generic, Literal, TypeVar
 
 LOWER_EVERY = 20
 """Starts of the highest band in a row, one less than this, while lower ones wait."""
-KEPT_TAGS = 64
-"""Flows without tickets whose virtual time is remembered before those that are no longer ahead are looked for."""
+SPARE = 64
+"""What has become useless may be so much, and twice as much as what is of use, before it is looked for."""
 
 OwnerT = TypeVar("OwnerT")
 Measure = Literal["tickets", "bytes"]
@@ -71,10 +71,47 @@ class _Flow(Generic[OwnerT]):
         return (self.size_bytes + (0 if plus is None else plus.size_bytes)) / self.weight
 
 
+class _Greatest(Generic[OwnerT]):
+    """Finds the flow that takes most by one measure. Each flow has one entry that counts, which never shows less than the flow takes."""
+
+    __slots__ = ("_entries", "_heap", "_measure", "_num_entries")
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+        self._entries: dict[str, tuple[float, int, _Flow[OwnerT]]] = {}
+        self._heap: list[tuple[float, int, _Flow[OwnerT]]] = []
+        self._num_entries = 0
+
+    def note_growth(self, flow: _Flow[OwnerT]) -> None:
+        heapq.heappush(self._heap, self._entry_of(flow))
+        if len(self._heap) > 2 * len(self._entries) + SPARE:
+            self._heap = list(self._entries.values())
+            heapq.heapify(self._heap)
+
+    def forget(self, flow: _Flow[OwnerT]) -> None:
+        del self._entries[flow.key]
+
+    def find(self) -> _Flow[OwnerT]:
+        while True:
+            entry = self._heap[0]
+            flow = entry[2]
+            if self._entries.get(flow.key) is not entry:
+                heapq.heappop(self._heap)
+            elif flow.share(self._measure) < -entry[0]:
+                heapq.heapreplace(self._heap, self._entry_of(flow))
+            else:
+                return flow
+
+    def _entry_of(self, flow: _Flow[OwnerT]) -> tuple[float, int, _Flow[OwnerT]]:
+        self._num_entries += 1
+        entry = self._entries[flow.key] = (-flow.share(self._measure), self._num_entries, flow)
+        return entry
+
+
 class _Band(Generic[OwnerT]):
     """All tickets of one priority. Exists while it has some."""
 
-    __slots__ = ("_ahead", "_heap", "_num_entries", "_virtual", "flows", "last_turn")
+    __slots__ = ("_ahead", "_heap", "_max_ahead", "_num_entries", "_virtual", "flows", "greatest", "last_turn")
 
     def __init__(self, last_turn: int) -> None:
         self.flows: dict[str, _Flow[OwnerT]] = {}
@@ -85,6 +122,8 @@ class _Band(Generic[OwnerT]):
         self._virtual = 0.0
         self._ahead: dict[str, float] = {}
         """Virtual time of flows without tickets: who comes back at once has not become younger."""
+        self._max_ahead = SPARE
+        self.greatest: dict[Measure, _Greatest[OwnerT]] = {"tickets": _Greatest("tickets"), "bytes": _Greatest("bytes")}
 
     def join(self, ticket: Ticket[OwnerT]) -> None:
         flow = self.flows.get(ticket.flow)
@@ -95,6 +134,8 @@ class _Band(Generic[OwnerT]):
         flow.weight = ticket.weight
         flow.tickets[ticket.number] = ticket
         flow.size_bytes += ticket.size_bytes
+        for greatest in self.greatest.values():
+            greatest.note_growth(flow)
 
     def leave(self, ticket: Ticket[OwnerT]) -> None:
         flow = self.flows[ticket.flow]
@@ -128,17 +169,20 @@ class _Band(Generic[OwnerT]):
         self._num_entries += 1
         flow.entry = (flow.tag, self._num_entries, flow)
         heapq.heappush(self._heap, flow.entry)
-        if len(self._heap) > 2 * len(self.flows) + KEPT_TAGS:
+        if len(self._heap) > 2 * len(self.flows) + SPARE:
             self._heap = [entry for entry in self._heap if entry[2].entry is entry]
             heapq.heapify(self._heap)
 
     def _end(self, flow: _Flow[OwnerT]) -> None:
         del self.flows[flow.key]
         flow.entry = None
+        for greatest in self.greatest.values():
+            greatest.forget(flow)
         if flow.tag > self._virtual:
             self._ahead[flow.key] = flow.tag
-        if len(self._ahead) > 2 * len(self.flows) + KEPT_TAGS:
+        if len(self._ahead) > self._max_ahead:
             self._ahead = {key: tag for key, tag in self._ahead.items() if tag > self._virtual}
+            self._max_ahead = 2 * len(self._ahead) + SPARE
 
 
 class FairQueue(Generic[OwnerT]):
@@ -197,7 +241,7 @@ class FairQueue(Generic[OwnerT]):
             return None
         lowest = -self._order[-1]
         flows = self._bands[lowest].flows
-        greatest = max(flows.values(), key=lambda flow: flow.share(measure))
+        greatest = self._bands[lowest].greatest[measure].find()
         if lowest == ticket.priority:
             own = flows.get(ticket.flow)
             mine = _Flow[OwnerT](ticket.flow, 0.0) if own is None else own

@@ -46,6 +46,12 @@ def room_by_report(report: LoadReport, unreported: int, unreported_tokens: int, 
     return Room(requests, tokens) if tokens > 0 else NO_ROOM
 
 
+def least_on_the_way(report: LoadReport, unanswered: int, in_flight: int) -> int:
+    """Requests of ours that cannot be in the report, however long ago they were sent: a worker whose API is busy may hold them for longer
+    than any fixed time. Who has been answered runs there at most as often as anything runs: the rest are clients that read slowly."""
+    return unanswered + min(in_flight - unanswered, report.running) - report.running - report.waiting
+
+
 def room_by_count(in_flight: int, rules: AdmissionSettings) -> Room:
     """Room at a worker that tells nothing of itself, with `in_flight` requests of ours."""
     return Room(max(0, rules.in_flight_per_worker - in_flight), math.inf)
@@ -57,6 +63,6 @@ def room_at(endpoint: Endpoint, rules: AdmissionSettings, now_s: float) -> Room:
     if report is None or now_s - endpoint.report_s > LOST_AFTER_S:
         return room_by_count(endpoint.num_in_flight, rules)
     load, tokens = endpoint.load()
-    return room_by_report(
-        report, load - report.running - report.waiting, max(0, tokens - report.uncached_tokens), rules
-    )
+    reported = report.running + report.waiting
+    on_the_way = least_on_the_way(report, endpoint.num_unanswered, endpoint.num_in_flight)
+    return room_by_report(report, max(load - reported, on_the_way), max(0, tokens - report.uncached_tokens), rules)

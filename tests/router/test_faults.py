@@ -259,7 +259,7 @@ def test_a_trusting_worker_is_told_what_is_left_of_the_time_the_priority_the_ten
     assert internal == {
         "x-quire-replay": "1",
         "x-quire-deadline": "12.500",
-        "x-quire-priority": "3",
+        "x-quire-priority": "-3",
         "x-quire-tenant": "t-1",
         "x-quire-cache-salt": "salt",
     }

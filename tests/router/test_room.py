@@ -82,6 +82,21 @@ def test_a_report_counts_with_what_was_sent_since_and_a_stale_one_not_at_all():
     assert stale.requests == 19
 
 
+def test_what_was_sent_long_ago_and_is_in_no_report_is_still_on_its_way():
+    worker = endpoint()
+    sent = [Reservation(worker, 1, 0.0) for _ in range(10)]
+    for reservation in sent:
+        reservation.__enter__()
+    worker.take_report(report(running=3, max_num_seqs=8), now_s=5.0)
+
+    in_transit = room_at(worker, RULES, 5.1)
+    for reservation in sent:
+        reservation.first_byte(5.2, is_stream=True)
+    read_slowly = room_at(worker, RULES, 5.3)
+
+    assert (in_transit.requests, read_slowly.requests) == (8 + 5 - 10, 8 + 5 - 3)
+
+
 def test_the_drain_rate_counts_only_while_something_waits():
     rate = DrainRate()
     rate.note(0.0, started=0, is_busy=True)
