@@ -9,6 +9,10 @@ event's other lines, in the same event as the data that they tell of. Routers ta
     : u <prompt> <cached> <output>  numbers of tokens: with the first event (output 0), and with the last
     : migrate                       alone in the last event of a stream that a draining worker ends, without [DONE]: go on elsewhere
 
+A token's line stands in the first event that it brings (with log-probabilities, in the first that holds them), `f` in the last one of the
+choice's end, the last `u` in the last event: so a stream may be cut between any two events. An event that holds only such lines is no event
+for clients, and does not count in `num_events`. A worker that loses its engine cuts its streams off without an error event.
+
 To go on, the router posts a ResumeEnvelope to PATH_RESUME of another worker. What that worker answers is what the first one would have sent
 after the events that the client has, comment lines included, headers as of any stream. Answers that are no stream carry HEADER_USAGE.
 """

@@ -121,7 +121,7 @@ class WorkerConfig:
     pod_name: str = "local"
     """Names this worker in event topics kv@<pod>@<model>."""
     drain_timeout_s: float = 30.0
-    """After SIGTERM, running requests may go on for so many seconds."""
+    """After SIGTERM, running requests may go on for so many seconds; after a drain by request, what can be had from another worker."""
     load_timeout_s: float = 600.0
     """/health turns 503 when a loading worker has neither read nor computed for so many seconds."""
     health_timeout_s: float = 120.0
@@ -341,7 +341,7 @@ _FLAG_HELP = {
     "whoever sees this machine's processes: prefer --api-key-file or the environment",
     "max_logprobs": "highest logprobs a request may ask for",
     "max_body_bytes": "largest request body",
-    "drain_timeout_s": "how long running requests may go on after SIGTERM",
+    "drain_timeout_s": "how long running requests may go on after SIGTERM, and streams that can go on elsewhere after POST /internal/drain",
     "load_timeout_s": "how long a load may make no progress before /health says 503",
     "health_timeout_s": "how long the engine may make no progress before /health says 503",
     "disable_log_requests": "no log line per finished request",

@@ -15,6 +15,8 @@ import pytest
 import torch
 import transformers
 
+from quire_contract.resume import HEADER_USAGE
+from quire_contract.trust import Trust
 from tests.worker.embedding_models import (
     CROSS_ENCODERS,
     DECODERS,
@@ -347,6 +349,31 @@ async def test_a_cross_encoder_scores_pairs_and_ranks_documents(
         logit = model(torch.tensor([tokens["tokens"] + second["tokens"]])).logits[0, 0]
     assert scores[0] == pytest.approx(float(torch.sigmoid(logit)), abs=1e-5)
     assert refused[0] == 400 and "/v1/rerank" in refused[1]["error"]["message"]
+
+
+async def test_a_router_that_asks_is_told_the_tokens_in_a_header(
+    start_real: Any, http: aiohttp.ClientSession, tokenised_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    Trust.generate().write(tmp_path)
+    endpoints = ("--kv-events-endpoint", "tcp://127.0.0.1:*", "--kv-replay-endpoint", "tcp://127.0.0.1:*")
+    folder = tokenised_folder(DECODERS["qwen3-base"])
+    sentence_transformers_files(folder, "lasttoken")
+    worker = start_real(folder, *FLAGS, "--served-model-name", "m", "--trust-dir", str(tmp_path), *endpoints)
+    worker.wait_until_ready()
+    headers = {"x-quire-token": Trust.read(tmp_path).token, "x-quire-replay": "1"}
+    bodies: dict[str, Any] = {
+        "/v1/embeddings": {"input": ["the quick", "fox"]},
+        "/v1/rerank": {"query": "fox", "documents": ["dog", "the lazy dog"]},
+        "/v1/score": {"text_1": "fox", "text_2": ["dog"]},
+    }
+
+    told = []
+    for path, body in bodies.items():
+        async with http.post(worker.base + path, json={"model": "m", **body}, headers=headers) as response:
+            told.append((response.headers[HEADER_USAGE], (await response.json())["usage"]["prompt_tokens"]))
+
+    assert [header for header, _ in told] == [f"{num_tokens},0,0" for _, num_tokens in told]
+    assert all(num_tokens > 0 for _, num_tokens in told)
 
 
 async def test_a_decoder_with_sentence_transformers_files_embeds_and_may_be_cut(

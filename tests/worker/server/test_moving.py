@@ -101,6 +101,7 @@ async def test_a_stream_that_outlives_the_drain_says_so_and_goes_on_elsewhere(
     assert said(moved) == said(whole)
     assert moved.data[-1] == "data: [DONE]"
     assert await asyncio.to_thread(leaving.wait) == 0
+    assert "finish=abort" in leaving.log
 
 
 async def test_after_a_drain_by_request_streams_move_and_those_that_cannot_go_on(
@@ -162,6 +163,7 @@ async def test_a_stream_whose_engine_died_breaks_off_and_goes_on_elsewhere(
     assert not any("error" in event or "[DONE]" in event or "migrate" in event for event in events)
     assert said(moved) == said(whole)
     assert await asyncio.to_thread(leaving.wait) == 1
+    assert "Traceback" not in leaving.log
 
 
 async def test_lines_are_for_routers_only(http: aiohttp.ClientSession, worker: Any) -> None:

@@ -106,7 +106,7 @@ class Generation:
         self._scores: dict[str, list[PromptLogprobs]] = {}
         self._first_token_s: float | None = None
         self._queue_time_s: float | None = None
-        self._failed = False
+        self._failed = self._moves = False
         self._failures = Failures(
             engine, metrics, clock, job.request_id, arrived_s=job.arrived_s, grammar_field=job.grammar_field
         )
@@ -227,12 +227,13 @@ class Generation:
                 for mail in await self._mailbox.take():
                     self._take(mail, arrived)
         except (ApiError, EngineDeadError):
-            self._failed = True
+            self._failed = not self._moves
             raise
         return arrived
 
     def move(self) -> None:
         """It is to go on elsewhere: `next` raises ApiError 503, draining, once what has arrived is taken."""
+        self._moves = True
         if self._mailbox is not None:
             self._mailbox.fail(errors.drained())
 
@@ -328,6 +329,7 @@ class Generation:
             prompt_tokens=record.num_prompt_tokens,
             cached_tokens=record.num_cached_tokens,
             generated_tokens=record.num_generated_tokens,
+            begun_tokens=None if self._job.begun is None else sum(len(begun.token_ids) for begun in self._job.begun),
             first_token_ms=None if record.first_token_s is None else round(record.first_token_s * 1e3, 1),
             total_ms=round(record.end_s * 1e3, 1),
         )

@@ -22,7 +22,7 @@ _READERS: Mapping[str, Callable[[bytes, Limits], Asked]] = {
     names.PATH_RESPONSES: asked_response,
     names.PATH_MESSAGES: asked_message,
 }
-_MAX_TOKENS_BYTES = 32 * 1024 * 1024
+_MAX_TOKENS_BYTES = 16 * 1024 * 1024
 """Of all choices' tokens as JSON."""
 
 

@@ -339,6 +339,7 @@ class Worker:
             log_event(
                 _log, logging.WARNING, "drain cut short", num_requests=serving.num_inside, forced=self._force.is_set()
             )
+            serving.move_on()
             engine.end_all(errors.drained())
             await first(serving.wait_empty(), timeout_s=_LAST_WORDS_S)
 
