@@ -123,6 +123,23 @@ async def test_a_worker_that_is_silent_but_answers_its_probes_keeps_its_requests
     assert waits
 
 
+async def test_a_worker_whose_server_hangs_loses_its_requests_although_its_engine_goes_on_reporting(serve, until):
+    router, (deaf, well) = await serve(hang, answer, faults=FaultSettings(lost_after_s=0.2), first_byte_timeout_s=600.0)
+    endpoint = router.app._pool.get("w0")
+    well.ready_status = 503
+    await router.until_ready(1)
+
+    asking = asyncio.create_task(ask(router))
+    await until(lambda: deaf.num_calls == 1)
+    deaf.is_stopped, well.ready_status = True, 200
+    async with asyncio.timeout(20):
+        while not asking.done():
+            endpoint.take_report(report("w0"), time.monotonic())
+            await asyncio.sleep(POLL_S)
+
+    assert asking.result() == (200, WHOLE)
+
+
 async def test_a_worker_that_keeps_failing_is_left_out_and_comes_back_by_a_request_that_succeeds(serve, until):
     faults = FaultSettings(consecutive_failures=3, ejection_s=0.3)
     router, (bad, _) = await serve(fail, answer, faults=faults)

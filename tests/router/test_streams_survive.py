@@ -178,7 +178,11 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
 
     async def drain():
         await fleet.drain(third, "POST")
+        await fleet.until(lambda found: found[third.id]["draining"])
+        late = await asyncio.gather(*(fleet.stream(*request) for request in requests[:20]))
+        served_late.update(worker for worker, _ in late)
 
+    served_late = set()
     expected = await wave(fleet, requests)
     killed = await wave(fleet, requests, kill)
     first.start()
@@ -192,6 +196,7 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
 
     for disturbed in (killed, stopped, drained):
         assert [number for number in range(NUM_STREAMS) if disturbed[number] != expected[number]] == []
+    assert served_late <= {first.id, second.id}
     assert all(resumes[reason] > 20 for reason in ("died", "lost", "migrate")), resumes
     assert sum(endpoint["in_flight"] for endpoint in found.values()) == 0
 
