@@ -208,3 +208,23 @@ async def test_redis_and_this_process_answer_alike_whatever_is_ordered(window_s,
 
     alike = [(a.extra, a.used, a.others, round(a.wait_s, 2)) for [a], _ in told]
     assert alike == [(b.extra, b.used, b.others, round(b.wait_s, 2)) for _, [b] in told]
+
+
+async def test_a_password_may_come_beside_the_address(redis_server):
+    url = redis_server.url.replace("/0", "/1")
+    admin = RedisLink(url, None, lambda: None)
+    await admin.call(lambda client: client.acl_setuser("default", enabled=True, passwords=["+s3cret"], reset=False))
+    right, none, in_url = (
+        RedisLink(address, password, lambda: None)
+        for address, password in ((url, "s3cret"), (url, "wrong"), (url.replace("//", "//:s3cret@"), None))
+    )
+
+    answers = [await right.call(lambda client: client.ping()), await in_url.call(lambda client: client.ping())]
+    with pytest.raises(RedisAwayError) as refused:
+        await none.call(lambda client: client.ping())
+    await right.call(lambda client: client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], reset=False))
+
+    assert answers == [True, True]
+    assert "s3cret" not in str(refused.value) + repr(right.__dict__)
+    for link in (admin, right, none, in_url):
+        await link.close()
