@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from quire_contract.router_config import RouterConfig
 from quire_contract.router_settings import RouterSettingsEntry
@@ -64,13 +64,7 @@ class MeterBook:
 
     async def tick(self) -> None:
         """Tell the store what has changed; forget who has nothing to tell."""
-        gate = asyncio.Semaphore(MAX_AT_ONCE)
-
-        async def one(meters: TenantMeters) -> None:
-            async with gate:
-                await meters.tick()
-
-        await asyncio.gather(*(one(meters) for meters in self._active.values()))
+        await self._of_all(TenantMeters.tick)
         self._active = {i: m for i, m in self._active.items() if not m.at_rest()}
         self._meters = {i: m for i, m in self._meters.items() if i in self._entries or i in self._active}
 
@@ -85,7 +79,16 @@ class MeterBook:
 
     async def close(self) -> None:
         """Give back all that is held."""
-        await asyncio.gather(*(meters.give_back() for meters in self._active.values()))
+        await self._of_all(TenantMeters.give_back)
+
+    async def _of_all(self, act: Callable[[TenantMeters], Awaitable[None]]) -> None:
+        gate = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def one(meters: TenantMeters) -> None:
+            async with gate:
+                await act(meters)
+
+        await asyncio.gather(*(one(meters) for meters in self._active.values()))
 
 
 def limits_of(entry: TenantEntry) -> Limits:

@@ -4,6 +4,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from quire_router.usage.record import KEPT_DAYS, Group, Page, Query, Sums, UsageRecord
 
 
@@ -37,7 +39,7 @@ class MemoryUsage:
     async def sums(self, query: Query) -> list[tuple[Group, Sums]]:
         """By day, tenant and model, sorted."""
         return sorted(
-            (group, sums)
+            (group, msgspec.structs.replace(sums))
             for group, sums in self._sums.items()
             if query.from_day <= group[0] <= query.to_day and query.admits(group[1], group[2])
         )

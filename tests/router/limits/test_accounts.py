@@ -1,6 +1,7 @@
 """What accounts answer, the same in this process and in a real Redis. Clocks are passed in."""
 
 import itertools
+import random
 
 import pytest
 
@@ -188,3 +189,42 @@ async def test_while_redis_is_away_the_stand_in_goes_on_from_what_was_known(rout
 
     assert [(g.extra, g.used, g.confirmed) for g in at_once] == [(2, 8, False)]
     assert (back.used, back.confirmed) == (9, True)
+
+
+@pytest.mark.parametrize("window_s", [MINUTE_S, FOR_LIFE, ONLY_HELD])
+@pytest.mark.parametrize("seed", range(8))
+async def test_redis_and_this_process_answer_alike_whatever_is_ordered(window_s, seed, routers, clock):
+    rng = random.Random(seed)
+    local, total, told = LocalAccounts(clock), 0, []
+
+    for _ in range(60):
+        clock.now += rng.choice([0, 0, 0.3, 1, 7, 50])
+        total += rng.choice([0, 1, 20])
+        want = rng.choice([0, 1, 5, 40])
+        one = order(
+            window_s, 100, total=total, need=rng.choice([0, 3, 90]), want=want, least=min(want, rng.choice([1, 5]))
+        )
+        told.append((await local.exchange([one]), await routers[0].exchange([one])))
+
+    alike = [(a.extra, a.used, a.others, round(a.wait_s, 2)) for [a], _ in told]
+    assert alike == [(b.extra, b.used, b.others, round(b.wait_s, 2)) for _, [b] in told]
+
+
+async def test_a_password_may_come_beside_the_address(redis_server):
+    url = redis_server.url.replace("/0", "/1")
+    admin = RedisLink(url, None, lambda: None)
+    await admin.call(lambda client: client.acl_setuser("default", enabled=True, passwords=["+s3cret"], reset=False))
+    right, none, in_url = (
+        RedisLink(address, password, lambda: None)
+        for address, password in ((url, "s3cret"), (url, "wrong"), (url.replace("//", "//:s3cret@"), None))
+    )
+
+    answers = [await right.call(lambda client: client.ping()), await in_url.call(lambda client: client.ping())]
+    with pytest.raises(RedisAwayError) as refused:
+        await none.call(lambda client: client.ping())
+    await right.call(lambda client: client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], reset=False))
+
+    assert answers == [True, True]
+    assert "s3cret" not in str(refused.value) + repr(right.__dict__)
+    for link in (admin, right, none, in_url):
+        await link.close()
