@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import uvloop
@@ -52,6 +52,7 @@ from quire_router.proxy import Proxy, Timeouts
 from quire_router.retry_budget import RetryBudget
 from quire_router.revision_stats import RevisionStats
 from quire_router.server import RouterServer
+from quire_router.worker_client import WorkerClient
 
 log = logging.getLogger("quire_router")
 
@@ -227,7 +228,7 @@ def build_calls(
 ) -> CallHandler:
     """What takes calls to workers."""
     proxy = Proxy(
-        session=session,
+        session=cast(aiohttp.ClientSession, WorkerClient(session)),  # has what a proxy needs of one
         picker=picker,
         budget=RetryBudget(),
         timeouts=Timeouts(
