@@ -40,6 +40,7 @@ PREFIX_TOKENS, TAIL_TOKENS = 1008, 32
 BLOCKS = 400
 """Of 16 tokens, in one worker's pool: 15 prefixes are 945."""
 CONCURRENCY = 3
+CHUNK = 6 * CONCURRENCY
 MAX_TOKENS = 8
 TIMEOUT_S = 120.0
 
@@ -68,7 +69,8 @@ def trace(kind: str, number: int, rng: random.Random) -> list[list[int]]:
 async def one(session: aiohttp.ClientSession, url: str, prompt: list[int]) -> Seen:
     body = {"model": MODEL, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
-    started, first_s, usage = time.perf_counter(), 0.0, {}
+    usage: dict[str, int] = {}
+    started, first_s = time.perf_counter(), 0.0
     async with session.post(f"{url}/v1/completions", json=body) as answer:
         answer.raise_for_status()
         async for line in answer.content:
@@ -182,13 +184,27 @@ async def run(rounds: int, number: int, policies: Sequence[str], model: Path | N
             for turn in range(rounds + 1):  # round 0 warms up and does not count
                 order = [*policies[turn % len(policies) :], *policies[: turn % len(policies)]]
                 for kind in TRACES:
-                    for policy in order:
-                        size = number if turn else 2 * CONCURRENCY
-                        record = _record(await play(urls[policy], trace(kind, size, random.Random())))
+                    for policy, answers in (
+                        await _round(kind, number if turn else 2 * CONCURRENCY, order, urls)
+                    ).items():
                         if turn:
-                            seen[kind][policy].append(record)
-                            print(f"round {turn} {kind} {policy}: {json.dumps(record)}", file=sys.stderr, flush=True)
+                            seen[kind][policy].append(_record(answers))
+                            print(
+                                f"round {turn} {kind} {policy}: {seen[kind][policy][-1]}", file=sys.stderr, flush=True
+                            )
     return seen
+
+
+async def _round(kind: str, number: int, order: Sequence[str], urls: dict[str, str]) -> dict[str, list[Seen]]:
+    """One round of a trace. Without reuse the policies take turns every few prompts, so that all see the same weather; with it, each plays
+    its whole trace at once, or the others' prefixes would push its own out."""
+    prompts = {policy: trace(kind, number, random.Random()) for policy in order}
+    answers: dict[str, list[Seen]] = {policy: [] for policy in order}
+    size = number if kind == "reuse" else CHUNK
+    for start in range(0, number, size):
+        for policy in order:
+            answers[policy] += await play(urls[policy], prompts[policy][start : start + size])
+    return answers
 
 
 def _record(seen: Sequence[Seen]) -> dict[str, float]:

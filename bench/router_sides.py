@@ -154,7 +154,7 @@ SIDES: dict[str, Command] = {
     "nginx": nginx,
     "litellm": litellm,
 }
-HEADERS = dict.fromkeys(("quire, tenants", "litellm"), {"Authorization": f"Bearer {KEY}"})
+HEADERS = {name: {"Authorization": f"Bearer {KEY}"} for name in ("quire, tenants", "litellm")}
 
 
 def _environment(setting: Setting, name: str) -> Path:

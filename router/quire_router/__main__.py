@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import aiohttp
 import uvloop
@@ -61,6 +62,7 @@ from quire_router.shared_store import shared_store
 from quire_router.tenancy import Tenancy, tenancy_of
 from quire_router.upstream import Timeouts, Upstreams
 from quire_router.watching import Watchers, zmq_context
+from quire_router.worker_client import WorkerClient
 
 log = logging.getLogger("quire_router")
 
@@ -321,7 +323,7 @@ def build_proxy(
         return live.settings.faults
 
     upstreams = Upstreams(
-        session=session,
+        session=cast(aiohttp.ClientSession, WorkerClient(session)),  # has what calls need of one
         timeouts=timeouts,
         trust=trust,
         faults=faults,

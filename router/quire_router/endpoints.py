@@ -86,8 +86,7 @@ class Endpoint:
         self.entry = entry
         self.counts = counts
         """Of the revision that it runs."""
-        self.id = entry.id
-        self.url = entry.url.rstrip("/")
+        self.id, self.url = entry.id, entry.url.rstrip("/")
         self.ready = False
         self.why_not = "not probed yet"
         """Why it is not ready, in words."""
@@ -119,8 +118,7 @@ class Endpoint:
         """Called when requests may have got room here, or lost it: by readiness, a load report or the end of a request."""
         self._unreported: deque[Reservation] = deque()
         self._ms_per_token: float | None = None
-        self._recent_ms = 0.0
-        self._recent_s = 0.0
+        self._recent_ms = self._recent_s = 0.0
         self.last_turn = 0
         """Number of the router's latest choice that fell on it."""
         self._adapters_asked: dict[str, float] = {}

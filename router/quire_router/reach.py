@@ -18,10 +18,7 @@ class Reach:
 
     def usable(self, model: str) -> Iterator[Endpoint]:
         """Workers that new requests for it may go to."""
-        weights = self._pool.weights(model)
-        for endpoint in self._pool.serving(model) or ():
-            if _is_usable(endpoint, weights):
-                yield endpoint
+        return iter(_takers(self._pool.serving(model) or (), self._pool.weights(model)))
 
     def is_usable(self, model: str) -> bool:
         """Whether there is such a worker."""
@@ -45,11 +42,18 @@ class Reach:
         """Whether a request of `line` for `model` may start at some worker. The one that had room last is asked first."""
         endpoints = self._pool.serving(model) or ()
         weights = self._pool.weights(model)
+        has_sound: bool | None = None
         for turn in range(line.hint, line.hint + len(endpoints)):
             endpoint = endpoints[turn % len(endpoints)]
-            if _is_usable(endpoint, weights) and not room_at(endpoint, rules, now_s).is_empty:
-                line.hint = turn % len(endpoints)
-                return True
+            if not _is_usable(endpoint, weights) or room_at(endpoint, rules, now_s).is_empty:
+                continue
+            if endpoint.health.is_ejected:
+                if has_sound is None:
+                    has_sound = any(_is_usable(e, weights) and not e.health.is_ejected for e in endpoints)
+                if has_sound:
+                    continue
+            line.hint = turn % len(endpoints)
+            return True
         return False
 
     def room_in(self, line: Line, rules: AdmissionSettings, now_s: float) -> dict[str, tuple[int, float]]:
@@ -72,6 +76,12 @@ class Reach:
                 tokens += room.tokens
             left[model] = (requests, tokens)
         return left
+
+
+def _takers(endpoints: Iterable[Endpoint], weights: Mapping[str, int] | None) -> list[Endpoint]:
+    """The usable ones; those that keep failing only where there are no others, as the choice has it."""
+    usable = [endpoint for endpoint in endpoints if _is_usable(endpoint, weights)]
+    return [endpoint for endpoint in usable if not endpoint.health.is_ejected] or usable
 
 
 def _is_usable(endpoint: Endpoint, weights: Mapping[str, int] | None) -> bool:
