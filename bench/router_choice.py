@@ -69,7 +69,7 @@ def trace(kind: str, number: int, rng: random.Random) -> list[list[int]]:
 async def one(session: aiohttp.ClientSession, url: str, prompt: list[int]) -> Seen:
     body = {"model": MODEL, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
-    usage: dict[str, int] = {}
+    usage: dict[str, Any] = {}
     started, first_s = time.perf_counter(), 0.0
     async with session.post(f"{url}/v1/completions", json=body) as answer:
         answer.raise_for_status()
