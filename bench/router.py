@@ -140,7 +140,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=tuple(router_sides.SIDES), default=list(router_sides.SIDES))
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "quire-bench-peers")
     parser.add_argument("--install", action="store_true", help="make the peers' environments where they are missing")
-    parser.add_argument("--requests", type=int, default=160, help="in a round of a policy (choice)")
+    parser.add_argument("--requests", type=int, default=240, help="in a round of a policy (choice)")
     parser.add_argument("--policies", nargs="+", choices=router_choice.POLICIES, default=list(router_choice.POLICIES))
     parser.add_argument("--model", type=Path, help="folder of the model to serve; none: the demo model (choice)")
     return parser.parse_args()

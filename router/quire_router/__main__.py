@@ -82,6 +82,7 @@ def main() -> None:
         sys.exit(2)
     configure_logging(level=settings.log_level, process="router")
     logging._srcfile = None  # lines do not show the calling function; the logging documentation advises this for speed
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # nor these
     try:
         require_c_extensions()
         trust = None if settings.trust_dir is None else Trust.read(settings.trust_dir)

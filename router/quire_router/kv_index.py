@@ -5,6 +5,7 @@ Pure data structures: no sockets, no clocks (the caller passes the time), no tok
 those whose prompt bundle made the hashes, so hashes of one bundle are never compared with blocks of another.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -143,16 +144,19 @@ class SentIndex:
 
     def __init__(self, *, max_blocks_per_endpoint: int = 32_768) -> None:
         self._max_blocks = max_blocks_per_endpoint
-        self._sent: dict[str, dict[int, float]] = {}
+        self._sent: dict[str, OrderedDict[int, float]] = {}
+        """Oldest first. A plain dict knows its order as well, but looks for its first item among all that were deleted before it."""
 
     def record(self, endpoint_id: str, hashes: Iterable[int], now_s: float) -> None:
         """A prompt with these blocks goes to the endpoint now."""
-        sent = self._sent.setdefault(endpoint_id, {})
+        sent = self._sent.get(endpoint_id)
+        if sent is None:
+            sent = self._sent[endpoint_id] = OrderedDict()
         for block in hashes:
-            sent.pop(block, None)  # re-inserted at the end: a dict remembers its order, oldest first
             sent[block] = now_s
+            sent.move_to_end(block)
         for _ in range(len(sent) - self._max_blocks):
-            del sent[next(iter(sent))]
+            sent.popitem(last=False)
 
     def clear(self, endpoint_id: str) -> None:
         """Forget what was sent to one endpoint: it restarted, or left."""

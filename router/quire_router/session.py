@@ -9,16 +9,16 @@ from hashlib import blake2b
 
 from multidict import MultiMapping
 
-from quire_contract import names
 from quire_contract.openai.requests import RoutingFields
 
+HEADER_SESSION_ID = "x-session-id"
 MAX_NAME_CHARS = 1024
 """What is beyond does not tell sessions apart."""
 
 
 def session_key(headers: MultiMapping[str], fields: RoutingFields, tenant_id: str) -> int | None:
     """64 bits of the session's name. None: the request names none."""
-    header = headers.get(names.HEADER_SESSION_ID)
+    header = headers.get(HEADER_SESSION_ID)
     for kind, name in (("header", header), ("key", fields.prompt_cache_key), ("user", fields.user)):
         if name:
             parts = (tenant_id, kind, name[:MAX_NAME_CHARS])
