@@ -136,10 +136,10 @@ class SavingLayer:
         if running is None or request.wishes.no_cache or request.wishes.only_if_cached:
             return None
         answer = await running.generation.join(_owner_of(outcome))
-        outcome.target, outcome.choice = running.outcome.target, running.outcome.choice
+        _note_same(outcome, running.outcome)
         outcome.first_byte_s = self._clocks.monotonic()
         answer.headers.update(request_id_headers(call.path, call.request_id))
-        return self._marked(answer, "shared")
+        return self._marked(_noting(answer, outcome, running.outcome), "shared")
 
     async def _make(self, request: "_Request") -> Answer:
         if not _shares(request):
@@ -250,6 +250,29 @@ def _owner_of(outcome: Outcome) -> Owns:
         outcome.cached_answer = "" if is_owner else "shared"
 
     return owns
+
+
+def _note_same(outcome: Outcome, made: Outcome) -> None:
+    """What became of the generation became of this call as well: if it pays in the end, it pays for what was really used."""
+    outcome.target, outcome.choice, outcome.usage = made.target, made.choice, made.usage
+    if made.late_status:
+        outcome.late_status = outcome.status = made.late_status
+
+
+def _noting(answer: Answer, outcome: Outcome, made: Outcome) -> Answer:
+    """A stream may begin before its worker is known: look again when it is closed."""
+    if answer.parts is None:
+        return answer
+
+    async def close() -> None:
+        try:
+            await answer.close()
+        finally:
+            _note_same(outcome, made)
+
+    return Answer(
+        status=answer.status, headers=answer.headers, parts=answer.parts, is_events=answer.is_events, release=close
+    )
 
 
 def _does_not_want(call: Call) -> bool:

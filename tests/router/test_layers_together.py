@@ -1,0 +1,151 @@
+"""What one layer does must reach the others: who pays when a stream is refused late, left to somebody else, or cannot be closed."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict
+from prometheus_client import CollectorRegistry
+
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry, SavingSettings
+from quire_contract.router_tenants import TenantEntry, TenantLimitsEntry
+from quire_router.answer import Answer
+from quire_router.call import Call, Outcome, Usage
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.live_config import LiveConfig
+from quire_router.model_versions import ModelVersions
+from quire_router.revision_stats import RevisionStats
+from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving_metrics import SavingMetrics
+from tests.router.tenant_help import bearer, key_entry
+
+STREAM = {"model": "m", "prompt": "x" * 40, "max_tokens": 20, "stream": True, "temperature": 0}
+"""10 tokens of prompt, as they are guessed without a tokenizer."""
+LIMITS = TenantLimitsEntry(requests_per_minute=1, tokens_per_day=30, max_concurrent_requests=1)
+
+
+def config_of(*upstreams, **admission):
+    return RouterConfig(
+        models=[ModelEntry(name="m")],
+        endpoints=[EndpointEntry(id=u.id, url=u.url, models=["m"]) for u in upstreams],
+        tenants=[TenantEntry(id="t", keys=[key_entry("k")], limits=LIMITS)],
+        settings=RouterSettingsEntry(admission=AdmissionSettings(**{"comment_s": 0.02, **admission})),
+    )
+
+
+async def stream(router):
+    async with router.post(STREAM, headers=bearer("k")) as answer:
+        return answer.status, await answer.read()
+
+
+async def test_a_stream_that_is_refused_after_it_began_to_wait_costs_nothing(start_router, logged):
+    router = await start_router(config_of(no_endpoint_timeout_s=0.1))
+
+    found = [await stream(router) for _ in range(3)]
+
+    assert [(status, b": waiting" in body, b"no_endpoint" in body) for status, body in found] == [(200, True, True)] * 3
+    assert logged().count("status=503") == 3
+
+
+async def test_a_stream_whose_worker_refuses_it_after_it_waited_costs_nothing(start_upstream, start_router, until):
+    async def refuse(request, upstream):
+        return web.json_response({"error": {"message": "broken"}}, status=500)
+
+    worker = await start_upstream("a", refuse)
+    router = await start_router(config_of(worker, no_endpoint_timeout_s=20))
+    endpoint, found = router.app._pool.get("a"), []
+
+    for number in (1, 2):
+        worker.ready_status = 503
+        await until(lambda: not endpoint.ready)
+        asking = asyncio.create_task(stream(router))
+        await until(router.app._pool.on_change.__self__.waiters)
+        worker.ready_status = 200
+        found.append(await asking)
+        assert worker.num_calls == number
+
+    assert [(status, b'"broken"' in body) for status, body in found] == [(200, True)] * 2
+
+
+class Kept:
+    """A saving layer that shares generations, before a source that tells what it used."""
+
+    def __init__(self):
+        live = LiveConfig()
+        settings = RouterSettingsEntry(saving=SavingSettings(coalesce=True))
+        live.swap(RouterConfig(models=[], endpoints=[], settings=settings))
+        self.layer = SavingLayer(
+            live=live,
+            versions=ModelVersions(EndpointPool(RevisionStats(boot="b"))),
+            redis=None,
+            metrics=SavingMetrics(CollectorRegistry()),
+            clocks=Clocks(),
+        )
+        self.go_on = asyncio.Event()
+
+    async def source(self, call, outcome):
+        async def parts():
+            yield b": waiting\n\n"
+            await self.go_on.wait()
+            outcome.target, outcome.usage = "m", Usage(prompt=7)
+            for _ in range(3):
+                outcome.usage.output += 1
+                yield b"data: {}\n\n"
+
+        return Answer(status=200, headers=CIMultiDict(), parts=parts(), is_events=True)
+
+    async def ask(self):
+        outcome = Outcome()
+        return outcome, await self.layer.answer(call(), outcome, self.source)
+
+
+def call():
+    return Call(
+        request_id="r",
+        model="m",
+        targets=("m",),
+        path="/v1/completions",
+        body=json.dumps(STREAM).encode(),
+        is_stream=True,
+        first_byte_timeout_s=None,
+        prompt=None,
+        keep_key=False,
+        headers=CIMultiDict(),
+    )
+
+
+async def test_who_pays_for_an_answer_that_was_left_to_it_pays_what_its_worker_says():
+    kept = Kept()
+    (_, first), (outcome, second) = await kept.ask(), await kept.ask()
+
+    await anext(second.parts)
+    await first.close()
+    kept.go_on.set()
+    rest = [part async for part in second.parts]
+    await second.close()
+
+    assert b"".join(rest) == b"data: {}\n\n" * 3
+    assert (outcome.cached_answer, outcome.target, outcome.usage) == ("", "m", Usage(prompt=7, output=3))
+
+
+async def test_an_answer_that_cannot_be_closed_still_gives_back_what_was_held_for_it():
+    released = []
+
+    async def parts():
+        try:
+            yield b"a"
+        finally:
+            raise OSError("a connection that could not be closed")
+
+    async def release():
+        released.append("place")
+
+    inner = Answer(status=200, headers=CIMultiDict(), parts=parts(), release=release)
+    await anext(inner.parts)
+
+    with pytest.raises(OSError, match="could not be closed"):
+        await inner.close()
+
+    assert released == ["place"]
