@@ -30,6 +30,8 @@ from quire_router.shared_generation import Generation, Owns, SharedBytes
 from quire_router.stored_answers import AnswerMemory, ModelVersion, StoredAnswer
 
 COALESCE_OFF = "off"
+_Headers = list[tuple[str, str]]
+"""As they were when the answer began: outer layers add what is of one call only."""
 _OF_ONE_CALL = frozenset({names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, "age"})
 
 
@@ -166,13 +168,14 @@ class SavingLayer:
         version = self._version(request)
         if not request.saving.response_cache or answer.status != 200 or version is None or _must_not_be_kept(answer):
             return answer
+        headers = [(name.lower(), value) for name, value in answer.headers.items() if _is_kept(name)]
         if answer.body is not None:
-            self._keep_whole(request, answer, answer.body, version)
+            self._keep_whole(request, headers, answer.body, version)
             return answer
-        return answer.through(self._recorded(request, answer, version))
+        return answer.through(self._recorded(request, answer, headers, version))
 
     async def _recorded(
-        self, request: "_Request", answer: Answer, version: ModelVersion
+        self, request: "_Request", answer: Answer, headers: _Headers, version: ModelVersion
     ) -> AsyncGenerator[bytes, None]:
         assert answer.parts is not None, "a whole answer is kept otherwise"
         max_bytes = request.saving.max_response_kib * 1024
@@ -191,23 +194,25 @@ class SavingLayer:
         if parts is None:
             return
         if watch is None:
-            self._keep_whole(request, answer, b"".join(parts), version)
+            self._keep_whole(request, headers, b"".join(parts), version)
         elif watch.is_proper:
-            self._keep_body(request, answer, b"".join(parts), version)
+            self._keep_body(request, headers, b"".join(parts), version, is_events=True)
 
-    def _keep_whole(self, request: "_Request", answer: Answer, body: bytes, version: ModelVersion) -> None:
+    def _keep_whole(self, request: "_Request", headers: _Headers, body: bytes, version: ModelVersion) -> None:
         if len(body) <= request.saving.max_response_kib * 1024 and is_proper(request.call.path, body):
-            self._keep_body(request, answer, body, version)
+            self._keep_body(request, headers, body, version, is_events=False)
 
-    def _keep_body(self, request: "_Request", answer: Answer, body: bytes, version: ModelVersion) -> None:
+    def _keep_body(
+        self, request: "_Request", headers: _Headers, body: bytes, version: ModelVersion, *, is_events: bool
+    ) -> None:
         if self._version(request) != version:
             return  # another worker ended what the first began
         stored = StoredAnswer(
             stored_ts=self._clocks.wall(),
             target=request.call.targets[0],
             version=version,
-            is_events=answer.is_events,
-            headers=[(name.lower(), value) for name, value in answer.headers.items() if _is_kept(name)],
+            is_events=is_events,
+            headers=headers,
             body=body,
         )
         self._keep(request, stored)

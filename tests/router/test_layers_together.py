@@ -3,14 +3,16 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
-from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
+from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry, SavingSettings
 from quire_contract.router_tenants import TenantEntry, TenantLimitsEntry
+from quire_contract.trust import Trust
 from quire_router.answer import Answer
 from quire_router.call import Call, Outcome, Usage
 from quire_router.endpoint_pool import EndpointPool
@@ -149,3 +151,88 @@ async def test_an_answer_that_cannot_be_closed_still_gives_back_what_was_held_fo
         await inner.close()
 
     assert released == ["place"]
+
+
+def event(**choice):
+    return b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+ALL = [event(text="a"), event(text="b", finish_reason="stop"), b"data: [DONE]\n\n"]
+
+
+def sending(parts, then=None):
+    async def behave(request, upstream):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b": s c3RhdGU\n: u 7 3 0\n: t 0 1\n" + b"".join(parts))
+        if then is not None:
+            await then.wait()
+            request.transport.abort()
+        return response
+
+    return behave
+
+
+@pytest.mark.parametrize(("revision", "mark"), [("r1", "hit"), ("r2", "miss")], ids=["same", "another"])
+async def test_a_stream_that_another_revision_ended_is_not_kept(revision, mark, start_upstream, start_router, until):
+    dies = asyncio.Event()
+    first = await start_upstream("a", sending(ALL[:1], dies))
+    second = await start_upstream("b", sending(ALL[1:]))
+    second.ready_status = 503
+    revisions = {"a": "r1", "b": revision}
+    endpoints = [
+        EndpointEntry(id=u.id, url=u.url, models=["m"], service="ns/m", revision=revisions[u.id])
+        for u in (first, second)
+    ]
+    saving = RouterSettingsEntry(saving=SavingSettings(response_cache=True))
+    models = [ModelEntry(name="m", service="ns/m")]
+    router = await start_router(RouterConfig(models=models, endpoints=endpoints, settings=saving), Trust.generate())
+    await router.until_ready(1)
+
+    async with router.post(STREAM) as answer:
+        got = await answer.content.readany()
+        second.ready_status = 200
+        await router.until_ready(2)
+        dies.set()
+        got += await answer.content.read()
+    async with router.post(STREAM) as answer:
+        again = answer.headers["x-quire-cache"]
+
+    assert (got, again) == (b"".join(ALL), mark)
+
+
+async def test_a_kept_answer_says_nothing_of_the_limits_of_the_call_that_it_was_made_for(
+    start_upstream, start_router, until
+):
+    worker = await start_upstream("a", sending(ALL))
+    saving = RouterSettingsEntry(saving=SavingSettings(response_cache=True))
+    config = config_of(worker)
+    limited = RouterConfig(models=config.models, endpoints=config.endpoints, tenants=config.tenants, settings=saving)
+    router = await start_router(limited)
+    await router.until_ready(1)
+
+    async with router.post(STREAM, headers=bearer("k")) as first:
+        await first.read()
+    free = [TenantEntry(id="t", keys=[key_entry("k")])]
+    write_config(router.config_path, msgspec.structs.replace(limited, tenants=free))
+    await until(lambda: router.app._access.tenants.tenants["t"].limits.requests_per_minute is None)
+    async with router.post(STREAM, headers=bearer("k")) as second:
+        await second.read()
+
+    assert [a.headers["x-quire-cache"] for a in (first, second)] == ["miss", "hit"]
+    assert ["x-ratelimit-limit-requests" in a.headers for a in (first, second)] == [True, False]
+
+
+def test_a_part_that_cannot_follow_a_configuration_does_not_keep_the_others_from_it():
+    live = LiveConfig()
+    followed = []
+
+    def fails(config):
+        raise RuntimeError("cannot")
+
+    for follower in (fails, followed.append):
+        live.follow(follower)
+    live.swap(RouterConfig(models=[ModelEntry(name="m")], endpoints=[]))
+
+    assert [config.models[0].name for config in followed] == ["m"]
+    assert live.digest

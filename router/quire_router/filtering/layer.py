@@ -78,7 +78,11 @@ class FilterLayer:
             call = await self._filtered_call(call, prompt, findings)
         answer = await inner(call, outcome)
         if output and call.path in PATHS_WITH_PROMPT and answer.status == 200:
-            answer = await self._filtered_answer(call, answer, output, findings, outcome)
+            try:
+                answer = await self._filtered_answer(call, answer, output, findings, outcome)
+            except BaseException:
+                await answer.close()
+                raise
         if outcome.flags:
             answer.headers[names.HEADER_FLAGS] = ",".join(outcome.flags)
         return answer
@@ -133,7 +137,6 @@ class FilterLayer:
         self, call: Call, answer: Answer, applied: Applied, findings: Findings, outcome: Outcome
     ) -> Answer:
         if answer.headers.get("Content-Encoding", "identity") != "identity":
-            await answer.close()
             raise _unreadable("it is compressed")
 
         def note(rule: Rule) -> None:
