@@ -132,6 +132,33 @@ async def test_who_pays_for_an_answer_that_was_left_to_it_pays_what_its_worker_s
     assert (outcome.cached_answer, outcome.target, outcome.usage) == ("", "m", Usage(prompt=7, output=3))
 
 
+async def test_a_call_with_a_time_of_its_own_does_not_end_with_anothers(start_upstream, start_router, until):
+    go_on = asyncio.Event()
+
+    async def wait(request, upstream):
+        await go_on.wait()
+        return web.json_response({})
+
+    worker = await start_upstream("a", wait)
+    config = RouterConfig(
+        models=[ModelEntry(name="m")],
+        endpoints=[EndpointEntry(id="a", url=worker.url, models=["m"])],
+        settings=RouterSettingsEntry(saving=SavingSettings(coalesce=True)),
+    )
+    router = await start_router(config)
+    await router.until_ready(1)
+
+    async def ask():
+        async with router.post({"model": "m", "prompt": "x", "temperature": 0, "timeout_s": 60}) as answer:
+            return answer.headers["x-quire-cache"]
+
+    asking = [asyncio.create_task(ask()) for _ in range(2)]
+    await until(lambda: worker.num_calls == 2)
+    go_on.set()
+
+    assert await asyncio.gather(*asking) == ["miss", "miss"]
+
+
 async def test_an_answer_that_cannot_be_closed_still_gives_back_what_was_held_for_it():
     released = []
 
