@@ -1,6 +1,7 @@
 """What one layer does must reach the others: who pays when a stream is refused late, left to somebody else, or cannot be closed."""
 
 import asyncio
+import contextlib
 import json
 
 import msgspec
@@ -9,8 +10,9 @@ from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry
 
+from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
-from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry, SavingSettings
+from quire_contract.router_settings import AdmissionSettings, FaultSettings, RouterSettingsEntry, SavingSettings
 from quire_contract.router_tenants import TenantEntry, TenantLimitsEntry
 from quire_contract.trust import Trust
 from quire_router.answer import Answer
@@ -263,3 +265,34 @@ def test_a_part_that_cannot_follow_a_configuration_does_not_keep_the_others_from
 
     assert [config.models[0].name for config in followed] == ["m"]
     assert live.digest
+
+
+async def test_streams_that_may_be_hedged_take_their_places_before_others_look_for_one(
+    start_upstream, start_router, until
+):
+    running = asyncio.Semaphore(1)
+    crowded = []
+
+    async def answer(request, upstream):
+        crowded.append(running.locked())
+        async with running:
+            await asyncio.sleep(0)
+        return web.Response(body=b"".join(ALL), headers={"Content-Type": "text/event-stream"})
+
+    worker = await start_upstream("a", answer)
+    config = config_of(worker, in_flight_per_worker=1)
+    faults = msgspec.structs.replace(config.settings, faults=FaultSettings(hedge_after_s=60))
+    router = await start_router(msgspec.structs.replace(config, settings=faults, tenants=[]))
+    await router.until_ready(1)
+    source = router.app._routes["/v1/completions"][1].__self__._source
+
+    async def ask():
+        answer = await source(msgspec.structs.replace(call(), fields=RoutingFields(model="m", prompt="x")), Outcome())
+        async with contextlib.aclosing(answer.parts):
+            got = [part async for part in answer.parts]
+        await answer.close()
+        return b"data: [DONE]" in b"".join(got)
+
+    ends = await asyncio.gather(*(ask() for _ in range(20)))
+
+    assert (ends, crowded) == ([True] * 20, [False] * 20)
