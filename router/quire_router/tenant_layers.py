@@ -142,7 +142,7 @@ class TokenLimits:
 
         def settle() -> None:
             status = outcome.late_status or answer.status
-            if not seen.is_complete and status < 400:
+            if not (seen.is_complete or outcome.is_cut) and status < 400:
                 status = STATUS_BROKEN if seen.is_broken else STATUS_CLIENT_GONE
             used = outcome.usage or seen.events.usage() or bill.estimate(seen.events.num_events)
             self._close(bill, outcome, status, used)

@@ -12,7 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
-from quire_contract.router_settings import AdmissionSettings, FaultSettings, RouterSettingsEntry, SavingSettings
+from quire_contract.router_settings import (
+    AdmissionSettings,
+    FaultSettings,
+    FilterEntry,
+    RouterSettingsEntry,
+    SavingSettings,
+)
 from quire_contract.router_tenants import TenantEntry, TenantLimitsEntry
 from quire_contract.trust import Trust
 from quire_router.answer import Answer
@@ -296,3 +302,21 @@ async def test_streams_that_may_be_hedged_take_their_places_before_others_look_f
     ends = await asyncio.gather(*(ask() for _ in range(20)))
 
     assert (ends, crowded) == ([True] * 20, [False] * 20)
+
+
+async def test_a_stream_that_a_filter_ends_is_no_client_that_left(start_upstream, start_router):
+    cut = [event(text="a secret"), event(text=" more", finish_reason="stop"), b"data: [DONE]\n\n"]
+    worker = await start_upstream("a", sending(cut))
+    filters = [FilterEntry(name="f", stage="output", words=["secret"])]
+    config = msgspec.structs.replace(config_of(worker), settings=RouterSettingsEntry(filters=filters))
+    router = await start_router(config, admin_port=0, admin_token="a token of the tests")
+    await router.until_ready(1)
+
+    _, body = await stream(router)
+    async with router.session.get(
+        router.app.admin_url + "/admin/usage", headers=bearer("a token of the tests")
+    ) as answer:
+        records = await answer.json()
+
+    assert (b"content_filter" in body, b"secret" in body) == (True, False)
+    assert [record["status"] for record in records["data"]] == [200]
