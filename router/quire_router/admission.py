@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from quire_contract.error_form import broken_stream, request_id_headers
 from quire_contract.openai.errors import TYPE_SERVER, ApiError
 from quire_router.answer import Answer, Source
-from quire_router.call import Call, Outcome
+from quire_router.call import Call, Outcome, Usage
 from quire_router.line import Waiter
 from quire_router.waiting_room import WaitingRoom
 
@@ -74,7 +74,8 @@ class AdmissionLayer:
             outcome.waited_s = self._room.started(waiter)
             answer = await inner(aimed(call, target), outcome)
         except ApiError as error:
-            outcome.status, outcome.problem = error.status, outcome.problem or error.message
+            outcome.late_status = outcome.status = error.status
+            outcome.problem, outcome.usage = outcome.problem or error.message, Usage()
             yield broken_stream(error, call.path, call.request_id, 0)
             return
         finally:
@@ -86,7 +87,8 @@ class AdmissionLayer:
                     yield part
             else:
                 refusal = error_of(answer)
-                outcome.status, outcome.problem = refusal.status, refusal.message
+                outcome.late_status = outcome.status = refusal.status
+                outcome.problem, outcome.usage = refusal.message, outcome.usage or Usage()
                 yield broken_stream(refusal, call.path, call.request_id, 0)
         finally:
             await answer.close()

@@ -55,11 +55,13 @@ class Answer:
 
     async def close(self) -> None:
         """Nobody reads on: what computes it may stop. Further calls do nothing."""
-        if self.parts is not None:
-            await self.parts.aclose()
         release, self._release = self._release, None
-        if release is not None:
-            await release()
+        try:
+            if self.parts is not None:
+                await self.parts.aclose()
+        finally:
+            if release is not None:
+                await release()
 
 
 Source = Callable[[Call, Outcome], Awaitable[Answer]]

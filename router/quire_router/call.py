@@ -76,6 +76,8 @@ class Outcome:
         "choice",
         "first_byte_s",
         "flags",
+        "is_cut",
+        "late_status",
         "model",
         "problem",
         "resumes",
@@ -105,3 +107,7 @@ class Outcome:
         """How often its stream went on at another worker."""
         self.waited_s = 0.0
         """In the router's own queue, before it went to a worker."""
+        self.late_status = 0
+        """Of the error that a stream tells of in an event, since it had to begin before its worker was known; 0: there is none."""
+        self.is_cut = False
+        """A content filter ended its stream, and its client has the end of it."""

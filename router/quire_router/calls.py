@@ -22,6 +22,7 @@ from quire_contract.openai.errors import (
 from quire_contract.openai.limits import Limits
 from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import log_event
+from quire_router.admission import ranked
 from quire_router.answer import Source
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.delivery import deliver
@@ -117,7 +118,7 @@ class CallHandler:
             tenant_id=None if tenant is None else tenant.entry.id,
         )
         plan = self._picker.planner.plan(model, asker)
-        return Call(
+        call = Call(
             request_id=request_id,
             model=model,
             targets=plan.targets,
@@ -134,6 +135,7 @@ class CallHandler:
             cache_salt=salt,
             route=None if plan.entry is None else plan,
         )
+        return ranked(call)
 
     def _known(self, model: str | None, tenant: Tenant | None) -> str:
         """The name that the caller means. What a tenant may not use does not exist for it, in words and in lists alike."""

@@ -32,9 +32,9 @@ SPEED_SAME = 2.0
 
 
 class Reservation:
-    """One request at one endpoint: counted there from `with` to its end, whatever ends it."""
+    """One request at one endpoint: counted there from `with` (or `take` before it) to its end, whatever ends it."""
 
-    __slots__ = ("closed", "endpoint", "idle_start", "is_trial", "started_s", "uncached", "waiting")
+    __slots__ = ("closed", "endpoint", "idle_start", "is_taken", "is_trial", "started_s", "uncached", "waiting")
 
     def __init__(self, endpoint: "Endpoint", uncached: int, now_s: float) -> None:
         self.endpoint = endpoint
@@ -42,18 +42,30 @@ class Reservation:
         self.started_s = now_s
         self.waiting = True
         self.closed = False
+        self.is_taken = False
         self.idle_start = endpoint.is_idle()
         self.is_trial = False
         """Whether it decides about the endpoint's return, unless another one does already."""
 
+    def take(self) -> None:
+        """Count it now: `with` comes later, in another task. Whoever calls this gives it back if that never begins."""
+        if not self.is_taken:
+            self.is_taken = True
+            self.endpoint.admit(self)
+
+    def give_back(self) -> None:
+        """Count it no longer. Does nothing to one that is over, or was never counted."""
+        if self.is_taken and not self.closed:
+            self.endpoint.release(self)
+
     def __enter__(self) -> Self:
-        self.endpoint.admit(self)
+        self.take()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.endpoint.release(self)
+        self.give_back()
 
     def first_byte(self, now_s: float, *, is_stream: bool) -> None:
         """The answer begins: the prompt is prefilled. A stream's delay tells the endpoint's speed, if nothing else ran there."""

@@ -44,6 +44,7 @@ class Hedger:
         if settings.hedge_after_s is None or not request.call.is_stream or request.call.fields is None:
             return await self._upstreams.begin(request, reservation, choice)
         self._saved = min(MAX_SAVED, self._saved + settings.max_hedged_percent / 100)
+        reservation.take()  # before anybody else looks for room
         tasks = [asyncio.create_task(self._upstreams.begin(request, reservation, choice))]
         winner: Attempt | None = None
         try:
@@ -57,6 +58,8 @@ class Hedger:
             return winner
         finally:
             await _let_go(tasks, winner)
+            if tasks[0].cancelled():  # perhaps before it began
+                reservation.give_back()
 
     def _second(self, request: WorkerRequest, tried: frozenset[str]) -> tuple[Reservation, Choice] | None:
         if self._saved < 1:

@@ -1,12 +1,15 @@
 """The configuration that is in force, for whoever must act on a change of it. Swapped as a whole; what is here has been validated."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 
 import msgspec
 
 from quire_contract.router_config import RouterConfig, encode_config
 from quire_contract.router_settings import RouterSettingsEntry
+
+log = logging.getLogger("quire_router.live_config")
 
 Follower = Callable[[RouterConfig], None]
 """Makes of a configuration what it needs, at once and without waiting for anything."""
@@ -41,7 +44,10 @@ class LiveConfig:
         self._config = config
         self.settings = config.settings or RouterSettingsEntry()
         for follower in self._followers:
-            follower(config)
+            try:
+                follower(config)
+            except Exception:  # the others must not go on with another configuration than the pool's
+                log.exception("a part of the router could not follow the configuration; it keeps to the one before")
         self.digest = digest_of(config)
 
 

@@ -34,8 +34,8 @@ from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstrea
 
 log = logging.getLogger("quire_router.mending")
 
-POLL_S = 0.05
-"""How often a stream that waits for a worker looks for one."""
+POLL_S, MAX_POLL_S = 0.05, 0.5
+"""How often a stream that waits for a worker looks for one: at first, and later on. All of a worker's streams may wait at once."""
 BUSY_S = 0.25
 """Until a worker that is full is asked again."""
 BUSY_STATUSES = frozenset({429, 503})
@@ -182,7 +182,7 @@ class MendedStream:
             raise BrokenStreamError(broken)
         self._exclude(attempt.endpoint, attempt.life or attempt.endpoint.life)
         wait_until_s = mender.clock() + mender.faults().resume_wait_s
-        is_free = is_migration
+        is_free, pause_s = is_migration, POLL_S
         while True:
             if request.call.deadline_s is not None and mender.clock() >= request.call.deadline_s:
                 raise BrokenStreamError(f"{broken}, and the request's time is over")
@@ -190,7 +190,8 @@ class MendedStream:
             if reservation is None or choice is None:
                 if mender.clock() >= wait_until_s:
                     raise BrokenStreamError(f"{broken}, and no other worker could go on")
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(pause_s)
+                pause_s = min(1.5 * pause_s, MAX_POLL_S)
                 continue
             if not is_free and not self._may_resume():
                 raise BrokenStreamError(f"{broken}, and the stream may not go on elsewhere again")
@@ -198,7 +199,7 @@ class MendedStream:
             replay.resumed()
             begun = await self._try(request, reservation, choice)
             if isinstance(begun, Attempt):
-                self._note_resumed(_reason(problem), attempt.endpoint, begun.endpoint)
+                self._note_resumed(_reason(problem), attempt.endpoint, begun)
                 return begun
             request = self._rest(replay) or request
             if begun == "busy" and mender.clock() < wait_until_s:
@@ -245,9 +246,10 @@ class MendedStream:
     def _out(self) -> frozenset[str]:
         return frozenset(endpoint.id for endpoint, life in self._excluded if self._mender.is_same(endpoint, life))
 
-    def _note_resumed(self, reason: str, old: Endpoint, new: Endpoint) -> None:
-        self._problem = ""
+    def _note_resumed(self, reason: str, old: Endpoint, attempt: Attempt) -> None:
+        new, self._problem = attempt.endpoint, ""
         self._outcome.resumes += 1
+        self._outcome.choice = attempt.choice
         self._mender.on_resume(reason)
         request_id = self._request.call.request_id
         log_event(log, logging.INFO, "resumed", request_id=request_id, reason=reason, left=old.id, endpoint=new.id)

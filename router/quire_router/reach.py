@@ -22,7 +22,8 @@ class Reach:
 
     def is_usable(self, model: str) -> bool:
         """Whether there is such a worker."""
-        return next(self.usable(model), None) is not None
+        weights = self._pool.weights(model)
+        return any(_is_usable(endpoint, weights) for endpoint in self._pool.serving(model) or ())
 
     def eligible(self, call: Call) -> tuple[str, ...]:
         """The targets that may answer, in order of preference: fallbacks only while no other target has a ready worker."""

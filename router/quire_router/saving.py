@@ -30,6 +30,8 @@ from quire_router.shared_generation import Generation, Owns, SharedBytes
 from quire_router.stored_answers import AnswerMemory, ModelVersion, StoredAnswer
 
 COALESCE_OFF = "off"
+_Headers = list[tuple[str, str]]
+"""As they were when the answer began: outer layers add what is of one call only."""
 _OF_ONE_CALL = frozenset({names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, "age"})
 
 
@@ -136,10 +138,10 @@ class SavingLayer:
         if running is None or request.wishes.no_cache or request.wishes.only_if_cached:
             return None
         answer = await running.generation.join(_owner_of(outcome))
-        outcome.target, outcome.choice = running.outcome.target, running.outcome.choice
+        _note_same(outcome, running.outcome)
         outcome.first_byte_s = self._clocks.monotonic()
         answer.headers.update(request_id_headers(call.path, call.request_id))
-        return self._marked(answer, "shared")
+        return self._marked(_noting(answer, outcome, running.outcome), "shared")
 
     async def _make(self, request: "_Request") -> Answer:
         if not _shares(request):
@@ -166,13 +168,14 @@ class SavingLayer:
         version = self._version(request)
         if not request.saving.response_cache or answer.status != 200 or version is None or _must_not_be_kept(answer):
             return answer
+        headers = [(name.lower(), value) for name, value in answer.headers.items() if _is_kept(name)]
         if answer.body is not None:
-            self._keep_whole(request, answer, answer.body, version)
+            self._keep_whole(request, headers, answer.body, version)
             return answer
-        return answer.through(self._recorded(request, answer, version))
+        return answer.through(self._recorded(request, answer, headers, version))
 
     async def _recorded(
-        self, request: "_Request", answer: Answer, version: ModelVersion
+        self, request: "_Request", answer: Answer, headers: _Headers, version: ModelVersion
     ) -> AsyncGenerator[bytes, None]:
         assert answer.parts is not None, "a whole answer is kept otherwise"
         max_bytes = request.saving.max_response_kib * 1024
@@ -191,23 +194,25 @@ class SavingLayer:
         if parts is None:
             return
         if watch is None:
-            self._keep_whole(request, answer, b"".join(parts), version)
+            self._keep_whole(request, headers, b"".join(parts), version)
         elif watch.is_proper:
-            self._keep_body(request, answer, b"".join(parts), version)
+            self._keep_body(request, headers, b"".join(parts), version, is_events=True)
 
-    def _keep_whole(self, request: "_Request", answer: Answer, body: bytes, version: ModelVersion) -> None:
+    def _keep_whole(self, request: "_Request", headers: _Headers, body: bytes, version: ModelVersion) -> None:
         if len(body) <= request.saving.max_response_kib * 1024 and is_proper(request.call.path, body):
-            self._keep_body(request, answer, body, version)
+            self._keep_body(request, headers, body, version, is_events=False)
 
-    def _keep_body(self, request: "_Request", answer: Answer, body: bytes, version: ModelVersion) -> None:
+    def _keep_body(
+        self, request: "_Request", headers: _Headers, body: bytes, version: ModelVersion, *, is_events: bool
+    ) -> None:
         if self._version(request) != version:
             return  # another worker ended what the first began
         stored = StoredAnswer(
             stored_ts=self._clocks.wall(),
             target=request.call.targets[0],
             version=version,
-            is_events=answer.is_events,
-            headers=[(name.lower(), value) for name, value in answer.headers.items() if _is_kept(name)],
+            is_events=is_events,
+            headers=headers,
             body=body,
         )
         self._keep(request, stored)
@@ -250,6 +255,29 @@ def _owner_of(outcome: Outcome) -> Owns:
         outcome.cached_answer = "" if is_owner else "shared"
 
     return owns
+
+
+def _note_same(outcome: Outcome, made: Outcome) -> None:
+    """What became of the generation became of this call as well: if it pays in the end, it pays for what was really used."""
+    outcome.target, outcome.choice, outcome.usage = made.target, made.choice, made.usage
+    if made.late_status:
+        outcome.late_status = outcome.status = made.late_status
+
+
+def _noting(answer: Answer, outcome: Outcome, made: Outcome) -> Answer:
+    """A stream may begin before its worker is known: look again when it is closed."""
+    if answer.parts is None:
+        return answer
+
+    async def close() -> None:
+        try:
+            await answer.close()
+        finally:
+            _note_same(outcome, made)
+
+    return Answer(
+        status=answer.status, headers=answer.headers, parts=answer.parts, is_events=answer.is_events, release=close
+    )
 
 
 def _does_not_want(call: Call) -> bool:

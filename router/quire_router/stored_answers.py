@@ -3,6 +3,7 @@
 No tenant can push the others' answers out: what does not fit is taken from whoever takes up most.
 """
 
+import heapq
 from collections import OrderedDict
 
 import msgspec
@@ -10,6 +11,8 @@ from multidict import CIMultiDict
 
 ENTRY_BYTES = 1024
 """Counted for each answer beside its body: headers, keys, the objects themselves."""
+SPARE = 64
+"""What has become useless of the heap may be so much, and twice as much as what is of use, before it is made anew."""
 
 
 class ModelVersion(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -50,6 +53,8 @@ class AnswerMemory:
         self._max_bytes = max_bytes
         self._groups: dict[str, OrderedDict[bytes, StoredAnswer]] = {}
         self._sizes: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+        """Sizes, negated, and their groups. Each group has an entry that shows no less than it takes."""
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -86,9 +91,20 @@ class AnswerMemory:
 
     def _shrink(self) -> None:
         while self.num_bytes > self._max_bytes:
-            largest = max(self._sizes, key=self._sizes.__getitem__)
+            largest = self._largest()
             _, dropped = self._groups[largest].popitem(last=False)
             self._count(largest, -dropped.num_bytes)
+
+    def _largest(self) -> str:
+        while True:
+            shown, group = self._heap[0]
+            size = self._sizes.get(group)
+            if size == -shown:
+                return group
+            if size is None:
+                heapq.heappop(self._heap)
+            else:
+                heapq.heapreplace(self._heap, (-size, group))
 
     def _count(self, group: str, change: int) -> None:
         self.num_bytes += change
@@ -96,3 +112,8 @@ class AnswerMemory:
         if not self._groups.get(group):
             self._groups.pop(group, None)
             self._sizes.pop(group, None)
+        elif change > 0:
+            heapq.heappush(self._heap, (-self._sizes[group], group))
+            if len(self._heap) > 2 * len(self._sizes) + SPARE:
+                self._heap = [(-size, name) for name, size in self._sizes.items()]
+                heapq.heapify(self._heap)

@@ -62,7 +62,7 @@ class RequestLimits:
                 show_limit(answer.headers, limited, "requests")
             if answer.body is None:
                 is_open = True
-                return _closing(answer, lambda: meters.settle(demands, (counted,) * len(demands)))
+                return _closing(answer, lambda: _settle_requests(meters, demands, outcome.late_status or answer.status))
             return answer
         except ApiError as error:
             counted = _counts(error.status)
@@ -141,8 +141,8 @@ class TokenLimits:
         watched = _watching(answer.parts, seen) if answer.is_events else _watching_bytes(answer.parts, seen)
 
         def settle() -> None:
-            status = answer.status
-            if not seen.is_complete and status < 400:
+            status = outcome.late_status or answer.status
+            if not (seen.is_complete or outcome.is_cut) and status < 400:
                 status = STATUS_BROKEN if seen.is_broken else STATUS_CLIENT_GONE
             used = outcome.usage or seen.events.usage() or bill.estimate(seen.events.num_events)
             self._close(bill, outcome, status, used)
@@ -308,6 +308,10 @@ async def _reserve(
     except LimitsUnavailableError:
         metrics.reject(tenant.entry.id, "unavailable")
         raise limits_unavailable() from None
+
+
+def _settle_requests(meters: TenantMeters, demands: list[tuple[Meter, int]], status: int) -> None:
+    meters.settle(demands, (_counts(status),) * len(demands))
 
 
 def _counts(status: int) -> int:

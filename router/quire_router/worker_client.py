@@ -36,9 +36,11 @@ class WorkerResponse:
         content.on_eof(self._end)
 
     def close(self) -> None:
-        """Nobody reads on: the connection is cut, unless all of the body has come."""
+        """The connection is cut, unless all of the body has come; whoever waits for more gets a ClientConnectionError."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            if self.content.exception() is None:  # a connection that is closed here forgets its readers
+                self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
             connection.close()
 
     def _end(self) -> None:

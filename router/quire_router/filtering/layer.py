@@ -78,7 +78,11 @@ class FilterLayer:
             call = await self._filtered_call(call, prompt, findings)
         answer = await inner(call, outcome)
         if output and call.path in PATHS_WITH_PROMPT and answer.status == 200:
-            answer = await self._filtered_answer(call, answer, output, findings, outcome)
+            try:
+                answer = await self._filtered_answer(call, answer, output, findings, outcome)
+            except BaseException:
+                await answer.close()
+                raise
         if outcome.flags:
             answer.headers[names.HEADER_FLAGS] = ",".join(outcome.flags)
         return answer
@@ -133,7 +137,6 @@ class FilterLayer:
         self, call: Call, answer: Answer, applied: Applied, findings: Findings, outcome: Outcome
     ) -> Answer:
         if answer.headers.get("Content-Encoding", "identity") != "identity":
-            await answer.close()
             raise _unreadable("it is compressed")
 
         def note(rule: Rule) -> None:
@@ -143,7 +146,7 @@ class FilterLayer:
         channels = Channels(applied.rules, note, is_json=asked.is_json)
         if answer.is_events:
             stream = _stream_of(call.path, channels, asked, outcome)
-            return answer.through(self._filtered_parts(call, answer, stream, applied, findings))
+            return answer.through(self._filtered_parts(call, answer, stream, applied, findings, outcome))
         try:
             body = answer.body if answer.body is not None else await _whole_body(answer)
             filtered = await self._filtered_body(call, body, channels, applied, findings)
@@ -166,7 +169,7 @@ class FilterLayer:
         return msgspec.json.encode(said)
 
     async def _filtered_parts(
-        self, call: Call, answer: Answer, stream: Stream, applied: Applied, findings: Findings
+        self, call: Call, answer: Answer, stream: Stream, applied: Applied, findings: Findings, outcome: Outcome
     ) -> AsyncGenerator[bytes, None]:
         assert answer.parts is not None, "a stream has parts"
         gate = self._gate(call, stream, applied, findings)
@@ -174,6 +177,7 @@ class FilterLayer:
             out = await self._sent(part, stream, gate)
             if stream.is_over:
                 out += await _given(gate, stream.end()) + await _left(gate)
+                outcome.is_cut = True
                 await answer.close()
                 yield out
                 return
