@@ -155,7 +155,7 @@ async def test_a_body_in_parts_goes_through_the_session(serve):
 
 
 async def test_closing_an_answer_wakes_who_waits_for_more_of_it(serve):
-    server, client, url = await serve(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")
+    _, client, url = await serve(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")
     response = await client.post(url, data=b"{}", headers=CIMultiDict())
     begun = await response.content.readany()
     reading = asyncio.create_task(response.content.readany())
