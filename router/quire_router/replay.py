@@ -102,6 +102,9 @@ class Replay:
         """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
         if part.find(b"\n\n") == len(part) - 2:  # one event, as workers write them
             return self._take_event(part)
+        if b"\n\n\n" in part:  # no worker writes so, and a megabyte of it would be half a million events
+            self.is_usable = False
+            return part
         events = part.split(b"\n\n")
         if events.pop():
             self.is_usable = False  # an event too long to be held: it could not be looked at as a whole

@@ -124,6 +124,17 @@ def test_what_a_worker_makes_the_router_remember_is_bounded_and_tokens_are_count
     assert replay.usage.output == 20 * (1 << 20) + 10_000
 
 
+def test_empty_lines_in_a_row_pass_as_they_are_and_end_the_record():
+    replay = Replay(Usage())
+    replay.take(b": s x\n: t 0 1\ndata: a\n\n")
+
+    kept = replay.take(b"\n" * 1_000_000)
+
+    assert kept == b"\n" * 1_000_000
+    assert replay.num_events == 1
+    assert envelope_of(replay) is None
+
+
 def test_numbers_of_tokens_that_cannot_be_are_not_believed():
     usage = Usage()
     replay = Replay(usage)
