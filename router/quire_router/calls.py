@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from quire_contract.openai.errors import (
     CODE_INVALID_JSON,
@@ -25,6 +25,7 @@ from quire_contract.telemetry import log_event
 from quire_router.admission import ranked
 from quire_router.answer import Source
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
+from quire_router.content_encoding import decoded
 from quire_router.delivery import deliver
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
@@ -196,9 +197,10 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         raise body_too_large(max_bytes)
     try:
         if request.content.is_eof():
-            return await request.read()
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
+            body = await request.read()
+        else:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise body_too_large(max_bytes) from None
     except web.RequestPayloadError:
@@ -207,6 +209,8 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         ) from None
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="request_timeout") from None
+    encodings = request.headers.getall(hdrs.CONTENT_ENCODING, None)
+    return body if encodings is None else await decoded(body, ",".join(encodings), max_bytes)
 
 
 def _model_of(body: bytes) -> str | None:

@@ -6,6 +6,7 @@ Knows no threads: whoever advances a job decides where.
 import msgspec
 
 from quire_contract.block_hash import BlockHasher, ExtraKeys, hash_blocks, wire_hashes
+from quire_contract.openai.errors import invalid
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
@@ -47,14 +48,22 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
         return cls(digest=digest, bundle=bundle, renderer=renderer, encoder=encoder)
 
     def read_whole(self, fields: RoutingFields, keys: ExtraKeys) -> PromptBlocks:
-        """The first prompt in one go, without the cache: one of token ids, or one that is to be truncated. ApiError if it is none."""
+        """The first prompt in one go, without the cache: one of token ids, or one that is to be truncated. ApiError if it is none, or if
+        it is longer than the model's length."""
         source = fields.prompt_input()
+        if isinstance(source, TextInput) and source.truncation is None:
+            self._check_fits(source.prompts[0])
         if isinstance(source, TextInput):
             ids = self.renderer.cut(self.renderer.completion(source.prompts[0], source.add_special_tokens), source)
         else:
             ids = self.renderer.request_prompts(fields)[0]
         digests = hash_blocks(ids, self.bundle.block_size, keys)
         return PromptBlocks(num_tokens=len(ids), block_tokens=self.bundle.block_size, hashes=wire_hashes(digests))
+
+    def _check_fits(self, prompt: str | list[int]) -> None:
+        most = self.bundle.max_model_len
+        if isinstance(prompt, list) and len(prompt) > most:
+            raise invalid("prompt", f"has {len(prompt)} tokens; the model takes {most}")
 
 
 class Job:

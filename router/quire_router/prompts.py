@@ -158,12 +158,17 @@ def read_text(fields: RoutingFields, keys: ExtraKeys | None = None) -> PromptBlo
         parent = blake2b(parent + text[start : start + TEXT_BLOCK_BYTES], digest_size=8).digest()
         hashes.append(int.from_bytes(parent, "big"))
     return PromptBlocks(
-        num_tokens=len(text) // BYTES_PER_TOKEN, block_tokens=TEXT_BLOCK_BYTES // BYTES_PER_TOKEN, hashes=hashes
+        num_tokens=_num_tokens(fields, text), block_tokens=TEXT_BLOCK_BYTES // BYTES_PER_TOKEN, hashes=hashes
     )
 
 
+def _num_tokens(fields: RoutingFields, text: bytes) -> int:
+    first = None if fields.messages is not None else prompt_list(fields.prompt or "")[0]
+    return len(first) if text and isinstance(first, list) else len(text) // BYTES_PER_TOKEN
+
+
 def _text_of(fields: RoutingFields) -> bytes:
-    """The prompt as bytes of which an extended conversation keeps the beginning. Token ids: four bytes each."""
+    """The prompt as bytes of which an extended conversation keeps the beginning. Token ids: four bytes each, no more than are looked at."""
     if fields.messages is not None:
         seen = (template_message(message) for message in fields.messages)
         return "\x1e".join(f"{message['role']}\x1f{message['content']}" for message in seen).encode("utf-8", "replace")
@@ -171,6 +176,6 @@ def _text_of(fields: RoutingFields) -> bytes:
     if isinstance(first, str):
         return first.encode("utf-8", "replace")
     try:
-        return token_bytes(first)
+        return token_bytes(first[: MAX_TEXT_BYTES // BYTES_PER_TOKEN])
     except OverflowError:  # no token id of any model: the worker will say so
         return b""

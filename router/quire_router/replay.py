@@ -7,6 +7,8 @@ Comment lines stand before an event's other lines, so an event is looked at only
 a few bytes each, and become numbers when a stream does go on. Pure: no sockets, no clock.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from quire_contract import names
@@ -16,8 +18,35 @@ from quire_router.call import Usage
 
 _MIGRATE = MIGRATE_EVENT[2:-2]
 _DIED = b'"code":"%b"' % CODE_ENGINE_DEAD.encode()
-"""A worker's server says so when its engine is gone. Quotes within a JSON string are escaped, so no text can hold this."""
+"""A worker's server says so when its engine is gone. No text can hold this, but what an answer repeats of its request can: `metadata`,
+`tools`. So an event with it is read as well."""
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+"""Of one stream's token ids: more than workers take back in an envelope."""
+MAX_CHOICES = 4096
+MAX_STATE_BYTES = 8192
+MAX_TOKENS = 2**40
+"""Of one answer; a larger number is a mistake, and is counted as this."""
 _IDS = msgspec.json.Decoder(list[int])
+
+
+class _Fault(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+class _Failed(msgspec.Struct, frozen=True):
+    error: _Fault | None = None
+
+
+class _End(msgspec.Struct, frozen=True):
+    """An event that says why a stream ends, in the form of any API."""
+
+    type: str | None = None
+    code: str | None = None
+    error: _Fault | None = None
+    response: _Failed | None = None
+
+
+_END = msgspec.json.Decoder(_End)
 _ENDS: dict[str, tuple[bytes, ...]] = {
     names.PATH_RESPONSES: (
         b"event: response.completed\n",
@@ -38,6 +67,7 @@ class Replay:
         "_ids",
         "_last",
         "_last_choice",
+        "_num_bytes",
         "died",
         "is_over",
         "is_usable",
@@ -66,11 +96,15 @@ class Replay:
         self._finished: set[bytes] = set()
         self._last = b""
         self._last_choice = b""
+        self._num_bytes = 0
 
     def take(self, part: bytes) -> bytes:
         """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
         if part.find(b"\n\n") == len(part) - 2:  # one event, as workers write them
             return self._take_event(part)
+        if b"\n\n\n" in part:  # no worker writes so, and a megabyte of it would be half a million events
+            self.is_usable = False
+            return part
         events = part.split(b"\n\n")
         if events.pop():
             self.is_usable = False  # an event too long to be held: it could not be looked at as a whole
@@ -121,7 +155,7 @@ class Replay:
             if start + 1 == len(event):
                 return b""
             event = event[start:]
-        elif _DIED in event:
+        elif _DIED in event and _tells_of_death(event):
             self.died = self.is_over = True
         if self.died:  # what follows, [DONE] perhaps, would end the stream
             return b""
@@ -135,19 +169,15 @@ class Replay:
         kind = line[:2]
         try:
             if kind == b"t ":
-                choice, _, ids = line[2:].partition(b" ")
-                self._last_choice = choice
-                self.usage.output += ids.count(b",") + 1
-                held = self._ids.get(choice)
-                if held is None:
-                    self._ids[choice] = bytearray(ids)
-                else:
-                    held += b"," + ids
+                self._note_tokens(line[2:])
             elif kind == b"f ":
-                self._finished.add(line[2:])
+                if self._has_room(len(line)):
+                    self._finished.add(line[2:])
             elif kind == b"u ":
                 self._note_usage(line[2:])
             elif kind == b"s ":
+                if len(line) > MAX_STATE_BYTES:
+                    raise ValueError("no state is so long")
                 self.state = line[2:].decode("ascii")
             elif line == _MIGRATE:
                 self.migrates = self.is_over = True
@@ -157,17 +187,60 @@ class Replay:
             self.is_usable = False
         return True
 
+    def _note_tokens(self, said: bytes) -> None:
+        choice, _, ids = said.partition(b" ")
+        self.usage.output += ids.count(b",") + 1
+        if not self._has_room(len(said)):
+            return
+        self._last_choice = choice
+        held = self._ids.get(choice)
+        if held is None:
+            self._ids[choice] = bytearray(ids)
+        else:
+            held += b"," + ids
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether so much more may be remembered. If not, all is forgotten: a part of it would be of no use."""
+        self._num_bytes += num_bytes
+        if self._num_bytes <= MAX_RECORD_BYTES and max(len(self._ids), len(self._finished)) <= MAX_CHOICES:
+            return True
+        self._ids.clear()
+        self._finished.clear()
+        self._last_choice = b""
+        self.is_usable = False
+        return False
+
     def _note_usage(self, numbers: bytes) -> None:
-        prompt, cached, output = (int(number) for number in numbers.split())
+        prompt, cached, output = _counts(numbers.split())
         if not self.usage.prompt:  # of a stream that goes on, the first worker's
             self.usage.prompt, self.usage.cached = prompt, cached
         self.usage.output = max(self.usage.output, output)
 
 
+def _tells_of_death(event: bytes) -> bool:
+    """Whether the event's own error is that the engine is gone."""
+    lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
+    try:
+        end = _END.decode(b"\n".join(lines))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    failed = None if end.response is None else end.response.error
+    codes = [fault.code for fault in (end.error, failed) if fault is not None]
+    return CODE_ENGINE_DEAD in codes or (end.type == "error" and end.code == CODE_ENGINE_DEAD)
+
+
+def _counts(numbers: Iterable[bytes | str]) -> list[int]:
+    """Numbers of tokens. ValueError for what is none."""
+    counts = [int(number) for number in numbers]
+    if min(counts, default=0) < 0:
+        raise ValueError("a number of tokens is negative")
+    return [min(count, MAX_TOKENS) for count in counts]
+
+
 def usage_of_header(value: str | None) -> Usage | None:
     """What an answer that is no stream says it cost. None: it does not say."""
     try:
-        prompt, cached, output = (int(number) for number in (value or "").split(","))
+        prompt, cached, output = _counts((value or "").split(","))
     except ValueError:
         return None
     return Usage(prompt=prompt, cached=cached, output=output)

@@ -59,7 +59,7 @@ class RouterServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         """A new connection."""
-        return NestedErrorHandler(self, loop=self._own_loop, access_log=None)  # type: ignore[arg-type]
+        return NestedErrorHandler(self, loop=self._own_loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         return web.BaseRequest(

@@ -8,7 +8,7 @@ by no fault of its sender gives everything back. It must not know where limits a
 """
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 
 import msgspec
 
@@ -57,7 +57,7 @@ class RequestLimits:
         is_open = False
         try:
             answer = await inner(call, outcome)
-            counted = _counts(answer.status)
+            counted = 1 if _ran_out(answer.headers, outcome) else _counts(answer.status)
             if limited is not None:
                 show_limit(answer.headers, limited, "requests")
             if answer.body is None:
@@ -65,7 +65,7 @@ class RequestLimits:
                 return _closing(answer, lambda: _settle_requests(meters, demands, outcome.late_status or answer.status))
             return answer
         except ApiError as error:
-            counted = _counts(error.status)
+            counted = 1 if _ran_out(error.headers, outcome) else _counts(error.status)
             if limited is not None:
                 show_limit(error.headers, limited, "requests")
             raise
@@ -110,16 +110,16 @@ class TokenLimits:
             answer = await inner(call, outcome)
         except ApiError as error:
             bill.show(error.headers)
-            self._close(bill, outcome, error.status, Usage())
+            self._close(bill, outcome, error.status, bill.begun(outcome), ran_out=_ran_out(error.headers, outcome))
             raise
         except BaseException as error:
             status = STATUS_FAILED if isinstance(error, Exception) else STATUS_CLIENT_GONE
-            self._close(bill, outcome, status, Usage())
+            self._close(bill, outcome, status, bill.begun(outcome))
             raise
         bill.show(answer.headers)
         if answer.body is not None:
             used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
-            self._close(bill, outcome, answer.status, used)
+            self._close(bill, outcome, answer.status, used, ran_out=_ran_out(answer.headers, outcome))
             return answer
         return self._watched(answer, bill, outcome)
 
@@ -149,11 +149,11 @@ class TokenLimits:
 
         return _closing(answer.through(watched), settle)
 
-    def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage) -> None:
-        """Settle what was reserved, and write it down."""
+    def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage, *, ran_out: bool = False) -> None:
+        """Settle what was reserved, and write it down. `ran_out`: it ended when its sender had wished it to, not for a fault of ours."""
         call, tenant = bill.call, bill.tenant
         served = outcome.target or ""
-        if status >= 400 and status != STATUS_CLIENT_GONE:
+        if status >= 400 and status != STATUS_CLIENT_GONE and not ran_out:
             billed, cost = Usage(), 0
             used = used if status == STATUS_BROKEN else billed
         elif outcome.cached_answer:
@@ -216,6 +216,10 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def estimate(self, num_events: int) -> Usage:
         """Where nobody says what was used: the prompt as it was read or guessed, and a token for each event."""
         return Usage(prompt=self.prompt, output=num_events)
+
+    def begun(self, outcome: Outcome) -> Usage:
+        """Of a request that ended before its answer began: a worker that has got it has read the prompt."""
+        return self.estimate(0) if outcome.attempts else Usage()
 
     def show(self, headers: MutableMapping[str, str]) -> None:
         """The headers about tokens: of the minute's limit, or else of the shortest quota."""
@@ -317,6 +321,11 @@ def _settle_requests(meters: TenantMeters, demands: list[tuple[Meter, int]], sta
 def _counts(status: int) -> int:
     """Whether a request with this end counts: not if we failed, or refused it for want of room or of tokens."""
     return 0 if status >= 500 or status == 429 else 1
+
+
+def _ran_out(headers: Mapping[str, str], outcome: Outcome) -> bool:
+    """Whether the time that the sender gave was over while a worker computed: free computing for whoever gives too little."""
+    return outcome.attempts > 0 and headers.get(names.HEADER_REASON) == names.REASON_DEADLINE
 
 
 def _prompt_tokens(call: Call) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import json
+import zlib
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from quire_contract import names
 from quire_contract.router_config import ModelEntry, RouterConfig
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 
+RAW_DEFLATE = zlib.compress(b'{"model": "m", "prompt": "x"}', wbits=-15)
 EMPTY = RouterConfig(models=[ModelEntry(name="m"), ModelEntry(name="org/other")], endpoints=[])
 
 
@@ -78,6 +80,43 @@ async def test_a_compressed_body_reaches_the_worker_decoded(start_upstream, star
     assert status == 200
     assert worker.bodies == [body]
     assert "Content-Encoding" not in worker.headers[0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "code"),
+    [
+        ("gzip", gzip.compress(b"a" * (64 << 20)), 413, "request_too_large"),
+        ("gzip", gzip.compress(b"{}")[:-3], 400, "invalid_http"),
+        ("gzip", gzip.compress(b"{}") + gzip.compress(b"{}"), 400, "invalid_http"),
+        ("br", b"{}", 415, "unsupported_content_encoding"),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415, "unsupported_content_encoding"),
+    ],
+    ids=["bomb", "cut", "twice", "unknown", "layers"],
+)
+async def test_a_compressed_body_is_decoded_no_further_than_a_body_may_go(encoding, body, status, code, start_router):
+    router = await start_router(EMPTY)
+
+    async with router.session.post(
+        router.url + "/v1/completions", data=body, headers={"Content-Encoding": encoding}
+    ) as answer:
+        error = await error_of(answer)
+
+    assert (answer.status, error["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("body", [zlib.compress(b'{"model": "m", "prompt": "x"}'), RAW_DEFLATE], ids=["zlib", "raw"])
+async def test_both_kinds_of_deflate_are_decoded(body, start_upstream, start_router, make_config):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+
+    async with router.session.post(
+        router.url + "/v1/completions", data=body, headers={"Content-Encoding": "deflate"}
+    ) as answer:
+        status = answer.status
+
+    assert status == 200
+    assert worker.bodies == [b'{"model": "m", "prompt": "x"}']
 
 
 async def test_a_failure_of_our_own_counts_as_a_500(start_upstream, start_router, make_config):

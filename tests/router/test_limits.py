@@ -229,6 +229,30 @@ async def test_a_stream_that_the_client_leaves_gives_its_place_back(served, unti
     assert worker.num_abandoned == 3
 
 
+async def test_a_client_that_leaves_before_the_answer_pays_for_its_prompt(served, until):
+    router, worker = await served(held_until(asyncio.Event()), limits={"tokens_per_day": 100})
+
+    for _ in range(3):
+        worker.abandoned.clear()
+        asking = asyncio.create_task(ask(router))
+        await until(lambda: worker.num_calls > worker.num_abandoned)
+        asking.cancel()
+        await asyncio.wait_for(worker.abandoned.wait(), 10)
+    after = await ask(router, {**BODY, "max_tokens": 1000})
+
+    assert "used 30," in after[1]["error"]["message"]
+
+
+async def test_too_little_time_makes_no_request_free(served):
+    router, worker = await served(held_until(asyncio.Event()), limits={"tokens_per_day": 100, "requests_per_minute": 2})
+    hasty = {**BODY, "timeout_s": 0.4}
+
+    found = [(await ask(router, hasty))[0] for _ in range(3)]
+
+    assert found == [504, 504, 429]
+    assert worker.num_calls == 2
+
+
 async def test_chats_that_name_no_maximum_reserve_what_the_settings_say(served):
     settings = RouterSettingsEntry(limits=LimitSettings(default_output_tokens=77))
     router, _ = await served(limits={"tokens_per_minute": 50}, settings=settings)

@@ -10,7 +10,14 @@ import pytest
 from quire_contract.block_hash import ExtraKeys, hash_blocks, wire_hashes
 from quire_contract.openai.decode import decode_routing_fields
 from quire_contract.prompt import PromptRenderer
-from quire_router.prompts import MAX_READS_OF_TENANT, BundleError, PromptReader, read_text
+from quire_router.prompts import (
+    MAX_READS_OF_TENANT,
+    MAX_TEXT_BYTES,
+    TEXT_BLOCK_BYTES,
+    BundleError,
+    PromptReader,
+    read_text,
+)
 
 WORDS = " ".join(f"w{i % 500}" for i in range(100))
 
@@ -155,6 +162,26 @@ async def test_long_prompts_of_one_tenant_leave_room_for_those_of_others(threads
 @pytest.mark.parametrize("fields", [{"prompt": [2**40]}, {"prompt": [-1]}], ids=["too large", "negative"])
 async def test_a_prompt_that_cannot_be_hashed_is_left_to_the_worker(fields, reader):
     assert await reader.read(*read_body(**fields), "d") is None
+
+
+async def test_of_more_token_ids_than_the_model_takes_nothing_is_hashed(reader, bundle):
+    most = bundle.max_model_len
+    fitting, beyond = ({"prompt": [5] * number} for number in (most, most + 1))
+
+    read = await reader.read(*read_body(**fitting), "d")
+    unread = await reader.read(*read_body(**beyond), "d")
+
+    assert read.num_tokens == most
+    assert unread is None
+
+
+def test_of_a_million_token_ids_no_more_is_looked_at_than_of_a_text():
+    fields, _ = read_body(prompt=[5] * 1_000_000)
+
+    blocks = read_text(fields)
+
+    assert blocks.num_tokens == 1_000_000
+    assert len(blocks.hashes) == MAX_TEXT_BYTES // TEXT_BLOCK_BYTES
 
 
 @pytest.mark.parametrize("prompt", [[2**40], [2**70], [-1]], ids=["too large", "enormous", "negative"])

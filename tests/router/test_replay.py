@@ -5,7 +5,7 @@ import pytest
 
 from quire_contract.resume import ResumedChoice, ResumeEnvelope
 from quire_router.call import Usage
-from quire_router.replay import Replay, usage_of_header
+from quire_router.replay import MAX_TOKENS, Replay, usage_of_header
 
 BODY = b'{"model": "m"}'
 
@@ -76,6 +76,74 @@ def test_an_event_of_a_dead_engine_and_what_follows_it_never_reach_the_client():
 
     assert kept == (text, b"")
     assert (replay.died, replay.is_over, replay.has_ended("/v1/completions")) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'event: error\ndata: {"type":"error","code":"engine_dead","message":"m"}\n\n',
+        b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"engine_dead"}}}\n\n',
+    ],
+)
+def test_a_dead_engine_is_known_in_the_words_of_responses(event):
+    replay = Replay(Usage())
+
+    kept = replay.take(event)
+
+    assert (kept, replay.died) == (b"", True)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'event: response.created\ndata: {"response":{"error":null,"metadata":{"code":"engine_dead"}}}\n\n',
+        b'data: {"type":"response.completed","response":{"tools":[{"parameters":{"error":{"code":"engine_dead"}}}]}}\n\n',
+        b'data: "code":"engine_dead"\n\n',
+    ],
+)
+def test_what_an_answer_repeats_of_its_request_does_not_make_its_engine_dead(event):
+    replay = Replay(Usage())
+
+    kept = replay.take(event)
+
+    assert kept == event
+    assert (replay.died, replay.is_over) == (False, False)
+
+
+def test_what_a_worker_makes_the_router_remember_is_bounded_and_tokens_are_counted_on():
+    replay = Replay(Usage())
+    ids = b",".join([b"7"] * (1 << 20))
+
+    for _ in range(20):
+        replay.take(b": t 0 " + ids + b"\ndata: a\n\n")
+    for choice in range(10_000):
+        replay.take(b": t %d 1\n: f %d\n\n" % (choice, choice))
+
+    assert envelope_of(replay) is None
+    assert (len(replay._ids), len(replay._finished)) == (0, 0)
+    assert replay.usage.output == 20 * (1 << 20) + 10_000
+
+
+def test_empty_lines_in_a_row_pass_as_they_are_and_end_the_record():
+    replay = Replay(Usage())
+    replay.take(b": s x\n: t 0 1\ndata: a\n\n")
+
+    kept = replay.take(b"\n" * 1_000_000)
+
+    assert kept == b"\n" * 1_000_000
+    assert replay.num_events == 1
+    assert envelope_of(replay) is None
+
+
+def test_numbers_of_tokens_that_cannot_be_are_not_believed():
+    usage = Usage()
+    replay = Replay(usage)
+
+    replay.take(b": u -1000 0 0\n: t 0 1\ndata: a\n\n")
+    replay.take(b": u 9 0 %d\ndata: b\n\n" % 10**30)
+
+    assert (usage.prompt, usage.output) == (9, MAX_TOKENS)
+    assert usage_of_header(f"9,0,{10**30}") == Usage(prompt=9, cached=0, output=MAX_TOKENS)
 
 
 def test_a_migrating_stream_keeps_that_to_itself():

@@ -23,8 +23,13 @@ _FIELDS = (
     "text_1",
     "text_2",
     "tools",
+    "chat_template_kwargs",
 )
+_OPEN_FIELDS = frozenset({"tools", "chat_template_kwargs"})
+"""Any key may stand anywhere in them, and any value may become part of the prompt, numbers too."""
 _NO_TEXT = frozenset({"role", "type"})
+_TYPES = frozenset({"function", "object", "array", "string", "number", "integer", "boolean", "null"})
+"""Under "type" in a tool's schema these say nothing."""
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _ARGUMENTS = "arguments"
@@ -48,7 +53,10 @@ def texts_of(body: bytes) -> list[Place]:
     try:
         fields = _RAW_OBJECT.decode(body)
         return [
-            place for name in _FIELDS if name in fields for place in _texts((name,), msgspec.json.decode(fields[name]))
+            place
+            for name in _FIELDS
+            if name in fields
+            for place in _texts((name,), msgspec.json.decode(fields[name]), in_tool=name in _OPEN_FIELDS)
         ]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None
@@ -75,13 +83,21 @@ def _texts(path: Path, value: Any, *, in_tool: bool = False) -> Iterator[Place]:
         yield Place(path, value, is_json=path[-1] == _ARGUMENTS and not in_tool)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            if not isinstance(item, int):
+            if in_tool or not isinstance(item, int):
                 yield from _texts((*path, i), item, in_tool=in_tool)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if in_tool or key not in _NO_TEXT:
+            if not _says_nothing(key, item, in_tool=in_tool):
                 opens = len(path) > 1 and key in _OBJECTS_OF_TOOLS and isinstance(item, dict)
                 yield from _texts((*path, key), item, in_tool=in_tool or opens)
+    elif in_tool and isinstance(value, int | float) and not isinstance(value, bool):
+        yield Place(path, str(value), is_json=False)
+
+
+def _says_nothing(key: str, item: Any, *, in_tool: bool) -> bool:
+    if in_tool:
+        return key == "type" and isinstance(item, str) and item in _TYPES
+    return key in _NO_TEXT
 
 
 def _edited(raw: msgspec.Raw, tree: Mapping[str | int, Any]) -> msgspec.Raw:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from quire_contract.router_config import RouterConfigError, write_config
 from quire_contract.router_settings import FilterEntry, ModerationHook, RouterSettingsEntry
 from quire_router.call import Outcome
+from quire_router.filtering.bodies import texts_of
 from quire_router.filtering.channels import Asked, Channels, events_of
 from quire_router.filtering.chat_stream import ChatStream
 from quire_router.filtering.messages_stream import MessagesStream
+from quire_router.filtering.prompts import filter_prompt
 from quire_router.filtering.responses_stream import ResponsesStream
 from quire_router.filtering.rules import FilterSet
 from quire_router.filtering.text_filter import TextFilter
@@ -568,3 +570,29 @@ async def test_the_log_probabilities_and_ids_of_what_is_hidden_are_hidden(
         event = said(CHAT, await response.read())[2][0]
 
     assert event["choices"] == [{"index": 0, "delta": {"content": "[redacted] "}, "logprobs": None}]
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ({"chat_template_kwargs": {"date_string": "a@b.example"}}, "chat_template_kwargs.date_string"),
+        ({"tools": [{"type": "function", "function": {"parameters": {"type": "a@b.example"}}}]}, "tools[0].function.parameters.type"),
+        ({"tools": [{"function": {"parameters": {"enum": [4111111111111111]}}}]}, "tools[0].function.parameters.enum[0]"),
+    ],
+    ids=["template", "type", "number"],
+)  # fmt: skip
+def test_whatever_a_template_may_write_into_the_prompt_is_looked_at(more, place):
+    rules = FilterSet([FilterEntry(name="pii", action="block", pii=["email", "credit_card"])])
+
+    filtered = filter_prompt(json.dumps(body_of(CHAT, **more)).encode(), rules.applying("prompt", "m", None))
+
+    assert [(hit.name, hit.action, hit.place) for hit in filtered.hits] == [("pii", "block", place)]
+
+
+def test_types_of_a_schema_and_token_ids_are_no_texts():
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    bodies = [body_of(CHAT, tools=tools), body_of(COMPLETIONS, prompt=[[1, 2], [3]])]
+
+    texts = [[place.text for place in texts_of(json.dumps(body).encode())] for body in bodies]
+
+    assert texts == [["hi", "f"], []]
