@@ -7,7 +7,7 @@ import asyncio
 import logging
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
 from quire_contract.openai.errors import ApiError, internal
@@ -16,6 +16,8 @@ from quire_contract.telemetry import log_event
 from quire_router.responses import error_response
 
 log = logging.getLogger("quire_router.server")
+
+_VERSIONS = (HttpVersion11, HttpVersion10)
 
 
 class NestedErrorHandler(RequestHandler):
@@ -49,11 +51,16 @@ class NestedErrorHandler(RequestHandler):
             super().log_exception(*args, **kw)
 
 
+class _OtherVersion(web.BaseRequest):
+    """Of a version that the parser takes and nobody speaks here: what stands between a client and us may read it otherwise."""
+
+
 class RouterServer(web.Server):
     """Makes a NestedErrorHandler for each connection. `max_body_bytes` bounds what `request.read` takes."""
 
     def __init__(self, handler: Any, *, max_body_bytes: int) -> None:
-        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+        super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
+        self._answer = handler
         self._max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
 
@@ -61,7 +68,19 @@ class RouterServer(web.Server):
         """A new connection."""
         return NestedErrorHandler(self, loop=self._own_loop, access_log=None)  # type: ignore[arg-type]
 
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if type(request) is not _OtherVersion:
+            return await self._answer(request)  # type: ignore[no-any-return]
+        log_event(log, logging.INFO, "bad_http", remote=request.remote, error="version")
+        error = ApiError(505, "Use HTTP/1.1 or HTTP/1.0.", code="invalid_http")
+        response = error_response(error, new_request_id())
+        response.force_close()
+        return response
+
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(
+        kind = web.BaseRequest
+        if message.version not in _VERSIONS:
+            kind, message = _OtherVersion, message._replace(version=HttpVersion11)  # of the answer's first line
+        return kind(
             message, payload, protocol, writer, task, self._own_loop, client_max_size=self._max_body_bytes
         )
