@@ -36,10 +36,12 @@ class WorkerResponse:
         content.on_eof(self._end)
 
     def close(self) -> None:
-        """Nobody reads on: the connection is cut, unless all of the body has come."""
+        """Nobody reads on: the connection is cut, unless all of the body has come. Who waits for more of it gets aiohttp.ClientError."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+            if self.content.exception() is None:
+                self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None

@@ -152,3 +152,17 @@ async def test_a_body_in_parts_goes_through_the_session(serve):
 
     assert (response.status, body) == (200, b"ok")
     assert server.requests[0].endswith(b"x" * 100_000)
+
+
+async def test_closing_an_answer_wakes_who_waits_for_more_of_it(serve):
+    server, client, url = await serve(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")
+    response = await client.post(url, data=b"{}", headers=CIMultiDict())
+    begun = await response.content.readany()
+    reading = asyncio.create_task(response.content.readany())
+    await asyncio.sleep(0)
+
+    response.close()
+
+    assert begun == b"ok"
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await asyncio.wait_for(reading, 5)
