@@ -37,7 +37,7 @@ SAMPLE_EVERY = 250
 MAX_GROWTH = 0.03
 JUDGED_FROM = 5000
 """Fewer disconnects tell nothing about memory."""
-NUM_PROMPTS = 400
+NUM_PROMPTS = 80
 """New ones for ever would only fill the cache of prompts, to the 64 MiB that it may take."""
 ANSWER_S = 120.0
 SETTLE_S = 40.0
@@ -62,7 +62,7 @@ def request_of(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """Path and body: some the same for many clients, so that they share generations and cached answers."""
     same = rng.random() < 0.25
     number = rng.randrange(12) if same else rng.randrange(12, NUM_PROMPTS)
-    words = f"Write to jane.{number}@example.com about {number}. " + "word " * (20 if same else 5 + number % 115)
+    words = f"Write to jane.{number}@example.com about {number}. " + "word " * (20 if same else 5 + number * 3 % 115)
     if rng.random() < 0.02:
         words += router_rig.BLOCKED_WORD
     talk = [{"role": "user", "content": words}]

@@ -5,6 +5,7 @@ Knows nothing of routes.
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -17,6 +18,8 @@ from quire_router.responses import error_response
 
 log = logging.getLogger("quire_router.server")
 
+MAX_UNSENT_BYTES = 128 * 1024
+"""What the kernel takes of an answer beyond what is under way to the client."""
 _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
@@ -24,6 +27,13 @@ class NestedErrorHandler(RequestHandler):
     """One client connection."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
+        super().connection_made(transport)
+        own = transport.get_extra_info("socket")
+        if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
