@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hashlib
-import os
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -132,7 +131,7 @@ class Rig:
 
     def num_files(self) -> int:
         """Open files and sockets of the router."""
-        return len(os.listdir(f"/proc/{self.router_pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.router_pid}/fd").iterdir())
 
     @property
     def _admin(self) -> dict[str, str]:

@@ -67,8 +67,10 @@ async def crawl(url: str, number: int) -> None:
         own.setblocking(False)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         await loop.sock_connect(own, (urlsplit(url).hostname, urlsplit(url).port))
-        await loop.sock_sendall(own, _head(router_rig.key_of(number % 3), body | {"logprobs": True, "top_logprobs": 20}))
-        while await loop.sock_recv(own, 1):
+        await loop.sock_sendall(
+            own, _head(router_rig.key_of(number % 3), body | {"logprobs": True, "top_logprobs": 20})
+        )
+        while await loop.sock_recv(own, 1):  # noqa: ASYNC110 - not a wait for anything: it is what a slow client does
             await asyncio.sleep(1)
 
 
@@ -169,7 +171,9 @@ def main() -> None:
         print(f"{name}, beside / alone: {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})")
     most = max(during - before for before, during in found["sizes"])
     print(f"slow streams still open at the end of a round: {found['stuck']:.0f} of {args.slow}")
-    print(f"memory for {args.slow} slow clients: at most {most / 2**20:.1f} MiB; not 0 after: {found['not_zero_after']}")
+    print(
+        f"memory for {args.slow} slow clients: at most {most / 2**20:.1f} MiB; not 0 after: {found['not_zero_after']}"
+    )
     sys.exit(bool(found["not_zero_after"]) or found["stuck"] < args.slow or most > args.slow * MAX_BYTES_EACH)
 
 
