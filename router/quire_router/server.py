@@ -5,9 +5,10 @@ Knows nothing of routes.
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
 from quire_contract.openai.errors import ApiError, internal
@@ -17,11 +18,22 @@ from quire_router.responses import error_response
 
 log = logging.getLogger("quire_router.server")
 
+MAX_UNSENT_BYTES = 128 * 1024
+"""What the kernel takes of an answer beyond what is under way to the client."""
+_VERSIONS = (HttpVersion11, HttpVersion10)
+
 
 class NestedErrorHandler(RequestHandler):
     """One client connection."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
+        super().connection_made(transport)
+        own = transport.get_extra_info("socket")
+        if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -49,11 +61,16 @@ class NestedErrorHandler(RequestHandler):
             super().log_exception(*args, **kw)
 
 
+class _OtherVersion(web.BaseRequest):
+    """Of a version that the parser takes and nobody speaks here: what stands between a client and us may read it otherwise."""
+
+
 class RouterServer(web.Server):
     """Makes a NestedErrorHandler for each connection. `max_body_bytes` bounds what `request.read` takes."""
 
     def __init__(self, handler: Any, *, max_body_bytes: int) -> None:
-        super().__init__(handler, request_factory=self._request, handler_cancellation=True)
+        super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
+        self._answer = handler
         self._max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
 
@@ -61,7 +78,19 @@ class RouterServer(web.Server):
         """A new connection."""
         return NestedErrorHandler(self, loop=self._own_loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
 
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if type(request) is not _OtherVersion:
+            return await self._answer(request)  # type: ignore[no-any-return]
+        log_event(log, logging.INFO, "bad_http", remote=request.remote, error="version")
+        error = ApiError(505, "Use HTTP/1.1 or HTTP/1.0.", code="invalid_http")
+        response = error_response(error, new_request_id())
+        response.force_close()
+        return response
+
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(
+        kind = web.BaseRequest
+        if message.version not in _VERSIONS:
+            kind, message = _OtherVersion, message._replace(version=HttpVersion11)  # of the answer's first line
+        return kind(
             message, payload, protocol, writer, task, self._own_loop, client_max_size=self._max_body_bytes
         )

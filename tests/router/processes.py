@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from quire_contract.router_config import EndpointEntry
@@ -69,12 +70,17 @@ class WorkerProcess:
 class RouterProcess:
     """`quire-router` with a configuration file."""
 
-    def __init__(self, config: Path, log_path: Path, *flags: str) -> None:
+    def __init__(self, config: Path, log_path: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: what it has beside this process's own."""
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "quire_router", "--config", str(config), "--port", str(port), *flags]
         with log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         self._process.kill()
