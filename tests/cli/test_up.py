@@ -345,6 +345,30 @@ def test_problems_of_tenants_routes_and_settings_are_told_before_anything_starts
     assert "settings.json:1: admission.max_queud: unknown field; did you mean 'max_queued_" in told
 
 
+def test_names_that_nothing_has_are_warned_of_at_the_start_and_when_a_file_changes(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    tenants, settings = tmp_path / "tenants.yaml", tmp_path / "settings.yaml"
+    tenants.write_text(
+        "apiVersion: quire.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\nspec: {models: [demo, dmo]}\n"
+    )
+    settings.write_text("filters:\n  - {name: a, words: [heck], models: [chat], tenants: [acme, llm/acme]}\n")
+
+    command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0", "--router-settings", str(settings))
+    endpoint(command)
+    begun = command.output.replace(f"{tmp_path}/", "")
+    tenants.write_text(TENANT % ("a" * 64) + "  models: [dem]\n")
+    command.wait_for(r"warning: .*tenants.yaml:8: spec.models\[0\]: nothing here serves 'dem'; served here: demo")
+
+    assert (
+        "warning: tenants.yaml:4: spec.keys: is empty, so nobody can call; make a key: quire tenant rotate acme"
+        in begun
+    )
+    assert "warning: tenants.yaml:4: spec.models[1]: nothing here serves 'dmo'; served here: demo" in begun
+    assert "warning: settings: filters[0].models: there is no 'chat'; here are: demo" in begun
+    assert "warning: settings: filters[0].tenants: there is no 'llm/acme'; here are: acme" in begun
+
+
 def test_the_usage_of_a_run_is_found_by_itself_and_is_its_users_only(
     quire: Quire, manifest: Write, tmp_path: Path
 ) -> None:

@@ -103,6 +103,36 @@ def _settings(path: Path, errors: list[str]) -> RouterSettingsEntry | None:
         return None
 
 
+def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
+    """What is allowed and most likely a mistake: names that nothing has. On a cluster they may come later; here nobody brings them."""
+    names = sorted({model.name for model in config.models} | {route.model for route in config.routes})
+    ids = sorted(tenant.id for tenant in config.tenants)
+    warnings: list[str] = []
+    of_id = {tenant.id: tenant for tenant in config.tenants}
+    for document in loaded.others:
+        if document.kind != TENANT.kind:
+            continue
+        tenant = of_id[document.data["metadata"]["name"]]
+        if not tenant.keys:
+            message = (
+                f"is empty, so nobody can call; make a key: quire tenant rotate {tenant.id} --file {document.file}"
+            )
+            warnings.append(document.describe(Problem(path="spec.keys", message=message)))
+        for i, model in enumerate(tenant.models):
+            if model not in names:
+                message = f"nothing here serves {model!r}; served here: {', '.join(names)}"
+                warnings.append(document.describe(Problem(path=f"spec.models[{i}]", message=message)))
+    for i, entry in enumerate(config.settings.filters if config.settings is not None else ()):
+        for field, given, known in (("models", entry.models, names), ("tenants", entry.tenants, ids)):
+            missing = [one for one in given if one not in known]
+            if missing:
+                here = ", ".join(known) or "none"
+                warnings.append(
+                    f"settings: filters[{i}].{field}: there is no {', '.join(map(repr, missing))}; here are: {here}"
+                )
+    return [f"warning: {line}" for line in warnings]
+
+
 class FileFollower:
     """Looks at the files while they are served."""
 
@@ -140,8 +170,8 @@ class FileFollower:
             return None, [f"error: {line} (what was served before is served on)" for line in error.lines]
         if [(one.metadata.name, one.spec) for one in wanted] != [(one.metadata.name, one.spec) for one in services]:
             line = "an InferenceService was changed: all but its routing and price holds after quire up is started anew"
-            return config, [line]
-        return config, []
+            return config, [line, *served_warnings(loaded, config)]
+        return config, served_warnings(loaded, config)
 
     def _use(self, config: RouterConfig | None, lines: Sequence[str]) -> None:
         if config is not None and self._serve(config):
