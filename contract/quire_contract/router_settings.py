@@ -159,9 +159,13 @@ def settings_problem(settings: RouterSettingsEntry) -> str | None:
 
 
 def _range_problem(settings: RouterSettingsEntry) -> str | None:
-    for percent in ("max_ejected_percent", "max_hedged_percent"):
-        if (value := getattr(settings.faults, percent)) > 100:
-            return f"faults.{percent}: is {value}; it must be at most 100"
+    for section, percent in (
+        ("faults", "max_ejected_percent"),
+        ("faults", "max_hedged_percent"),
+        ("limits", "lease_percent"),
+    ):
+        if (value := getattr(getattr(settings, section), percent)) > 100:
+            return f"{section}.{percent}: is {value}; it must be at most 100"
     if settings.faults.ejection_s == 0:
         return "faults.ejection_s: is 0; to leave no worker out, set faults.consecutive_failures to 0"
     if settings.admission.in_flight_per_worker < 1:

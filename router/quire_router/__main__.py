@@ -201,7 +201,7 @@ async def running(
             trust=trust,
             plain_events=settings.kv_events_plain,
         )
-        keeper = EndpointKeeper(pool, index, sent, reader, watchers.of, live)
+        keeper = EndpointKeeper(pool, index, sent, reader, watchers.of, live, last_watcher=watchers.of_removed)
         stack.push_async_callback(keeper.close)
         source = await stack.enter_async_context(source_of(settings, access, keeper))
         loop = asyncio.get_running_loop()

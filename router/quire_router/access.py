@@ -61,7 +61,8 @@ class Access:
         if known.tenant.entry.suspended:
             raise ApiError(403, "The tenant is suspended.", type="permission_error", code=CODE_TENANT_SUSPENDED)
         if path == names.PATH_DEBUG_ROUTE:
-            raise ApiError(403, f"{path} is not for tenants.", type="permission_error", code=CODE_NOT_ALLOWED)
+            message = f"{path} is not for tenants; ask the admin port, or send one of the router's own keys."
+            raise ApiError(403, message, type="permission_error", code=CODE_NOT_ALLOWED)
         return known.tenant
 
     @property

@@ -24,6 +24,8 @@ RESTART_S = 1.0
 
 Watcher = Callable[[Endpoint], list[Coroutine[Any, Any, None]]]
 """Makes the coroutines that watch one endpoint."""
+LastWatcher = Callable[[Endpoint], Coroutine[Any, Any, None]]
+"""Makes the coroutine that watches over an endpoint's last requests after it was removed."""
 
 
 class EndpointKeeper:
@@ -37,14 +39,18 @@ class EndpointKeeper:
         reader: PromptReader,
         watcher: Watcher,
         live: LiveConfig,
+        last_watcher: LastWatcher | None = None,
     ) -> None:
+        """Without `last_watcher`, nobody notices that a removed endpoint dies silently with requests."""
         self._pool = pool
         self._index = index
         self._sent = sent
         self._reader = reader
         self._watcher = watcher
         self._live = live
+        self._last_watcher = last_watcher
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._last_tasks: set[asyncio.Task[None]] = set()
 
     async def apply(self, config: RouterConfig) -> None:
         """Serve what the configuration says, from now on. Requests that run at removed endpoints go on there."""
@@ -52,6 +58,10 @@ class EndpointKeeper:
         self._live.swap(config)  # no await between the two: no request sees one without the other
         for endpoint in changes.removed:
             await self._stop(endpoint)
+            if endpoint.uses and self._last_watcher is not None:
+                task = asyncio.create_task(self._last_watcher(endpoint), name=f"last requests of {endpoint.id}")
+                self._last_tasks.add(task)
+                task.add_done_callback(self._last_tasks.discard)
         for endpoint in changes.added:
             self._tasks[endpoint.id] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.id}")
         self._reader.keep_only(endpoint.digest for endpoint in self._pool if endpoint.digest is not None)
@@ -73,6 +83,10 @@ class EndpointKeeper:
         """Stop watching."""
         for endpoint in self._pool:
             await self._stop(endpoint)
+        last = tuple(self._last_tasks)
+        for task in last:
+            task.cancel()
+        await asyncio.gather(*last, return_exceptions=True)
 
     async def _stop(self, endpoint: Endpoint) -> None:
         task = self._tasks.pop(endpoint.id, None)

@@ -96,6 +96,26 @@ class Prober:
             except TimeoutError:
                 continue
 
+    async def run_out(self) -> None:
+        """For an endpoint that is no more in the configuration: watch over what is in flight there until nothing is.
+
+        Its load reports are not followed any more, so every answer to a probe counts as a sign of life.
+        """
+        endpoint = self._endpoint
+        while endpoint.uses:
+            started_s = asyncio.get_running_loop().time()
+            try:
+                async with self._session.get(
+                    endpoint.url + names.PATH_READY,
+                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                    allow_redirects=False,
+                ):
+                    if math.isfinite(endpoint.heard_s):
+                        endpoint.heard_s = asyncio.get_running_loop().time()
+            except (TimeoutError, aiohttp.ClientError, ConnectionError):
+                self._end_what_is_lost(started_s)
+            await asyncio.sleep(INTERVAL_READY_S)
+
     async def probe(self) -> None:
         """Ask once."""
         started_s = asyncio.get_running_loop().time()

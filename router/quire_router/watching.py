@@ -44,8 +44,14 @@ class Watchers:
         follower = KvFollower(endpoint, self.index, self.sent, self.metrics)
         zmq_trust = None if self.plain_events else self.trust
         subscriber = KvSubscriber(endpoint, follower, self.context, trust=zmq_trust, clock=time.monotonic)
-        prober = Prober(endpoint, self.session, self.reader, self.trust, lambda: self.live.settings.faults.lost_after_s)
-        return [prober.run(), subscriber.run()]
+        return [self._prober(endpoint).run(), subscriber.run()]
+
+    def of_removed(self, endpoint: Endpoint) -> Coroutine[Any, Any, None]:
+        """What watches over requests at an endpoint that is no more in the configuration, until they are done."""
+        return self._prober(endpoint).run_out()
+
+    def _prober(self, endpoint: Endpoint) -> Prober:
+        return Prober(endpoint, self.session, self.reader, self.trust, lambda: self.live.settings.faults.lost_after_s)
 
 
 def zmq_context(stack: contextlib.AsyncExitStack) -> zmq.asyncio.Context:

@@ -215,6 +215,10 @@ def test_usage_becomes_a_table() -> None:
     answer = {"data": [{"model": "m", "requests": 2, "cost": "0.10"}, {"model": "other", "requests": 1, "cost": None}]}
 
     assert usage_table(answer) == ["MODEL   REQUESTS   COST", "m       2          0.10", "other   1          -"]
+    assert usage_table({"currency": "EUR", "data": [{"ts": 1795273526.4, "cost": "1"}]}) == [
+        "TS                          COST EUR",
+        "2026-11-21 15:05:26+00:00   1",
+    ]
     assert usage_table({"data": []}) == ["no usage in that time"]
     assert usage_table({**answer, "has_more": True})[-1].startswith("there is more")
 

@@ -274,6 +274,8 @@ def test_tenants_routes_and_settings_are_served_and_followed(quire: Quire, manif
     command.wait_for("are served as the files say now")
     settings.write_text("faults:\n  max_resumes: -1\n")
     command.wait_for("settings.yaml:2: faults.max_resumes: is -1; it must not be negative")
+    settings.write_text("filters:\n  - {name: code, patterns: ['(?=x)']}\n")
+    command.wait_for(r"settings.yaml:2: filters\[0\].patterns\[0\]: RE2 refuses")
 
     (begun_tenant,) = begun["tenants"]
     assert (begun_tenant["id"], begun_tenant["keys"]) == ("acme", [{"id": "first", "sha256": "a" * 64}])
@@ -282,6 +284,25 @@ def test_tenants_routes_and_settings_are_served_and_followed(quire: Quire, manif
     assert [key["sha256"][0] for key in changed["tenants"][0]["keys"]] == ["b", "c"]
     assert "routes" not in changed
     assert kept == ["first", "second"]
+
+
+def test_how_a_services_requests_are_treated_and_what_they_cost_is_followed_without_a_restart(
+    quire: Quire, manifest: Write
+) -> None:
+    file = manifest("replicas: 1")
+    command = quire("up", str(file), "--port", "0")
+    address = endpoint(command)
+    text = file.read_text()
+
+    file.write_text(text + '  routing: {policy: RoundRobin}\n  price: {input: "0.15"}\n')
+    command.wait_for("are served as the files say now")
+    followed = get(address)["config"]
+    file.write_text(text.replace("replicas: 1", "replicas: 2"))
+    command.wait_for("all but its routing and price holds after quire up is started anew")
+
+    assert [service["policy"] for service in followed["services"]] == ["round_robin"]
+    assert [model["price"] for model in followed["models"]] == [{"input": "0.15"}]
+    assert command.output.count("started anew") == 1
 
 
 def test_a_key_that_is_made_rotated_and_revoked_by_command_reaches_the_router_that_runs(
@@ -321,7 +342,31 @@ def test_problems_of_tenants_routes_and_settings_are_told_before_anything_starts
     told = command.output.replace(f"{tmp_path}/", "")
     assert "wrong.yaml:12: spec.targets[0].model: no InferenceService in this namespace serves 'nobody'" in told
     assert "wrong.yaml:20: spec.keys[0].sha256: is a key of Tenant acme, too; remove one" in told
-    assert "settings.json: Object contains unknown field `max_queud` - at `$.admission`" in told
+    assert "settings.json:1: admission.max_queud: unknown field; did you mean 'max_queued_" in told
+
+
+def test_names_that_nothing_has_are_warned_of_at_the_start_and_when_a_file_changes(
+    quire: Quire, manifest: Write, tmp_path: Path
+) -> None:
+    tenants, settings = tmp_path / "tenants.yaml", tmp_path / "settings.yaml"
+    tenants.write_text(
+        "apiVersion: quire.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\nspec: {models: [demo, dmo]}\n"
+    )
+    settings.write_text("filters:\n  - {name: a, words: [heck], models: [chat], tenants: [acme, llm/acme]}\n")
+
+    command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0", "--router-settings", str(settings))
+    endpoint(command)
+    begun = command.output.replace(f"{tmp_path}/", "")
+    tenants.write_text(TENANT % ("a" * 64) + "  models: [dem]\n")
+    command.wait_for(r"warning: .*tenants.yaml:8: spec.models\[0\]: nothing here serves 'dem'; served here: demo")
+
+    assert (
+        "warning: tenants.yaml:4: spec.keys: is empty, so nobody can call; make a key: quire tenant rotate acme"
+        in begun
+    )
+    assert "warning: tenants.yaml:4: spec.models[1]: nothing here serves 'dmo'; served here: demo" in begun
+    assert "warning: settings: filters[0].models: there is no 'chat'; here are: demo" in begun
+    assert "warning: settings: filters[0].tenants: there is no 'llm/acme'; here are: acme" in begun
 
 
 def test_the_usage_of_a_run_is_found_by_itself_and_is_its_users_only(

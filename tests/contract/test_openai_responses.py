@@ -137,6 +137,32 @@ def test_every_error_has_the_nested_body(error: ApiError, status: int, param: st
     assert (body["error"]["param"], body["error"]["code"]) == (param, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (
+            "/models",
+            "did you mean /v1/models? OpenAI's clients take an address that ends in /v1, Anthropic's one without.",
+        ),
+        ("/v1/v1/messages", "did you mean /v1/messages? OpenAI's clients"),
+        ("/chat/completions", "did you mean /v1/chat/completions? OpenAI's clients"),
+        ("/v1/chat/completion", "There is nothing at /v1/chat/completion; did you mean /v1/chat/completions?"),
+        ("/v1/embeddings/", "did you mean /v1/embeddings?"),
+        ("/", "There is nothing at /."),
+        ("/v1", "There is nothing at /v1."),
+        ("/v1/models", "There is nothing at /v1/models."),
+        ("/v1/audio/speech", "There is nothing at /v1/audio/speech."),
+        ("/" + "v1/" * 10_000, "There is nothing at /v1/v1/"),
+    ],
+)
+def test_a_path_that_is_nearly_right_is_answered_with_the_right_one(path: str, told: str) -> None:
+    error = path_not_found(path)
+
+    assert (error.status, error.code) == (404, "not_found")
+    assert told in error.message
+    assert len(error.message) < 300
+
+
 def test_errors_that_pass_say_when_to_come_back() -> None:
     assert queue_full("full", 3).headers == {"Retry-After": "3"}
     assert unavailable("no worker").headers == {"Retry-After": "1"}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 
 from quire_operator.api.inference_service import INFERENCE_SERVICE
 from quire_operator.api.model_route import MODEL_ROUTE
@@ -251,3 +252,32 @@ def test_a_resource_survives_a_round_trip(document: Make) -> None:
     again = parse_resource(service.model_dump(mode="json"), INFERENCE_SERVICE)
 
     assert again == service
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (
+            "{billing: {mode: Prepaid, credit: free}}",
+            "'free' has characters or a form that is not allowed here; write a decimal",
+        ),
+        (
+            "{keys: [{id: a, sha256: sk-quire-oops}]}",
+            "spec.keys[0].sha256: must be the SHA-256 of the key, 64 lower-case",
+        ),
+        (
+            "{keys: [{id: a, sha256: '" + "a" * 64 + "', expiresAt: tomorrow}]}",
+            "spec.keys[0].expiresAt: 'tomorrow' has characters or a form that is not allowed here; write a time such as 20",
+        ),
+    ],
+)
+def test_a_tenants_mistakes_are_told_by_example_and_a_key_in_the_digests_place_is_not_repeated(
+    spec: str, told: str
+) -> None:
+    document = yaml.safe_load(f"apiVersion: quire.dev/v1alpha1\nkind: Tenant\nmetadata: {{name: acme}}\nspec: {spec}\n")
+
+    with pytest.raises(InvalidResourceError) as error:
+        parse_resource(document, TENANT)
+
+    assert told in str(error.value)
+    assert "oops" not in str(error.value)

@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from quire_contract.load_report import LoadReport
 from quire_contract.openai.errors import ApiError
-from quire_contract.router_config import EndpointEntry
+from quire_contract.router_config import EndpointEntry, read_config, write_config
 from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_contract.router_tenants import TenantEntry
 from quire_contract.trust import Trust
@@ -106,6 +106,33 @@ async def test_requests_that_wait_at_a_worker_that_fell_silent_are_answered_else
     assert answers == [(200, WHOLE)] * 3
     assert (await metric(router, "quire_router_retries_total"))['reason="lost"'] == 3
     assert not router.app._pool.get("w0").uses
+
+
+async def test_requests_at_a_worker_that_left_the_configuration_and_then_fell_silent_are_answered_elsewhere(
+    serve, until
+):
+    router, (stopped, well) = await serve(
+        hang, answer, faults=FaultSettings(lost_after_s=0.3), first_byte_timeout_s=600.0
+    )
+    well.ready_status = 503
+    await router.until_ready(1)
+
+    asking = asyncio.create_task(ask(router))
+    await until(lambda: stopped.num_calls == 1)
+    left = router.app._pool.get("w0")
+    left.take_report(report("w0"), time.monotonic())
+    well.ready_status = 200
+    config = read_config(router.config_path)
+    write_config(router.config_path, msgspec.structs.replace(config, endpoints=config.endpoints[1:]))
+    await until(lambda: router.app._pool.get("w0") is None)
+    await until(lambda: time.monotonic() - left.heard_s > 0.0)
+    waited_while_it_answered = not asking.done()
+    stopped.is_stopped = True
+    answered = await asyncio.wait_for(asking, 20)
+
+    assert waited_while_it_answered
+    assert answered == (200, WHOLE)
+    assert not left.uses
 
 
 async def test_a_worker_that_is_silent_but_answers_its_probes_keeps_its_requests(serve, until):

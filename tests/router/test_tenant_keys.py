@@ -19,6 +19,7 @@ from quire_contract.router_tenants import TenantEntry
 from quire_contract.trust import Trust, TrustError
 from quire_router.call import Tenant
 from quire_router.tenants import TenantBook, salt_key
+from tests.router.conftest import eventually
 from tests.router.tenant_help import bearer, key_entry, tenant
 
 
@@ -184,6 +185,7 @@ async def test_prompts_are_hashed_with_the_salt_that_workers_get(start_upstream,
     worker, trust = await start_upstream("a", bundle=bundle), Trust.generate()
     router = await start_router(config_with(tenant("t", "t"), tenant("u", "u"), upstream=worker), trust)
     await router.until_ready(1)
+    await eventually(lambda: all(endpoint.digest for endpoint in router.app._pool))
     ids = list(range(10, 42))
 
     for key in ("t", "u"):

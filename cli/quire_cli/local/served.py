@@ -1,21 +1,21 @@
 """What `quire up` tells its router beside the endpoints: names, routes, tenants and settings, as the operator and the chart would.
 
-While it runs, files are followed: a tenant, key, route or setting that changes there holds within two seconds. What is wrong in a file is
-told, and the last good content holds. This module must not know processes.
+While it runs, files are followed: a tenant, key, route or setting that changes there, and a service's `routing` and `price`, hold within
+two seconds. What is wrong in a file is told, and the last good content holds. This module must not know processes.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from quire_cli.errors import CommandError
-from quire_cli.manifest_files import Document, LoadedFiles, load_resources, read_documents
+from quire_cli.local.router_settings import read_settings
+from quire_cli.manifest_files import Document, LoadedFiles, load_resources
 from quire_contract.router_config import RouteEntry, RouterConfig
-from quire_contract.router_settings import RouterSettingsEntry, settings_problem
+from quire_contract.router_settings import RouterSettingsEntry
 from quire_contract.router_tenants import TenantEntry
 from quire_operator.acceptance import decide_route
 from quire_operator.api.inference_service import InferenceService
@@ -97,23 +97,40 @@ def _tenants(documents: Sequence[Document], errors: list[str]) -> list[TenantEnt
 
 def _settings(path: Path, errors: list[str]) -> RouterSettingsEntry | None:
     try:
-        documents = read_documents(path)
+        return read_settings(path)
     except CommandError as error:
         errors += error.lines
         return None
-    if len(documents) > 1:
-        errors.append(f"{path}: holds {len(documents)} documents; write all settings into one")
-        return None
-    data: Any = documents[0].data if documents else {}
-    try:
-        settings = msgspec.convert(data, RouterSettingsEntry)
-    except msgspec.ValidationError as error:
-        errors.append(f"{path}: {error}")
-        return None
-    problem = settings_problem(settings)
-    if problem is not None:
-        errors.append(f"{documents[0].place(problem.partition(':')[0])}: {problem}")
-    return settings
+
+
+def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
+    """What is allowed and most likely a mistake: names that nothing has. On a cluster they may come later; here nobody brings them."""
+    names = sorted({model.name for model in config.models} | {route.model for route in config.routes})
+    ids = sorted(tenant.id for tenant in config.tenants)
+    warnings: list[str] = []
+    of_id = {tenant.id: tenant for tenant in config.tenants}
+    for document in loaded.others:
+        if document.kind != TENANT.kind:
+            continue
+        tenant = of_id[document.data["metadata"]["name"]]
+        if not tenant.keys:
+            message = (
+                f"is empty, so nobody can call; make a key: quire tenant rotate {tenant.id} --file {document.file}"
+            )
+            warnings.append(document.describe(Problem(path="spec.keys", message=message)))
+        for i, model in enumerate(tenant.models):
+            if model not in names:
+                message = f"nothing here serves {model!r}; served here: {', '.join(names)}"
+                warnings.append(document.describe(Problem(path=f"spec.models[{i}]", message=message)))
+    for i, entry in enumerate(config.settings.filters if config.settings is not None else ()):
+        for field, given, known in (("models", entry.models, names), ("tenants", entry.tenants, ids)):
+            missing = [one for one in given if one not in known]
+            if missing:
+                here = ", ".join(known) or "none"
+                warnings.append(
+                    f"settings: filters[{i}].{field}: there is no {', '.join(map(repr, missing))}; here are: {here}"
+                )
+    return [f"warning: {line}" for line in warnings]
 
 
 class FileFollower:
@@ -146,18 +163,30 @@ class FileFollower:
         """What is to be served, if it can be, and lines about it. In a thread: parsing thousands of tenants takes a while."""
         try:
             loaded = load_resources(self._files.manifests)
-            config = served_config(loaded, self._services, self._files)
+            wanted = [one.service for one in loaded.services]
+            services = [_with_traffic(service, wanted) for service in self._services]
+            config = served_config(loaded, services, self._files)
         except CommandError as error:
             return None, [f"error: {line} (what was served before is served on)" for line in error.lines]
-        if [one.service.spec for one in loaded.services] != [service.spec for service in self._services]:
-            return config, ["an InferenceService was changed: that holds after quire up is started anew"]
-        return config, []
+        if [(one.metadata.name, one.spec) for one in wanted] != [(one.metadata.name, one.spec) for one in services]:
+            line = "an InferenceService was changed: all but its routing and price holds after quire up is started anew"
+            return config, [line, *served_warnings(loaded, config)]
+        return config, served_warnings(loaded, config)
 
     def _use(self, config: RouterConfig | None, lines: Sequence[str]) -> None:
         if config is not None and self._serve(config):
             self._tell("tenants, routes and settings are served as the files say now")
         for line in lines:
             self._tell(line)
+
+
+def _with_traffic(service: InferenceService, wanted: Sequence[InferenceService]) -> InferenceService:
+    """A service whose workers run, with what the files say now about its requests: that concerns only the router."""
+    now = next((one.spec for one in wanted if one.metadata.name == service.metadata.name), None)
+    if now is None:
+        return service
+    spec = service.spec.model_copy(update={"routing": now.routing, "price": now.price})
+    return service.model_copy(update={"spec": spec})
 
 
 def _versions(paths: Sequence[Path]) -> list[tuple[int, int, int] | None]:

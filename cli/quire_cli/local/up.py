@@ -25,7 +25,7 @@ from quire_cli.local.pod_plan import LOOPBACK, PodPlan, Surroundings, plan_route
 from quire_cli.local.ports import free_ports, is_free
 from quire_cli.local.progress import progress_for, say
 from quire_cli.local.run_folder import RunFolder, run_folder, write_admin
-from quire_cli.local.served import FileFollower, ServedFiles, served_config
+from quire_cli.local.served import FileFollower, ServedFiles, served_config, served_warnings
 from quire_cli.local.supervisor import Supervisor
 from quire_cli.manifest_files import LoadedService, load_resources
 from quire_cli.rendering import LOCAL_PLATFORM, Rendered, render
@@ -73,6 +73,8 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
     served = served_config(found, services, files)
     _check_devices(loaded, host)
     port = _endpoint_port(options)
+    for line in served_warnings(found, served):
+        say(console, line)
     with run_folder(options.log_dir) as folder:
         Trust.generate().write(folder.trust)
         surroundings = _surroundings(options, rendered, folder, host)

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,20 @@ def usage_table(answer: Any) -> list[str]:
     if not rows:
         return ["no usage in that time"]
     titles = list(dict.fromkeys(name for row in rows for name in row))
-    lines = aligned([title.upper() for title in titles], [_cells(row, titles) for row in rows])
+    shown = [f"COST {answer.get('currency') or ''}".rstrip() if title == "cost" else title.upper() for title in titles]
+    lines = aligned(shown, [_cells(row, titles) for row in rows])
     return [*lines, "there is more: ask for fewer days, or for --format csv"] if answer.get("has_more") else lines
 
 
 def _cells(row: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
-    return ["-" if row.get(title) is None else str(row[title]) for title in titles]
+    return ["-" if row.get(title) is None else _cell(title, row[title]) for title in titles]
+
+
+def _cell(title: str, value: Any) -> str:
+    """Times are for people here; CSV and JSON have Unix time."""
+    if title == "ts" and isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC).isoformat(sep=" ", timespec="seconds")
+    return str(value)
 
 
 async def _ask(admin: AdminApi, parameters: Mapping[str, str]) -> str:

@@ -6,9 +6,12 @@ As OpenAI's clients expect: `code` is a word or null, never the HTTP status. `ty
 as in "messages[0].role". Errors inside a stream have the same body, as the data of an SSE event.
 """
 
+import difflib
 from collections.abc import Mapping
 
 import msgspec
+
+from quire_contract import names
 
 TYPE_INVALID = "invalid_request_error"
 TYPE_AUTHENTICATION = "authentication_error"
@@ -110,8 +113,38 @@ def model_not_found(model: str, served: list[str]) -> ApiError:
 
 
 def path_not_found(path: str) -> ApiError:
-    """404 for an unknown path."""
-    return ApiError(404, f"There is nothing at {path[:200]}.", code=CODE_NOT_FOUND)
+    """404 for an unknown path. Names the path that was likely meant: mostly a client's base address has /v1 twice, or lacks it."""
+    meant = _meant_path(path) if len(path) <= _MAX_GUESSED_PATH else None
+    if meant is None:
+        return ApiError(404, f"There is nothing at {path[:200]}.", code=CODE_NOT_FOUND)
+    why = (
+        " OpenAI's clients take an address that ends in /v1, Anthropic's one without."
+        if path.rstrip("/") != meant and path.rstrip("/").endswith(meant.removeprefix("/v1"))
+        else ""
+    )
+    return ApiError(404, f"There is nothing at {path}; did you mean {meant}?{why}", code=CODE_NOT_FOUND)
+
+
+_MAX_GUESSED_PATH = 100
+_GUESSED_PATHS = (
+    names.PATH_MODELS,
+    names.PATH_CHAT,
+    names.PATH_COMPLETIONS,
+    names.PATH_RESPONSES,
+    names.PATH_MESSAGES,
+    names.PATH_COUNT_TOKENS,
+    names.PATH_EMBEDDINGS,
+    names.PATH_RERANK,
+    names.PATH_SCORE,
+)
+
+
+def _meant_path(path: str) -> str | None:
+    tail = path.rstrip("/")
+    while tail.startswith("/v1/"):
+        tail = tail.removeprefix("/v1")
+    near = difflib.get_close_matches(f"/v1{tail}", _GUESSED_PATHS, n=1, cutoff=0.85)
+    return near[0] if near and near[0] != path else None
 
 
 def body_too_large(max_body_bytes: int) -> ApiError:

@@ -17,7 +17,8 @@ from quire_operator.api.base import RULE_BROKEN, NotYet
 from quire_operator.api.inference_service import INFERENCE_SERVICE, InferenceService
 from quire_operator.api.model_route import MODEL_ROUTE
 from quire_operator.api.resource import API_VERSION, Kind
-from quire_operator.api.tenant import TENANT
+from quire_operator.api.tenant import RFC3339_PATTERN, TENANT
+from quire_operator.api.types import DECIMAL_PATTERN, DNS_LABEL_PATTERN, SERVED_NAME_PATTERN
 
 KINDS: tuple[Kind, ...] = (INFERENCE_SERVICE, MODEL_ROUTE, TENANT)
 _JSON_NAMES = {dict: "an object", list: "a list"}
@@ -26,7 +27,6 @@ _TOO_SHORT = "is too short: at least {min_length}"
 _WHOLE = "must be a whole number, not {shown}"
 _MESSAGES = {
     "missing": "is required",
-    "string_pattern_mismatch": "{shown} has characters or a form that is not allowed here (pattern {pattern})",
     "string_too_long": _TOO_LONG,
     "too_long": _TOO_LONG,
     "string_too_short": _TOO_SHORT,
@@ -44,6 +44,12 @@ _MESSAGES = {
     "model_type": "must be an object, not {shown}",
     "model_attributes_type": "must be an object, not {shown}",
     "dict_type": "must be an object, not {shown}",
+}
+_PATTERN_WORDS = {
+    DECIMAL_PATTERN: "write a decimal number such as 12.50",
+    DNS_LABEL_PATTERN: "use lower-case letters, digits and '-', the first a letter and the last none of '-'",
+    RFC3339_PATTERN: "write a time such as 2027-01-31T00:00:00Z",
+    SERVED_NAME_PATTERN: "use letters, digits and . _ : / -, the first and last a letter or digit",
 }
 
 
@@ -144,12 +150,25 @@ def _plain_message(detail: ErrorDetails, context: dict[str, Any]) -> str:
     """Our words for pydantic's errors; a text that we do not know stays pydantic's."""
     template = _MESSAGES.get(detail["type"], detail["msg"])
     value = detail.get("input")
+    if detail["type"] == "string_pattern_mismatch":
+        return _pattern_message(_shown(value), str(context["pattern"]), str(detail["loc"][-1]))
     text = template.format(shown=_shown(value), **context) if detail["type"] in _MESSAGES else template
     if detail["type"] == "literal_error":
         return text + _closest_literal(value, str(context["expected"]))
     if detail["type"] == "string_type" and isinstance(value, (int, float, bool)):
         return f"{text}; put it in quotes"
     return text
+
+
+def _pattern_message(shown: str, pattern: str, field: str) -> str:
+    """What a value must look like. A digest's place may hold the key itself by mistake, which must not be repeated."""
+    if field == "sha256":
+        return (
+            "must be the SHA-256 of the key, 64 lower-case hexadecimal digits; quire tenant create makes key and digest"
+        )
+    wanted = _PATTERN_WORDS.get(pattern)
+    hint = f"; {wanted}" if wanted else f" (pattern {pattern})"
+    return f"{shown} has characters or a form that is not allowed here{hint}"
 
 
 def _closest_literal(value: Any, expected: str) -> str:
