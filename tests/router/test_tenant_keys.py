@@ -19,7 +19,6 @@ from quire_contract.router_tenants import TenantEntry
 from quire_contract.trust import Trust, TrustError
 from quire_router.call import Tenant
 from quire_router.tenants import TenantBook, salt_key
-from tests.router.conftest import eventually
 from tests.router.tenant_help import bearer, key_entry, tenant
 
 
@@ -181,11 +180,12 @@ async def test_workers_get_a_salt_for_each_tenant_that_no_client_can_choose(star
     assert shared is None
 
 
-async def test_prompts_are_hashed_with_the_salt_that_workers_get(start_upstream, start_router, bundle, model_dir):
+async def test_prompts_are_hashed_with_the_salt_that_workers_get(
+    start_upstream, start_router, bundle, model_dir, until
+):
     worker, trust = await start_upstream("a", bundle=bundle), Trust.generate()
     router = await start_router(config_with(tenant("t", "t"), tenant("u", "u"), upstream=worker), trust)
-    await router.until_ready(1)
-    await eventually(lambda: all(endpoint.digest for endpoint in router.app._pool))
+    await until(lambda: router.app._pool.get("a").digest is not None)
     ids = list(range(10, 42))
 
     for key in ("t", "u"):
