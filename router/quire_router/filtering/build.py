@@ -15,6 +15,8 @@ from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
 
 FILTER_THREADS = 2
+LONG_THREADS = 1
+"""For what is long: it takes turns, and leaves most of the processor to the rest."""
 
 
 @contextlib.asynccontextmanager
@@ -22,13 +24,17 @@ async def filter_layer(
     limits: Limits, secrets: Mapping[str, str], live: LiveConfig, compiler: FilterCompiler, metrics: RouterMetrics
 ) -> AsyncIterator[FilterLayer]:
     """Content filters, with threads for long texts and connections to outside moderators: no redirects, no proxies of the environment."""
-    with ThreadPoolExecutor(FILTER_THREADS, "filter") as executor:
+    with (
+        ThreadPoolExecutor(FILTER_THREADS, "filter") as executor,
+        ThreadPoolExecutor(LONG_THREADS, "filter-long") as long,
+    ):
         async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as session:
             yield FilterLayer(
                 live=live,
                 compiler=compiler,
                 moderator=Moderator(session, secrets=secrets, clock=time.monotonic),
                 executor=executor,
+                long_executor=long,
                 limits=limits,
                 count=metrics.count_filtered,
             )

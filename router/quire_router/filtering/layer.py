@@ -33,6 +33,8 @@ from quire_router.live_config import LiveConfig
 
 INLINE_BYTES = 4096
 """Bodies up to this size are filtered on the event loop; handing them to a thread would cost more."""
+LONG_BYTES = 256 * 1024
+"""Longer ones take up to three seconds for each megabyte and have threads of their own: nobody with less waits behind them."""
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of an answer that is no stream: it is read whole before it is filtered."""
 MAX_EVENT_BYTES = 256 * 1024
@@ -54,13 +56,15 @@ class FilterLayer:
         compiler: FilterCompiler,
         moderator: Moderator,
         executor: Executor,
+        long_executor: Executor,
         limits: Limits,
         count: Count,
     ) -> None:
-        """`executor` bounds how much is filtered at once beside the event loop."""
+        """`executor` bounds how much is filtered at once beside the event loop, `long_executor` the same for what is long."""
         self._compiler = compiler
         self._moderator = moderator
         self._executor = executor
+        self._long_executor = long_executor
         self._limits = limits
         self._count = count
         self._filters = compiler.compiled(live.settings.filters)
@@ -213,7 +217,8 @@ class FilterLayer:
         """Do it here if it is little, otherwise in a thread."""
         if num_bytes <= INLINE_BYTES:
             return work(*values)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *values)
+        executor = self._executor if num_bytes <= LONG_BYTES else self._long_executor
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *values)
 
 
 def _stream_of(path: str, channels: Channels, asked: Asked, outcome: Outcome) -> Stream:

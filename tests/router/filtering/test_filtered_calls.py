@@ -596,3 +596,24 @@ def test_types_of_a_schema_and_token_ids_are_no_texts():
     texts = [[place.text for place in texts_of(json.dumps(body).encode())] for body in bodies]
 
     assert texts == [["hi", "f"], []]
+
+
+async def test_a_short_prompt_does_not_wait_behind_long_ones(start_upstream, start_router, make_config):
+    worker = await start_upstream("a")
+    router = await start_router(filtering(make_config(worker), REDACT))
+    await router.until_ready(1)
+    finished: list[str] = []
+
+    async def ask(name: str, text: str) -> None:
+        async with router.post(body_of(CHAT, messages=[{"role": "user", "content": text}]), CHAT) as answer:
+            await answer.read()
+        finished.append(name)
+
+    long = [asyncio.create_task(ask("long", "a@b.example " * 30_000)) for _ in range(4)]
+    await asyncio.sleep(0)
+    await ask("short", "a@b.example " * 600)
+    before = list(finished)
+    await asyncio.gather(*long)
+
+    assert len(before) < 3
+    assert sorted(finished) == ["long"] * 4 + ["short"]
