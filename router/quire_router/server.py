@@ -91,6 +91,4 @@ class RouterServer(web.Server):
         kind = web.BaseRequest
         if message.version not in _VERSIONS:
             kind, message = _OtherVersion, message._replace(version=HttpVersion11)  # of the answer's first line
-        return kind(
-            message, payload, protocol, writer, task, self._own_loop, client_max_size=self._max_body_bytes
-        )
+        return kind(message, payload, protocol, writer, task, self._own_loop, client_max_size=self._max_body_bytes)
