@@ -124,11 +124,6 @@ class Rig:
         """A counter of the router's."""
         return sum_of(await self._text(f"{self.admin_url}/metrics"), name, labels)
 
-    async def tokens_made(self) -> float:
-        """By both workers."""
-        texts = [await self._text(f"{worker.entry.url}/metrics") for worker in self.workers]
-        return sum(sum_of(text, "vllm:generation_tokens_total") for text in texts)
-
     def num_files(self) -> int:
         """Open files and sockets of the router."""
         return sum(1 for _ in Path(f"/proc/{self.router_pid}/fd").iterdir())

@@ -1,6 +1,6 @@
 """Clients that break off: do all of the router's gauges return to 0, and does its memory stay flat?
 
-    python bench/router_soak.py [--disconnects 10000] [--warm-up 4000] [--concurrency 96] [--json FILE]
+    python bench/router_soak.py [--disconnects 10000] [--warm-up 16000] [--concurrency 96] [--json FILE]
 
 A real router with tenants, every limit, response cache, coalescing and filters on, a real Redis, and two workers with the real scheduler
 and a stand-in for the model. Clients over raw sockets leave before the body, in the middle of it, right behind it, while they wait in the
@@ -214,7 +214,7 @@ async def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--disconnects", type=int, default=10_000)
-    parser.add_argument("--warm-up", type=int, default=4000, help="disconnects before, which fill caches [4000]")
+    parser.add_argument("--warm-up", type=int, default=16_000, help="disconnects before, which fill caches [16000]")
     parser.add_argument("--concurrency", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

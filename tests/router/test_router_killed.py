@@ -43,7 +43,9 @@ def start_process(tmp_path):
         yield start
 
 
-async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves_at_once(start_upstream, start_process):
+async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves_at_once(
+    start_upstream, start_process, until
+):
     go = asyncio.Event()
 
     async def hold(request, upstream):
@@ -76,9 +78,6 @@ async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves
         async def is_served(router, request_id="first"):
             return await ask(router, request_id) == 200
 
-        async def all_are_held():
-            return worker.num_calls == 1 + NUM_SLOTS
-
         async def is_written(url, number):
             return len(await admin(url, "/admin/usage")) == number
 
@@ -86,7 +85,7 @@ async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves
         await until_true(lambda: is_served(first))
         await until_true(lambda: is_written(admin_url, 1))
         held = [asyncio.create_task(ask(first, f"held-{i}")) for i in range(NUM_SLOTS)]
-        await until_true(all_are_held)
+        await until(lambda: worker.num_calls == 1 + NUM_SLOTS)
         first.kill()
         broken = await asyncio.gather(*held)
         second, admin_url = start_process(config)
