@@ -29,12 +29,7 @@ def test_names_that_autoscalers_and_gateways_read_are_exact() -> None:
 
 
 def test_internal_headers_share_the_prefix_that_is_stripped() -> None:
-    public = {
-        names.HEADER_REQUEST_ID,
-        names.HEADER_ANTHROPIC_REQUEST_ID,
-        names.HEADER_API_KEY,
-        names.HEADER_SESSION_ID,
-    }
+    public = {names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, names.HEADER_API_KEY}
     internal = [value for name, value in vars(names).items() if name.startswith("HEADER_") and value not in public]
 
     assert all(header.startswith(names.INTERNAL_HEADER_PREFIX) for header in internal)
