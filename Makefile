@@ -87,7 +87,7 @@ bench-embeddings: $(VENV)/.dev ## all-MiniLM-L6-v2 against transformers, interle
 	$(BIN)/python bench/embeddings.py $(BENCH_ARGS)
 
 bench-router: $(VENV)/.dev ## The router's cost beside nginx, litellm and sglang-router, and what its choice is worth; PART=cost|choice BENCH_ARGS=
-	$(foreach part,$(or $(PART),cost choice),$(BIN)/python bench/router.py $(part) $(BENCH_ARGS) &&) true
+	$(foreach part,$(or $(PART),cost choice),PYTHONSAFEPATH= $(BIN)/python bench/router.py $(part) $(BENCH_ARGS) &&) true
 
 # From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
 GPU_OUT ?= build/gpu
