@@ -10,6 +10,7 @@ The script keeps the total under its bound: what expires first goes first. The b
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -72,6 +73,11 @@ return 1
 _DECODER = msgspec.msgpack.Decoder(StoredAnswer)
 
 
+def _sound(answer: StoredAnswer) -> StoredAnswer | None:
+    """The answer; None if its time is no number: it would have no age, and none that is asked for."""
+    return answer if math.isfinite(answer.stored_ts) else None
+
+
 def redis_client(url: str, password: str | None) -> Redis:
     """Connections of its own, for bytes: nobody else waits behind long answers. ValueError for a URL that is none."""
     more = {} if password is None else {"password": password}
@@ -122,7 +128,7 @@ class RedisAnswers:
             async with asyncio.timeout(self._read_s):
                 data = await self._client.get(self._prefix + key.hex())
             self._pause_s = MIN_PAUSE_S
-            return _DECODER.decode(data) if isinstance(data, bytes) else None
+            return _sound(_DECODER.decode(data)) if isinstance(data, bytes) else None
         except msgspec.DecodeError:
             return None  # another release's form
         except (RedisError, TimeoutError, OSError) as error:

@@ -82,6 +82,7 @@ class ShadowTraffic:
         try:
             async with asyncio.timeout(LIMIT_S):
                 outcome.status = await _read(call, outcome, inner)
+            outcome.status = outcome.late_status or outcome.status  # refused after it began to wait
             result = "ok" if outcome.status < 400 else "error"
         except ApiError as error:
             outcome.status, outcome.problem = error.status, error.message

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 import redis
 from redis_server import running_redis
@@ -87,6 +88,13 @@ async def test_one_larger_than_the_bound_is_not_written(answers, look):
 
 async def test_what_another_release_wrote_in_another_form_is_none(answers, look):
     look.set(PREFIX + b"k".hex(), b"\x93\x01\x02\x03")
+
+    assert await answers.get(b"k") is None
+
+
+@pytest.mark.parametrize("stored_ts", [float("nan"), float("inf")])
+async def test_an_answer_whose_time_is_no_number_is_none(answers, look, stored_ts):
+    look.set(PREFIX + b"k".hex(), msgspec.msgpack.encode(msgspec.structs.replace(stored(), stored_ts=stored_ts)))
 
     assert await answers.get(b"k") is None
 
