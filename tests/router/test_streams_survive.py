@@ -155,6 +155,26 @@ async def wave(fleet, requests, disturb=None):
     return [normal(text) for _, text in answers]
 
 
+async def four_waves(fleet, requests, drain):
+    """The streams of an undisturbed wave; of one whose first worker is killed, whose second is stopped, whose third drains."""
+    first, second, _ = fleet.workers
+
+    async def kill():
+        first.kill()
+
+    async def stop():
+        second.signal(signal.SIGSTOP)
+
+    expected = await wave(fleet, requests)
+    killed = await wave(fleet, requests, kill)
+    first.start()
+    await fleet.until_whole()
+    stopped = await wave(fleet, requests, stop)
+    second.signal(signal.SIGCONT)
+    await fleet.until_whole()
+    return expected, killed, stopped, await wave(fleet, requests, drain)
+
+
 def normal(text):
     """A stream without what is its own. Several choices take turns as it happens, so each comes by itself."""
     events = OWN.sub(b"", text).split(b"\n\n")
@@ -170,12 +190,6 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
     first, second, third = fleet.workers
     requests = fake_requests(NUM_STREAMS)
 
-    async def kill():
-        first.kill()
-
-    async def stop():
-        second.signal(signal.SIGSTOP)
-
     async def drain():
         await fleet.drain(third, "POST")
         await fleet.until(lambda found: found[third.id]["draining"])
@@ -183,19 +197,12 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
         served_late.update(worker for worker, _ in late)
 
     served_late = set()
-    expected = await wave(fleet, requests)
-    killed = await wave(fleet, requests, kill)
-    first.start()
-    await fleet.until_whole()
-    stopped = await wave(fleet, requests, stop)
-    second.signal(signal.SIGCONT)
-    await fleet.until_whole()
-    drained = await wave(fleet, requests, drain)
+    expected, *disturbed = await four_waves(fleet, requests, drain)
     resumes = await fleet.resumes()
     found = await fleet.endpoints()
 
-    for disturbed in (killed, stopped, drained):
-        assert [number for number in range(NUM_STREAMS) if disturbed[number] != expected[number]] == []
+    for found_now in disturbed:
+        assert [number for number in range(NUM_STREAMS) if found_now[number] != expected[number]] == []
     assert served_late <= {first.id, second.id}
     assert all(resumes[reason] > 20 for reason in ("died", "lost", "migrate")), resumes
     assert sum(endpoint["in_flight"] for endpoint in found.values()) == 0
@@ -253,29 +260,16 @@ def real_requests(number):
 async def test_streams_of_a_real_model_with_schemas_and_tools_survive_byte_for_byte(start_fleet):
     flags = ("--dtype", "float32", "--num-gpu-blocks-override", "1024", "--tool-call-parser", "hermes")
     fleet = await start_fleet(DEMO, *flags, "--compute-threads", "1", "--drain-timeout", "0.1")
-    first, second, third = fleet.workers
+    third = fleet.workers[2]
     requests = real_requests(16)
-
-    async def kill():
-        first.kill()
-
-    async def stop():
-        second.signal(signal.SIGSTOP)
 
     async def drain():
         await fleet.drain(third, "POST")
 
-    expected = await wave(fleet, requests)
-    killed = await wave(fleet, requests, kill)
-    first.start()
-    await fleet.until_whole()
-    stopped = await wave(fleet, requests, stop)
-    second.signal(signal.SIGCONT)
-    await fleet.until_whole()
-    drained = await wave(fleet, requests, drain)
+    expected, *disturbed = await four_waves(fleet, requests, drain)
     resumes = await fleet.resumes()
 
-    for disturbed in (killed, stopped, drained):
-        assert [number for number in range(16) if disturbed[number] != expected[number]] == []
+    for found_now in disturbed:
+        assert [number for number in range(16) if found_now[number] != expected[number]] == []
     assert all(resumes[reason] > 2 for reason in ("died", "lost", "migrate")), resumes
     assert sum(b'"tool_calls":[{' in b"".join(events) for events in expected) == 4
