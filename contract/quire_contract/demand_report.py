@@ -11,11 +11,24 @@ An answer that does not come, or another `boot` than before, means unknown, neve
 
 import msgspec
 
+from quire_contract import names
 from quire_contract.wire import WireError
 
 MAX_WAIT_S = 30.0
 EDGE_MIN_S = 1.0
 """Edges of one service that follow each other sooner are told as one, at the end of that time: a queue may begin with each request."""
+
+
+class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one worker, as the router knows it."""
+
+    in_flight: int
+    """Requests in its queue, in its batch and on the way to it."""
+    kv_used_tokens: int = 0
+    """KV that its requests hold."""
+    draining: bool = False
+    ready: bool = True
+    """Whether it takes requests."""
 
 
 class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +54,23 @@ class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True):
     """Workers in the router's configuration."""
     ready_endpoints: int
     """Those that take requests."""
+    queue_wait_p95_s: float | None = None
+    """95th percentile over the last minute: how long requests waited here that were sent on. None: none was. Of several
+    routers' the largest counts."""
+    ttft_p95_s: float | None = None
+    """The same of the time from a stream's arrival here to its first token."""
+    inter_token_p95_s: float | None = None
+    """The same of the time between two events of a stream."""
+    kv_used_tokens: int = 0
+    """KV that requests hold, over the workers that report."""
+    kv_total_tokens: int = 0
+    """KV that these workers have."""
+    max_num_seqs: int = 0
+    """Requests that these workers may run at once; 0 if none has told."""
+    reporting: int = 0
+    """Workers whose reports are fresh: what the three sums above are over."""
+    workers: dict[str, WorkerDemand] = {}
+    """By the name of the pod."""
 
 
 class DemandReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +88,13 @@ class DemandReport(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time in seconds, of the router's clock."""
     services: dict[str, ServiceDemand]
     """By "namespace/name"; every service with a served name is there."""
+
+
+def demand_query(service: str) -> str:
+    """PromQL for the demand of the service "namespace/name": one series, however many routers there are, and none if none is scraped."""
+    label = f'service="{service}"'
+    own, workers = names.QUIRE_ROUTER_DEMAND_OWN, names.QUIRE_ROUTER_DEMAND_WORKERS
+    return f"sum({own}{{{label}}}) + max({workers}{{{label}}})"
 
 
 _DECODER = msgspec.json.Decoder(DemandReport)

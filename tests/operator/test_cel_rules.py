@@ -58,6 +58,20 @@ SERVICES = [
     "{model: {uri: 'hf://a/b', aliases: [a]}, adapters: [{name: a, uri: 'hf://a/b'}]}",
     "adapters: [{name: a, uri: 'hf://a/b'}, {name: b, uri: 'hf://a/b'}]",
     "adapters: [{name: a, uri: 'hf://a/b'}, {name: own, uri: 'hf://a/b'}]",
+    "scaling: {maxReplicas: 2, targets: [{metric: KvUse, value: 101}]}",
+    "scaling: {maxReplicas: 2, targets: [{metric: KvUse, value: 100}, {metric: KvUse, value: 9}]}",
+    "scaling: {maxReplicas: 2, demandPerReplica: 4, targets: [{metric: Demand, value: 9}]}",
+    "scaling: {maxReplicas: 2, demandPerReplica: 4, targets: [{metric: TimeToFirstToken, value: 900}]}",
+    "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00'}]}",
+    "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 2, maxReplicas: 1}]}",
+    (
+        "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 2}"
+        ", {name: a, start: '07:00', end: '09:00', maxReplicas: 1}]}"
+    ),
+    "scaling: {maxReplicas: 2, fallback: {replicas: 3}}",
+    "scaling: {maxReplicas: 2, fallback: {replicas: 2}}",
+    "scaling: {maxReplicas: 2, standby: {}}",
+    "scaling: {minReplicas: 0, maxReplicas: 2, standby: {}}",
     "{model: {uri: 'hf://a/b', name: b}, adapters: [{name: own, uri: 'hf://a/b'}]}",
     "disaggregation: {prefill: {resources: {requests: {cpu: 2}, limits: {cpu: 1}}}}",
     "placement: {tolerations: [{value: x}]}",

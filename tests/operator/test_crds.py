@@ -85,7 +85,8 @@ def test_spec_replicas_has_a_default_and_the_scale_subresource_a_selector() -> N
 def test_a_field_that_is_refused_says_so_in_its_description() -> None:
     spec = resource_schema(KINDS[0])["properties"]["spec"]["properties"]
 
-    assert spec["scaling"]["description"].endswith("(Refused by this version: it needs the autoscaler.)")
+    told = "(Refused by this version: it needs the hand-off of KV blocks between workers.)"
+    assert spec["disaggregation"]["description"].endswith(told)
 
 
 def test_conditions_are_a_map_by_type() -> None:

@@ -95,7 +95,7 @@ def test_the_time_of_a_condition_stays_while_its_status_does(document: Make) -> 
 REFUSED = [
     ("replicas: -1", "InvalidSpec", "spec.replicas: must be at least 0"),
     ("engine: {depth: 7, foo: 1}", "InvalidSpec", "spec.engine.foo: unknown field"),
-    ("scaling: {maxReplicas: 2}", "NotYetSupported", "spec.scaling: not supported by this version"),
+    ("parallelism: {tensor: 2}", "NotYetSupported", "spec.parallelism.tensor: not supported by this version"),
     ("model: {uri: ftp}", "InvalidSpec", "spec.model.uri: must be one of"),
     ("model: null", "InvalidSpec", "spec.model: is required"),
 ]

@@ -279,7 +279,6 @@ def test_a_name_served_twice_is_refused(document: Make) -> None:
     [
         ("model: {uri: 's3://bucket/x'}", "spec.model.uri"),
         ("model: {uri: 'https://host/x.tar'}", "spec.model.uri"),
-        ("scaling: {maxReplicas: 2}", "spec.scaling"),
     ],
 )
 def test_what_the_platform_lacks_is_refused_not_ignored(document: Make, spec: str, path: str) -> None:

@@ -137,7 +137,6 @@ CASES = [
     Case("adapters: [{name: a, uri: 'hf://a/b'}, {name: a, uri: 'hf://a/b'}]", "schema", "spec.adapters", "used twice"),
     Case("{model: {uri: 'hf://a/b', name: a}, adapters: [{name: a, uri: 'hf://a/b'}]}", "rule", "spec.adapters", "rename it"),
     # What this version lacks
-    Case("scaling: {maxReplicas: 2}", "condition", "spec.scaling", "needs the autoscaler; remove it"),
     Case("{accelerator: {type: Nvidia, count: 2}, parallelism: {tensor: 2}}", "condition", "spec.parallelism.tensor", "remove it"),
     Case("adapters: [{name: a, uri: 'hf://a/b'}]", "condition", "spec.adapters", "needs LoRA adapters in the engine; remove it"),
     Case("disaggregation: {}", "condition", "spec.disaggregation", "needs the hand-off of KV blocks between workers; remove it"),

@@ -184,7 +184,6 @@ def test_served_names_begin_with_the_model_name_or_the_resource_name(document: M
 @pytest.mark.parametrize(
     ("spec", "path"),
     [
-        ("scaling: {maxReplicas: 2}", "spec.scaling"),
         ("{accelerator: {type: Nvidia, count: 2}, parallelism: {tensor: 2}}", "spec.parallelism.tensor"),
         ("adapters: [{name: a, uri: 'hf://a/b'}]", "spec.adapters"),
         ("disaggregation: {}", "spec.disaggregation"),

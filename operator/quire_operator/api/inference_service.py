@@ -47,7 +47,7 @@ class InferenceServiceSpec(ApiModel):
     """Which weights are served, from where and under which names."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Workers. With scaling, leave it out: the autoscaler writes it."""
-    scaling: Annotated[ScalingSpec | None, NotYet("the autoscaler")] = None
+    scaling: ScalingSpec | None = None
     """Replicas that follow demand."""
     parallelism: ParallelismSpec = ParallelismSpec()
     """How one replica spreads over devices."""

@@ -13,6 +13,7 @@ from quire_operator.api.types import Percent, ServedName
 from quire_operator.api.workload import AcceleratorSpec, ResourcesSpec, SecretReference
 
 Seconds = Annotated[int, Field(ge=0, le=86_400)]
+CLOCK_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 
 class ScalingPolicy(ApiModel):
@@ -32,7 +33,11 @@ class ScalingDirection(ApiModel):
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
     """How far back the most careful recommendation is sought; absent, 0 upwards and 300 downwards."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=4)] = ()
-    """Limits; the most generous counts. Empty: double or 4 pods upwards, everything downwards."""
+    """Limits; the most generous counts, or what selectPolicy says. Empty: double or 4 pods upwards, everything downwards."""
+    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+    """Which of several limits counts; Disabled: it never moves this way."""
+    tolerance_percent: Percent = 10
+    """A metric that is off its target by no more than this changes nothing."""
 
 
 class ScalingBehavior(ApiModel):
@@ -44,6 +49,98 @@ class ScalingBehavior(ApiModel):
     """Downwards."""
 
 
+class ScalingTarget(ApiModel):
+    """What one metric should be."""
+
+    metric: Literal["Demand", "QueueLength", "QueueWait", "TimeToFirstToken", "InterTokenLatency", "KvUse"]
+    """Demand: requests held, queued and running, per replica; QueueLength: held and queued ones, per replica. QueueWait,
+    TimeToFirstToken, InterTokenLatency: 95th percentile of the last minute in milliseconds. KvUse: percent of the KV blocks in use."""
+    value: Annotated[int, Field(ge=1, le=3_600_000)]
+    """The target: requests, milliseconds or percent."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.metric != 'KvUse' || self.value <= 100",
+            check=lambda target: target.metric != "KvUse" or target.value <= 100,
+            message="KvUse is a percentage; write at most 100",
+            field="value",
+        ),
+    )
+
+
+class ScalingSchedule(ApiModel):
+    """Other bounds at some hours; of several that hold at once, the largest count."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """What it is called in reasons."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+/-]*$")] = "UTC"
+    """IANA name, such as Europe/Berlin."""
+    weekdays: Annotated[
+        tuple[Literal["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"], ...],
+        Field(max_length=7, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ()
+    """Days on which it begins; empty: every day."""
+    start: Annotated[str, Field(pattern=CLOCK_PATTERN, max_length=5)]
+    """Local time such as 07:30."""
+    end: Annotated[str, Field(pattern=CLOCK_PATTERN, max_length=5)]
+    """Local time; not after start: of the next day."""
+    min_replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Fewest replicas then; set before the hour by as much as a start takes, it prewarms."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Most replicas then."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.minReplicas) || has(self.maxReplicas)",
+            check=lambda one: one.min_replicas is not None or one.max_replicas is not None,
+            message="changes nothing; write minReplicas, maxReplicas or both",
+        ),
+        Rule(
+            cel="!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+            check=lambda one: None in (one.min_replicas, one.max_replicas) or one.min_replicas <= one.max_replicas,
+            message="is larger than maxReplicas; lower it, or raise maxReplicas",
+            field="minReplicas",
+        ),
+    )
+
+
+class ScalingPanic(ApiModel):
+    """A burst: while demand is far above what the ready replicas are meant for, rate limits do not hold and nothing goes down."""
+
+    window_seconds: Annotated[int, Field(ge=1, le=600)] = 6
+    """How long the burst must last."""
+    threshold_percent: Annotated[int, Field(ge=110, le=1000)] = 200
+    """Demand over what the ready replicas are meant for."""
+
+
+class ScalingFallback(ApiModel):
+    """Replicas while demand is unknown, as KEDA's fallback."""
+
+    failure_threshold: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Readings in a row that must have failed."""
+    replicas: Annotated[int, Field(ge=0, le=1000)]
+    """How many replicas then."""
+    behavior: Literal["Static", "CurrentReplicas", "CurrentReplicasIfHigher", "CurrentReplicasIfLower"] = (
+        "CurrentReplicasIfHigher"
+    )
+    """Whether the present number counts beside it."""
+
+
+class ScalingStandby(ApiModel):
+    """Replicas between none and one: their process runs and holds the weights, and they take no requests until they are woken."""
+
+    replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many are kept, ready ones included: at zero so many sleep."""
+
+
+def _schedule_names_differ(scaling: "ScalingSpec") -> bool:
+    return len({one.name for one in scaling.schedules}) == len(scaling.schedules)
+
+
+def _target_metrics_differ(scaling: "ScalingSpec") -> bool:
+    return len({one.metric for one in scaling.targets}) == len(scaling.targets)
+
+
 class ScalingSpec(ApiModel):
     """Replicas that follow demand: requests held, queued and running."""
 
@@ -51,18 +148,34 @@ class ScalingSpec(ApiModel):
     """Fewest replicas; 0 lets the service sleep."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)]
     """Most replicas."""
-    provider: Literal["Auto", "BuiltIn", "Keda"] = "Auto"
-    """Who writes spec.replicas: KEDA where it is installed (Auto), or one of the two in any case."""
-    demand_per_replica: Annotated[int, Field(ge=1, le=10_000)] = 32
-    """Requests that one replica is meant to work on at once."""
+    provider: Literal["Auto", "BuiltIn", "Keda", "Hpa"] = "Auto"
+    """Who writes spec.replicas: KEDA where it is installed, else the operator (Auto), or one of the three in any case."""
+    targets: Annotated[tuple[ScalingTarget, ...], Field(max_length=6)] = ()
+    """What is to be held; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica."""
+    demand_per_replica: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Requests that one replica is meant to work on at once; absent, what its engine says it runs at once."""
+    activation_demand: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Demand above which a sleeping service wakes, and at most which it is idle."""
     polling_interval_seconds: Annotated[int, Field(ge=1, le=600)] = 5
-    """How often demand is read."""
+    """How often demand is read; a first request at zero is told at once, whatever this says."""
     cooldown_seconds: Seconds = 300
-    """Idle time before the last replica goes, where minReplicas is 0."""
+    """Idle time before the last replicas go, where minReplicas is 0."""
+    initial_cooldown_seconds: Seconds = 0
+    """The same for a service that nobody has called yet, since its creation."""
     hold_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
     """How long a request waits for a sleeping service to wake."""
     behavior: ScalingBehavior = ScalingBehavior()
     """How fast replicas may come and go."""
+    panic: ScalingPanic | None = None
+    """What a burst may do beyond that; absent, nothing."""
+    schedules: Annotated[tuple[ScalingSchedule, ...], Field(max_length=16)] = ()
+    """Other bounds at some hours of some days."""
+    fallback: ScalingFallback | None = None
+    """Replicas while demand is unknown; absent, they stay as they are."""
+    max_kv_fill_percent: Percent = 80
+    """No replica goes if the KV in use would then fill more than this of the rest; 0: it may."""
+    standby: ScalingStandby | None = None
+    """Warm replicas that wake in place of a cold start."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -70,6 +183,38 @@ class ScalingSpec(ApiModel):
             check=lambda scaling: scaling.min_replicas <= scaling.max_replicas,
             message="is larger than maxReplicas; lower it, or raise maxReplicas",
             field="minReplicas",
+        ),
+        Rule(
+            cel="!has(self.targets) || self.targets.all(a, self.targets.exists_one(b, a.metric == b.metric))",
+            check=_target_metrics_differ,
+            message="a metric has two targets; keep one",
+            field="targets",
+        ),
+        Rule(
+            cel="!has(self.demandPerReplica) || !has(self.targets) || !self.targets.exists(a, a.metric == 'Demand')",
+            check=lambda scaling: (
+                scaling.demand_per_replica is None or all(one.metric != "Demand" for one in scaling.targets)
+            ),
+            message="targets has Demand already; remove demandPerReplica",
+            field="demandPerReplica",
+        ),
+        Rule(
+            cel="!has(self.schedules) || self.schedules.all(a, self.schedules.exists_one(b, a.name == b.name))",
+            check=_schedule_names_differ,
+            message="a schedule's name is used twice; rename one",
+            field="schedules",
+        ),
+        Rule(
+            cel="!has(self.fallback) || self.fallback.replicas <= self.maxReplicas",
+            check=lambda scaling: scaling.fallback is None or scaling.fallback.replicas <= scaling.max_replicas,
+            message="fallback.replicas is larger than maxReplicas; lower it, or raise maxReplicas",
+            field="fallback",
+        ),
+        Rule(
+            cel="!has(self.standby) || self.minReplicas == 0",
+            check=lambda scaling: scaling.standby is None or scaling.min_replicas == 0,
+            message="standby keeps replicas warm where minReplicas is 0; set that, or remove standby",
+            field="standby",
         ),
     )
 

@@ -97,6 +97,29 @@ class ScalingEvent(ApiModel):
     """Why, with numbers."""
 
 
+class StartPhase(ApiModel):
+    """One part of a replica's start."""
+
+    name: Literal["Schedule", "Image", "Fetch", "Process", "Weights", "Engine", "FirstToken"]
+    """Schedule: until the pod has a node. Image: until its containers are made. Fetch: the model's download. Process: until the worker's
+    process says its first word. Weights: until they are in memory. Engine: until it is ready. FirstToken: the first answer's first."""
+    milliseconds: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    """How long it took."""
+
+
+class StartStatus(ApiModel):
+    """How the replica that started last did it."""
+
+    pod: ShortText
+    """Its pod."""
+    kind: Literal["Cold", "Warm", "Standby"]
+    """Cold: everything; Warm: the node had the model; Standby: a sleeping replica was woken."""
+    total_milliseconds: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    """From the decision, or the pod's creation, to ready."""
+    phases: Annotated[tuple[StartPhase, ...], Field(max_length=8)] = ()
+    """In order."""
+
+
 class ScalingStatus(ApiModel):
     """What the autoscaler last saw and did."""
 
@@ -110,6 +133,12 @@ class ScalingStatus(ApiModel):
     """Why."""
     history: Annotated[tuple[ScalingEvent, ...], Field(max_length=5)] = ()
     """The last changes, newest first."""
+    last_active_time: Time | None = None
+    """When demand was last above activationDemand, to the half minute; cooldown counts from it."""
+    last_start: StartStatus | None = None
+    """How the replica that started last did it."""
+    standby: Count | None = None
+    """Replicas that sleep and can be woken."""
 
 
 Conditions = Annotated[

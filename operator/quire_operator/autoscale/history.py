@@ -1,0 +1,47 @@
+"""What earlier decisions left behind that later ones need. Immutable: `decide` answers with the next one.
+
+A new process begins with `History.begin`: the present number counts as a recommendation of now, so that nothing goes down before a whole
+window has been seen (HPA does the same).
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What the targets alone asked for."""
+
+    at_s: float
+    replicas: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change that was made, for rate limits."""
+
+    at_s: float
+    amount: int
+    """Replicas added or removed; positive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Of one service. Times are on the clock of `now_s`, in seconds."""
+
+    created_s: float
+    """When the service was created."""
+    last_active_s: float | None = None
+    """When demand was last above activation; None: never."""
+    recommendations: tuple[Recommendation, ...] = ()
+    ups: tuple[Change, ...] = ()
+    downs: tuple[Change, ...] = ()
+    demands: tuple[tuple[float, float], ...] = ()
+    """(at_s, demand) over the panic window."""
+    panic_until_s: float | None = None
+
+    @classmethod
+    def begin(cls, *, created_s: float, replicas: int, now_s: float, last_active_s: float | None = None) -> Self:
+        """Of a service that this process has not seen before."""
+        first = Recommendation(at_s=now_s, replicas=replicas)
+        return cls(created_s=created_s, last_active_s=last_active_s, recommendations=(first,))
