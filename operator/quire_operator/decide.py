@@ -106,6 +106,7 @@ def _leave_alone(
         stored=stored,
         rollout=rollout,
         weights=weights,
+        scaling=snapshot.scaling,
     )
     status = build_status(report)
     return Decision(
@@ -149,6 +150,7 @@ def _carry_out(
         rollout=plan.rollout,
         weights=weights,
         queued_image=choice.queued_image,
+        scaling=snapshot.scaling,
     )
     status = build_status(report)
     return Decision(
