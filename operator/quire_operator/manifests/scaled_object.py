@@ -121,7 +121,7 @@ def _triggers(service: InferenceService, policy: Policy, platform: Platform, *, 
 def _common(service: InferenceService, policy: Policy, scaler: KedaScaler, *, is_forced: bool) -> dict[str, str]:
     found = {
         metadata.KEY_ADDRESS: scaler.address,
-        metadata.KEY_NAMESPACE: service.metadata.namespace,
+        metadata.KEY_NAMESPACE: service.metadata.namespace or "",
         metadata.KEY_SERVICE: service.metadata.name,
         metadata.KEY_ACTIVATION: _text(policy.activation),
     }
