@@ -35,7 +35,9 @@ PORT_HEALTH = 8002
 PORT_ROUTER = 8080
 PORT_ROUTER_ADMIN = 8081
 PORT_SCALER = 9090
-"""The operator's: KEDA's external scaler."""
+"""Of the Service in front of the operator's external scaler for KEDA."""
+PORT_SCALER_POD = 9091
+"""Where the leading operator itself listens for it."""
 PORT_NAME_HTTP = "http"
 PORT_NAME_EVENTS = "events"
 PORT_NAME_REPLAY = "replay"

@@ -3,6 +3,9 @@
 Both are made from the same Policy that the built-in autoscaler decides by. Pure; this module must not know KEDA, demand or the server.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from quire_contract import names
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.resource import API_VERSION
@@ -86,6 +89,15 @@ def autoscaler_problems(policy: Policy, minor: int) -> list[Problem]:
         message = f"an HPA keeps its replicas while its metric is missing; remove the fallback, set provider: Keda, {_BUILT_IN}"
         problems.append(Problem(path="spec.scaling.fallback", message=message))
     return problems
+
+
+def told_target(live: Mapping[str, Any]) -> float | None:
+    """Demand per replica of an HPA as it is on the server: what an engine said of its capacity outlives its replicas there."""
+    for metric in (live.get("spec") or {}).get("metrics") or ():
+        text = str(((metric.get("external") or {}).get("target") or {}).get("averageValue", ""))
+        if text.isdigit():
+            return float(text)
+    return None
 
 
 def zero_note(policy: Policy, minor: int) -> str:

@@ -10,6 +10,7 @@ not know demand, the server or the scaler's process.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from quire_contract import names
 from quire_contract.demand_report import demand_query
@@ -91,15 +92,12 @@ def keda_problems(policy: Policy, minor: int) -> list[Problem]:
     return problems
 
 
-def told_target(scaled: Mapping[str, object]) -> float | None:
+def told_target(live: Mapping[str, Any]) -> float | None:
     """Demand per replica of a ScaledObject as it is on the server: what an engine said of its capacity outlives its replicas there."""
-    spec = scaled.get("spec")
-    triggers = spec.get("triggers") if isinstance(spec, Mapping) else None
-    for trigger in triggers or ():
-        if trigger.get("name") == TRIGGER_DEMAND:
-            text = str((trigger.get("metadata") or {}).get(metadata.KEY_OF_TARGET["Demand"], ""))
-            value = float(text) if text.replace(".", "", 1).isdigit() else None
-            return None if value == WAKE_ONLY else value
+    for trigger in (live.get("spec") or {}).get("triggers") or ():
+        text = str((trigger.get("metadata") or {}).get(metadata.KEY_OF_TARGET["Demand"], ""))
+        if trigger.get("name") == TRIGGER_DEMAND and text.isdigit():
+            return None if int(text) == WAKE_ONLY else float(text)
     return None
 
 
