@@ -28,6 +28,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from quire_operator.api.validation import Problem
+from quire_operator.autoscale.report import ScalingFacts
 from quire_operator.manifests.parts import Manifest
 
 
@@ -105,6 +106,8 @@ class ServiceSnapshot:
     """What the API server refused at the last apply: path is the object ("Deployment/x"), message the server's."""
     now: datetime
     """UTC, aware."""
+    scaling: ScalingFacts | None = None
+    """What the autoscaler says; None: the service does not scale."""
 
 
 @dataclass(frozen=True, kw_only=True)

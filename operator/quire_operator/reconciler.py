@@ -16,6 +16,7 @@ from quire_contract.telemetry import log_event
 from quire_operator.acceptance import accepted_status, decide_route, tenant_status
 from quire_operator.api.validation import Problem
 from quire_operator.applier import Applier, ServiceGoneError, refusal
+from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.cache import ClusterCache
 from quire_operator.decide import decide_service
 from quire_operator.decision import Decision, ServiceSnapshot
@@ -73,11 +74,13 @@ class Reconciler:
         queue: WorkQueue[Key],
         writers: Writers,
         observations: Observations,
+        scaling: ClusterScaling,
         platform: Platform,
         now: Callable[[], datetime],
         rng: random.Random,
     ) -> None:
         """`now` gives UTC; `rng` spreads the resync."""
+        self._scaling = scaling
         self._cache = cache
         self._queue = queue
         self._writers = writers
@@ -150,6 +153,7 @@ class Reconciler:
         """No await in here: the gate counts on it."""
         name = (key.namespace, key.name)
         may_upgrade = self._gate.may_upgrade(key)
+        self._scaling.follow(key, document)
         snapshot = ServiceSnapshot(
             document=document,
             children=self._cache.children_of(document),
@@ -160,6 +164,7 @@ class Reconciler:
             fetches=self._observations.fetches(key),
             apply_errors=memory.apply_errors,
             now=self._now(),
+            scaling=self._scaling.facts(key),
         )
         try:
             decision = decide_service(snapshot, self._platform)
@@ -293,6 +298,7 @@ class Reconciler:
         memory = self._memories.pop(key, None)
         self._gate.forget(key)
         self._observations.forget(key)
+        self._scaling.forget(key)
         if memory is not None:
             self._writers.status.forget(memory.uid)
             self._cache.forget(memory.uid)

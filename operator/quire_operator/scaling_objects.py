@@ -11,6 +11,7 @@ from typing import Any
 
 from quire_contract import names
 from quire_operator.api.inference_service import InferenceService
+from quire_operator.api.validation import Problem
 from quire_operator.autoscale.policy import Policy, Target
 from quire_operator.autoscale.policy_of import policy_of
 from quire_operator.autoscale.provider import Autoscalers, Provider, ProviderName, provider_of, switching
@@ -86,6 +87,11 @@ def reported(
         note = pod_autoscaler.zero_note(policy_of(service), autoscalers.minor)
         return _hpa(found, note)
     return _keda(found)
+
+
+def is_about_object(problem: Problem) -> bool:
+    """Whether what the server refused is such an object: pods are none the worse for it."""
+    return problem.path.partition("/")[0] in KINDS
 
 
 def _keda(found: Mapping[Any, Mapping[str, Any]]) -> Said:
