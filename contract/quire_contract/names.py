@@ -35,7 +35,9 @@ PORT_HEALTH = 8002
 PORT_ROUTER = 8080
 PORT_ROUTER_ADMIN = 8081
 PORT_SCALER = 9090
-"""The operator's: KEDA's external scaler."""
+"""Of the Service in front of the operator's external scaler for KEDA."""
+PORT_SCALER_POD = 9091
+"""Where the leading operator itself listens for it."""
 PORT_NAME_HTTP = "http"
 PORT_NAME_EVENTS = "events"
 PORT_NAME_REPLAY = "replay"
@@ -269,7 +271,7 @@ QUIRE_OPERATOR_APPLY_ERRORS = "quire_operator_apply_errors"
 QUIRE_OPERATOR_API_REQUESTS = "quire_operator_api_requests_total"
 """{method, kind, code}: requests to the API server; code "0": no answer came."""
 QUIRE_OPERATOR_DEMAND = "quire_operator_demand_requests"
-"""{service}: held, queued and running, over all routers."""
+"""{service, service_namespace, service_name}: held, queued and running, over all routers; an HPA selects by the latter two."""
 QUIRE_OPERATOR_DEMAND_AGE_SECONDS = "quire_operator_demand_age_seconds"
 """{service}: how long ago all routers were last heard."""
 QUIRE_OPERATOR_DESIRED_REPLICAS = "quire_operator_desired_replicas"

@@ -6,10 +6,12 @@ from typing import Any
 from quire_contract.kube.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
+    HPA_V2,
     NETWORK_POLICY,
     PDB_V1,
     PDB_V1BETA1,
     PVC,
+    SCALED_OBJECT,
     SERVICE,
     SERVICE_ACCOUNT,
     ResourceKind,
@@ -24,6 +26,8 @@ KINDS: tuple[ResourceKind, ...] = (
     PVC,
     SERVICE,
     SERVICE_ACCOUNT,
+    SCALED_OBJECT,
+    HPA_V2,
 )
 _BY_MANIFEST = {(kind.api_version, kind.kind): kind for kind in KINDS}
 

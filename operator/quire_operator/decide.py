@@ -5,18 +5,19 @@ same state leads on. It never raises on a bad spec; that is a condition. This mo
 they are in the snapshot.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
 from quire_contract import names
-from quire_operator import pod_state
+from quire_operator import pod_state, scaling_objects
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.status import RolloutStatus
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, parse_service
+from quire_operator.autoscale.report import ScalingFacts
 from quire_operator.decision import Decision, EventNote, ServiceSnapshot
 from quire_operator.desired_state import desired_state, refuse_unsupported
 from quire_operator.manifests.parts import Manifest
@@ -106,7 +107,7 @@ def _leave_alone(
         stored=stored,
         rollout=rollout,
         weights=weights,
-        scaling=snapshot.scaling,
+        scaling=_scaling(snapshot, service),
     )
     status = build_status(report)
     return Decision(
@@ -150,11 +151,11 @@ def _carry_out(
         rollout=plan.rollout,
         weights=weights,
         queued_image=choice.queued_image,
-        scaling=snapshot.scaling,
+        scaling=_scaling(snapshot, service),
     )
     status = build_status(report)
     return Decision(
-        manifests=_manifests(service, kept, plan, platform),
+        manifests=(*_manifests(service, kept, plan, platform), *_scaling_object(service, snapshot, platform)),
         status=status,
         weights=weights,
         events=(*_created(stored, choice), *plan.events, *transition_events(report, status)),
@@ -185,6 +186,34 @@ def _manifests(
     ]
     records = [controller_revision(service, revision) for revision in kept]
     return (*records, *desired_state(service, revisions, platform))
+
+
+def _scaling_object(service: InferenceService, snapshot: ServiceSnapshot, platform: Platform) -> Sequence[Manifest]:
+    """The object by which KEDA or an HPA writes the replicas, if one does."""
+    facts = snapshot.scaling
+    if facts is None or not facts.provider.has_object:
+        return ()
+    return scaling_objects.provider_manifests(
+        service,
+        facts.provider,
+        facts.autoscalers,
+        platform,
+        document=snapshot.document,
+        children=snapshot.children,
+        capacity=facts.capacity,
+    )
+
+
+def _scaling(snapshot: ServiceSnapshot, service: InferenceService | None) -> ScalingFacts | None:
+    """With what another autoscaler says of itself, or the server of its object."""
+    facts = snapshot.scaling
+    if facts is None or service is None or not facts.provider.has_object:
+        return facts
+    refused = next(filter(scaling_objects.is_about_object, snapshot.apply_errors), None)
+    if refused is not None:
+        return replace(facts, said=("False", "ObjectRefused", str(refused)))
+    said = scaling_objects.reported(service, facts.provider, facts.autoscalers, snapshot.children)
+    return replace(facts, said=said)
 
 
 def _created(stored: list[StoredRevision], choice: Choice) -> list[EventNote]:

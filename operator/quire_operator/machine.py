@@ -15,16 +15,18 @@ from typing import Any
 from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.reflector import Reflector
-from quire_contract.kube.resources import CONFIG_MAP, PDB_V1, PDB_V1BETA1, POD, ResourceKind
+from quire_contract.kube.resources import CONFIG_MAP, INFERENCE_SERVICE, PDB_V1, PDB_V1BETA1, POD, ResourceKind
 from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
 from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.autoscale.scale_writer import ScaleWriter
+from quire_operator.autoscaler_watch import AutoscalerWatch, tell_news
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
-from quire_operator.keys import ROUTERS, Key
+from quire_operator.keda.service import KedaSettings, serve_keda
+from quire_operator.keys import ROUTERS, Key, key_of
 from quire_operator.manifests.parts import MANAGER
 from quire_operator.metrics import Metrics
 from quire_operator.observations import Observations
@@ -34,7 +36,7 @@ from quire_operator.release import Release
 from quire_operator.router_shards import RouterOwner, RouterShards
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import ObjectStore
-from quire_operator.trimming import trim_object, trim_pod
+from quire_operator.trimming import trim_autoscaler, trim_object, trim_pod
 from quire_operator.trust_secret import TrustSecrets
 from quire_operator.work_queue import WorkQueue, work
 
@@ -72,8 +74,11 @@ class Machine:
         watch_documents: Callable[[Listener], Coroutine[Any, Any, None]],
         rng: random.Random,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        keda: KedaSettings | None = None,
     ) -> None:
-        """The platform has a namespace. `watch_documents` tells its listener of our own kinds, for ever."""
+        """The platform has a namespace. `watch_documents` tells its listener of our own kinds, for ever. Without `keda`, KEDA is served
+        nothing, and the platform names no scaler."""
+        self._keda = keda
         self._client = client
         self._platform = platform
         self._scope = scope
@@ -94,7 +99,8 @@ class Machine:
         """Until cancelled, or something in here fails that must not."""
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
-        reconciler, observations, scaling = self._build(platform)
+        autoscalers = self._autoscalers(platform)
+        reconciler, observations, scaling = self._build(platform, autoscalers)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -103,17 +109,23 @@ class Machine:
             for reflector in reflectors:
                 await reflector.synced.wait()
             await self._retrying(self._list_documents)
+            group.create_task(autoscalers.run())
+            await autoscalers.looked.wait()
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
             group.create_task(observations.run())
             group.create_task(scaling.run())
+            if self._keda is not None:
+                group.create_task(serve_keda(self._client, scaling.edges, self._keda))
             group.create_task(self._relist())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
-    def _build(self, platform: Platform) -> tuple[Reconciler, Observations, ClusterScaling]:
+    def _build(
+        self, platform: Platform, autoscalers: AutoscalerWatch
+    ) -> tuple[Reconciler, Observations, ClusterScaling]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -138,6 +150,7 @@ class Machine:
             metrics=metrics,
             now=self._now,
             rng=self._rng,
+            autoscalers=lambda: autoscalers.found,
         )
         cache.on_routers = scaling.routers_changed
         observations = Observations(cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
@@ -152,6 +165,34 @@ class Machine:
             rng=self._rng,
         )
         return reconciler, observations, scaling
+
+    def _autoscalers(self, platform: Platform) -> AutoscalerWatch:
+        store = self._cache.children
+
+        def make_reflector(kind: ResourceKind, namespace: str | None) -> Reflector:
+            return Reflector(
+                self._client,
+                kind,
+                namespace=namespace,
+                label_selector=_MANAGED,
+                on_replace=lambda items: store.replace(kind.kind, namespace, items),
+                on_event=tell_news(store),
+                rng=self._rng,
+                transform=trim_autoscaler,
+            )
+
+        return AutoscalerWatch(
+            self._client,
+            make_reflector=make_reflector,
+            store=store,
+            namespaces=self._scope.watched,
+            on_change=self._look_at_services,
+            serves_keda=platform.keda is not None,
+        )
+
+    def _look_at_services(self) -> None:
+        for document in self._cache.documents_of(INFERENCE_SERVICE):
+            self._queue.add(key_of(document))
 
     def _reflectors(self, platform: Platform) -> list[Reflector]:
         budgets = PDB_V1 if platform.pod_disruption_budget_api == PDB_V1.api_version else PDB_V1BETA1

@@ -47,7 +47,13 @@ class Metrics:
             ["direction", "reason"],
             registry=registry,
         )
-        self._demand = self._by_service("quire_operator_demand_requests", "Held, queued and running, over all routers.")
+        # Its parts too: a label selector, which an HPA has, cannot hold the whole.
+        self._demand = Gauge(
+            "quire_operator_demand_requests",
+            "Held, queued and running, over all routers.",
+            ["service", "service_namespace", "service_name"],
+            registry=registry,
+        )
         self._demand_age = self._by_service(
             "quire_operator_demand_age_seconds", "How long ago all routers were last heard."
         )
@@ -56,7 +62,7 @@ class Metrics:
     def show_scaling(self, service: str, *, demand: int | None, age_s: float, desired: int) -> None:
         """Of "namespace/name", at its last look. An unknown demand shows the last that was known, and its age grows."""
         if demand is not None:
-            self._demand.labels(service).set(demand)
+            self._demand.labels(service, *service.split("/", 1)).set(demand)
         self._demand_age.labels(service).set(age_s)
         self._desired.labels(service).set(desired)
 

@@ -22,6 +22,7 @@ from quire_operator.findings import (
 from quire_operator.manifests import fetch
 from quire_operator.manifests.parts import Manifest
 from quire_operator.rollout import RevisionPods
+from quire_operator.scaling_objects import is_about_object
 
 DEFAULT_DEADLINE_S = 600
 """Of a Deployment that names none."""
@@ -179,6 +180,7 @@ def _view(pod: Manifest, snapshot: ServiceSnapshot) -> PodView:
 
 
 def _refusals(snapshot: ServiceSnapshot, deployments: Iterable[Manifest]) -> tuple[Finding, ...]:
-    applies: Sequence[Finding] = [diagnose_refusal(problem) for problem in snapshot.apply_errors]
+    errors = (problem for problem in snapshot.apply_errors if not is_about_object(problem))
+    applies: Sequence[Finding] = [diagnose_refusal(problem) for problem in errors]
     creations = [finding for deployment in deployments if (finding := diagnose_deployment(deployment))]
     return (*applies, *creations)

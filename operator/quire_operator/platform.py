@@ -41,6 +41,24 @@ class ModelCache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KedaScaler:
+    """How KEDA reaches the operator's external scaler, and what else it may ask."""
+
+    address: str
+    """Host and port of the Service, as KEDA dials it."""
+    tls: bool = False
+    """Whether the scaler speaks TLS."""
+    authentication: str = ""
+    """TriggerAuthentication with caCert, and with tlsClientCert and tlsClientKey where the scaler asks for them; empty: none."""
+    authentication_kind: Literal["ClusterTriggerAuthentication", "TriggerAuthentication"] = (
+        "ClusterTriggerAuthentication"
+    )
+    """One for the cluster, or one of that name in each service's namespace."""
+    prometheus_address: str = ""
+    """URL of a Prometheus that scrapes all routers, as a second source of demand; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Platform:
     """One release of Quire on one cluster."""
 
@@ -111,6 +129,8 @@ class Platform:
     """Nodes for spec.placement.spot; None if there are none."""
     pod_disruption_budget_api: str = "policy/v1"
     """API version of PodDisruptionBudget."""
+    keda: KedaScaler | None = None
+    """None: nothing is served to KEDA, and no ScaledObject is made."""
 
     @property
     def router_name(self) -> str:

@@ -28,6 +28,14 @@ def trim_object(item: KubeObject) -> KubeObject:
     return item
 
 
+def trim_autoscaler(item: KubeObject) -> KubeObject:
+    """A ScaledObject or an HPA without what its owner writes into its status at every look. `item` is changed."""
+    status = item.get("status") or {}
+    if status:
+        item["status"] = {"conditions": status.get("conditions") or []}
+    return trim_object(item)
+
+
 def trim_pod(item: KubeObject) -> KubeObject:
     """A pod's identity, place, images, resources and state."""
     spec = item.get("spec") or {}

@@ -4,6 +4,7 @@ Nothing is retried here: whoever calls knows whether trying again makes sense. T
 """
 
 import asyncio
+import itertools
 import socket
 import ssl
 import time
@@ -213,6 +214,12 @@ class KubeClient:
                 return False
             raise
         return any(resource.get("name") == kind.plural for resource in answer.get("resources") or [])
+
+    async def server_minor(self) -> int:
+        """The server's minor version: 31 of 1.31; 0 if it does not say."""
+        minor = str((await self._request("GET", "/version", None)).get("minor") or "")
+        digits = "".join(itertools.takewhile(str.isdecimal, minor))  # managed clusters write 31+
+        return int(digits[:_MAX_WAIT_DIGITS] or 0)
 
     async def watch(
         self,

@@ -71,3 +71,11 @@ LEASE = ResourceKind(group="coordination.k8s.io", version="v1", plural="leases",
 INFERENCE_SERVICE = _ours("inferenceservices", "InferenceService")
 MODEL_ROUTE = _ours("modelroutes", "ModelRoute")
 TENANT = _ours("tenants", "Tenant")
+SCALED_OBJECT = ResourceKind(group="keda.sh", version="v1alpha1", plural="scaledobjects", kind="ScaledObject")
+HPA_V2 = ResourceKind(
+    group="autoscaling", version="v2", plural="horizontalpodautoscalers", kind="HorizontalPodAutoscaler"
+)
+ENDPOINT_SLICE_V1 = ResourceKind(group="discovery.k8s.io", version="v1", plural="endpointslices", kind="EndpointSlice")
+ENDPOINT_SLICE_V1BETA1 = ResourceKind(
+    group="discovery.k8s.io", version="v1beta1", plural="endpointslices", kind="EndpointSlice"
+)

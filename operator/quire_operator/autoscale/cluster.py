@@ -21,14 +21,16 @@ from quire_operator.autoscale.listener import DemandListener, RouterAddress
 from quire_operator.autoscale.loop import Autoscaler, ScaleError
 from quire_operator.autoscale.policy import Policy
 from quire_operator.autoscale.policy_of import policy_of
-from quire_operator.autoscale.provider import Provider, provider_of
+from quire_operator.autoscale.provider import Autoscalers, Provider
 from quire_operator.autoscale.report import ScalingFacts, is_news, memory_of
 from quire_operator.autoscale.scale_writer import ScaleWriter, replicas_of
 from quire_operator.autoscale.signal import WorkerLoad
 from quire_operator.cache import ClusterCache
+from quire_operator.keda.demand import EdgeHub
 from quire_operator.keys import Key, service_key
 from quire_operator.metrics import Metrics
 from quire_operator.pod_address import address_of
+from quire_operator.scaling_objects import choose_provider
 from quire_operator.store import KubeObject
 
 _LEAVING = "deletionTimestamp"
@@ -88,7 +90,7 @@ class ClusterScaling:
         metrics: Metrics,
         now: Callable[[], datetime],
         rng: random.Random,
-        has_keda: Callable[[], bool] = lambda: False,
+        autoscalers: Callable[[], Autoscalers] = Autoscalers,
     ) -> None:
         """`enqueue` has a service looked at by the reconciler; `token` is the release's, once it is known; `now` gives UTC."""
         self._cache = cache
@@ -96,9 +98,10 @@ class ClusterScaling:
         self._writer = writer
         self._metrics = metrics
         self._now = now
-        self._has_keda = has_keda
+        self._autoscalers = autoscalers
         self.scaler = Autoscaler(read=self.reading, wall_clock=lambda: now().timestamp(), on_view=self._seen)
-        self.listener = DemandListener(token=token, on_edge=self.scaler.wake, clock=time.monotonic, rng=rng)
+        self.edges = EdgeHub(self.reading)
+        self.listener = DemandListener(token=token, on_edge=self._edge, clock=time.monotonic, rng=rng)
         self._targets: dict[Key, ServiceTarget] = {}
         self._told: dict[Key, View] = {}
 
@@ -129,10 +132,10 @@ class ClusterScaling:
         meta = document["metadata"]
         target = self._targets.get(key)
         is_same = target is not None and (target.uid, target.generation) == (meta["uid"], meta.get("generation", 0))
-        if is_same and target is not None and target.provider == self._provider(target.service):
+        if is_same and target is not None and target.provider == self._provider(target.service, document):
             return
         service = _parsed(document)
-        provider = None if service is None else self._provider(service)
+        provider = None if service is None else self._provider(service, document)
         if service is None or provider is None:
             self.forget(key)
             return
@@ -156,7 +159,11 @@ class ClusterScaling:
     def facts(self, key: Key) -> ScalingFacts | None:
         """What is to be said of a service; None: it does not scale."""
         target = self._targets.get(key)
-        return None if target is None else ScalingFacts(provider=target.provider, view=self._told.get(key))
+        if target is None:
+            return None
+        view = self._told.get(key)
+        capacity = view.demand.capacity if view is not None and view.demand is not None else None
+        return ScalingFacts(provider=target.provider, view=view, autoscalers=self._autoscalers(), capacity=capacity)
 
     def loads(self, key: Key) -> Mapping[str, WorkerLoad]:
         """Of its workers, by pod, as routers say now."""
@@ -208,9 +215,12 @@ class ClusterScaling:
             self._told[key] = view
             self._enqueue(key)
 
-    def _provider(self, service: InferenceService) -> Provider | None:
-        scaling = service.spec.scaling
-        return None if scaling is None else provider_of(scaling, has_keda=self._has_keda())
+    def _edge(self, service: str) -> None:
+        self.scaler.wake(service)
+        self.edges.tell(service)
+
+    def _provider(self, service: InferenceService, document: KubeObject) -> Provider | None:
+        return choose_provider(service, self._autoscalers(), self._cache.children_of(document), self._now())
 
 
 def _parsed(document: KubeObject) -> InferenceService | None:

@@ -5,13 +5,13 @@ told at once. This module must not know who writes the status.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.autoscale.course import Memory, Scaling, View
-from quire_operator.autoscale.provider import Provider
+from quire_operator.autoscale.provider import Autoscalers, Provider
 from quire_operator.timestamps import format_time, parse_time
 
 QUIET_S = 15.0
@@ -21,6 +21,7 @@ _PATIENCE = 2
 """Failed readings in a row that are worth a word."""
 _MAX_REASON = 1024
 _MAX_COUNT = 2**31 - 1
+_OWN_REASONS = frozenset({"Waiting", "ReplicasNotWritten", "DemandUnknown", "Ready"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,12 @@ class ScalingFacts:
     provider: Provider
     view: View | None = None
     """The last that is worth telling; None: the status stays as it is."""
+    autoscalers: Autoscalers = field(default_factory=Autoscalers)
+    """What there is beside the built-in one."""
+    capacity: int | None = None
+    """Requests that one replica runs at once, where its engine has told."""
+    said: tuple[str, str, str] | None = None
+    """What KEDA or an HPA says of itself, as ScalingReady's status, reason and message, if it is the provider."""
 
 
 def is_news(told: View | None, view: View) -> bool:
@@ -55,8 +62,10 @@ def scaling_status(
     view = facts.view
     if view is None:
         return status
-    status["desired"] = view.verdict.replicas
-    status["lastReason"] = f"{view.verdict.reason}: {view.verdict.message}"[:_MAX_REASON]
+    is_ours = facts.provider.name == "BuiltIn"
+    status["desired"] = view.verdict.replicas if is_ours else view.replicas
+    told = f"{view.verdict.reason}: {view.verdict.message}" if is_ours else f"{facts.provider.name} writes the replicas"
+    status["lastReason"] = told[:_MAX_REASON]
     if view.demand is not None:
         status["demand"] = min(view.demand.total, _MAX_COUNT)
     status["history"] = [
@@ -71,9 +80,11 @@ def scaling_ready(facts: ScalingFacts, previous: Mapping[str, Any] | None) -> tu
     """Status, reason and message of ScalingReady; `previous` is the condition as it was."""
     if facts.provider.problem is not None:
         return ("False", *facts.provider.problem)
+    if facts.said is not None:
+        return facts.said
     view = facts.view
     if view is None:
-        if previous and previous.get("reason") != "KedaMissing":
+        if previous and previous.get("reason") in _OWN_REASONS:
             return str(previous["status"]), str(previous["reason"]), str(previous.get("message", ""))
         return "Unknown", "Waiting", "demand was not read yet"
     if view.refusal:
@@ -81,7 +92,7 @@ def scaling_ready(facts: ScalingFacts, previous: Mapping[str, Any] | None) -> tu
     if _is_unknown(view):
         told = "no replica goes" + (", and the fallback holds" if view.verdict.is_fallback else "")
         return "False", "DemandUnknown", f"{view.trouble}; {told}"
-    return "True", "Ready", "demand is known, and replicas follow it"
+    return "True", "Ready", "; ".join(filter(None, ("demand is known, and replicas follow it", facts.provider.note)))
 
 
 def memory_of(status: Mapping[str, Any] | None) -> Memory:
@@ -105,7 +116,8 @@ def _numbers(view: View) -> tuple[object, ...]:
     """Without the verdict's message: the numbers in it are these."""
     active = None if view.last_active_s is None else view.last_active_s // _ACTIVE_STEP_S
     total = None if view.demand is None else view.demand.total
-    return total, active, view.verdict.reason, _is_unknown(view), view.trouble if _is_unknown(view) else ""
+    capacity = None if view.demand is None else view.demand.capacity
+    return total, capacity, active, view.verdict.reason, _is_unknown(view), view.trouble if _is_unknown(view) else ""
 
 
 def _time(at_s: float) -> str:
