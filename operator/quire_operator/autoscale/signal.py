@@ -58,6 +58,8 @@ class Demand:
     kv_tokens_per_replica: int | None = None
     workers: Mapping[str, WorkerLoad] = field(default_factory=dict)
     """By the name of the pod."""
+    arrivals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Requests that came, by (router, boot): one that came and went between two readings shows here only."""
 
     @property
     def total(self) -> int:
