@@ -116,16 +116,16 @@ class LocalScaling:
         self._file = file
         self._targets: dict[str, LocalTarget] = {}
         self._views: dict[str, View] = {}
-        self._listener = DemandListener(
-            token=lambda: router.token,
-            on_edge=lambda service: self._autoscaler.wake(service),
-            clock=time.monotonic,
-            rng=random.Random(),  # noqa: S311  (it spreads retries)
-        )
         self._autoscaler = Autoscaler(
             read=lambda service: reading_of(service, self._listener.states()),
             wall_clock=time.time,
             on_view=self._show,
+        )
+        self._listener = DemandListener(
+            token=lambda: router.token,
+            on_edge=self._autoscaler.wake,
+            clock=time.monotonic,
+            rng=random.Random(),  # noqa: S311  (it spreads retries)
         )
         self._services: dict[str, InferenceService] = {}
         for service in services:

@@ -47,7 +47,9 @@ def scaling_warnings(loaded: Sequence[LoadedService], cores: int, num_devices: i
             message += "; more wait until one ends"
             problems.append(Problem(path="spec.scaling.maxReplicas", message=message))
         if accelerator is None and most > cores:
-            message = f"{most} workers on {cores} core{'s' if cores != 1 else ''} take turns: more of them do not answer more"
+            message = (
+                f"{most} workers on {cores} core{'s' if cores != 1 else ''} take turns: more of them do not answer more"
+            )
             problems.append(Problem(path="spec.scaling.maxReplicas", message=message))
         warnings += [f"warning: {item.document.describe(problem)}" for problem in problems]
     return warnings

@@ -76,9 +76,9 @@ class Supervisor:
         if a pod is hopeless before all were ready."""
         loop = asyncio.get_running_loop()
         self._broken = loop.create_future()
-        for number in STOP_SIGNALS:
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                loop.add_signal_handler(number, self._on_signal)
+        for stop in STOP_SIGNALS:
+            if stop is not signal.SIGHUP or signal.getsignal(stop) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(stop, self._on_signal)
         async with aiohttp.ClientSession(trust_env=False) as self._http:
             self._router = self._pod(self._router_plan)
             self._progress.begin(sum(self._first.values()))
@@ -161,8 +161,9 @@ class Supervisor:
     async def _until_asked_or_broken(self) -> None:
         asked = asyncio.create_task(self._stop_asked.wait())
         try:
-            await asyncio.wait([asked, self._broken], return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.done():
+            asked.add_done_callback(lambda _: self._broken.cancel())
+            await asyncio.wait([self._broken])
+            if not self._broken.cancelled():
                 self._broken.result()
         finally:
             asked.cancel()
@@ -172,7 +173,10 @@ class Supervisor:
     async def _announce(self) -> None:
         """Tells the user once all pods are ready and the router has seen the workers."""
         await self._all_ready.wait()
-        while await self._endpoints_seen() < self.num_ready:
+        while True:
+            seen = await self._endpoints_seen()
+            if seen >= self.num_ready:
+                break
             await asyncio.sleep(_ROUTER_PERIOD_S)
         self._is_announced = True
         self._progress.all_ready()
