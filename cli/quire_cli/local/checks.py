@@ -11,7 +11,7 @@ from quire_cli.errors import EXIT_FAILED, CommandError
 from quire_cli.host import Host
 from quire_cli.local.devices import check_devices, visible_devices
 from quire_cli.local.models import resolve_model
-from quire_cli.local.pod_plan import WorkerKind
+from quire_cli.local.pod_plan import WorkerKind, check_program
 from quire_cli.local.ports import free_ports, is_free
 from quire_cli.local.served import ServedFiles, served_config, served_warnings
 from quire_cli.local.sizes import scaling_warnings
@@ -82,10 +82,13 @@ def check(options: UpOptions, host: Host, cores: int) -> Checked:
         WorkerKind(service=item.service.metadata.name, deployment=_deployment(manifests), model=model)
         for (item, manifests), model in zip(rendered.workers, models, strict=True)
     ]
+    deployments = [*(kind.deployment for kind in kinds), _deployment(rendered.router)]
+    for deployment in deployments:  # a service at zero starts one only when somebody waits for it
+        check_program(deployment, host)
     return Checked(
         services=services,
         kinds=kinds,
-        router=_deployment(rendered.router),
+        router=deployments[-1],
         served=served,
         files=files,
         port=_endpoint_port(options),

@@ -204,6 +204,11 @@ def _start_timeout_s(container: Manifest) -> float:
     return float(probe["periodSeconds"] * probe["failureThreshold"])
 
 
+def check_program(deployment: Manifest, host: Host) -> None:
+    """CommandError if what its pods run is not installed here."""
+    _program(deployment["spec"]["template"]["spec"]["containers"][0]["command"][0], host)
+
+
 def _program(command: str, host: Host) -> Path:
     """An image's command is the console script of the same name in this installation."""
     script = host.script(command)

@@ -49,6 +49,11 @@ def say(console: Console, line: str) -> None:
         print(line, file=console.file, flush=True)  # rich would end the process on a broken pipe
 
 
+def plural(num_workers: int) -> str:
+    """Such as "1 worker"."""
+    return f"{num_workers} worker{'s' if num_workers != 1 else ''}"
+
+
 class PlainProgress:
     """One line per change, with the seconds since the start."""
 
@@ -58,7 +63,7 @@ class PlainProgress:
 
     def begin(self, num_workers: int) -> None:
         """Says how many."""
-        workers = f"{num_workers} worker{'s' if num_workers != 1 else ''} and " if num_workers else ""
+        workers = f"{plural(num_workers)} and " if num_workers else ""
         self.note(f"starting {workers}the router")
 
     def pod_changed(self, pod: Pod, state: PodState, detail: str) -> None:

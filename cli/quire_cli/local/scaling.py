@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire_cli.local.progress import plural
 from quire_cli.local.supervisor import Supervisor
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.autoscale.aggregate import ScaleState, reading_of
@@ -82,7 +83,7 @@ class LocalTarget:
     async def scale(self, view: View) -> None:
         """Start or drain workers; the least loaded go first."""
         verdict = view.verdict
-        line = f"{view.replicas} -> {verdict.replicas} workers ({verdict.reason}: {verdict.message})"
+        line = f"{view.replicas} -> {plural(verdict.replicas)} ({verdict.reason}: {verdict.message})"
         self._note(f"{self.service.metadata.name}: {line}")
         self.history.appendleft(
             {
@@ -175,7 +176,7 @@ class LocalScaling:
         waiting = self._supervisor.sets[key].num_pending
         rest = f"; {waiting} of them wait for Nvidia devices" if waiting else ""
         name = service.metadata.name
-        self._note(f"{name}: {before} -> {service.spec.replicas} workers (the file says so){rest}")
+        self._note(f"{name}: {before} -> {plural(service.spec.replicas)} (the file says so){rest}")
 
     def _show(self, service: str, view: View) -> None:
         self._views[service] = view
@@ -197,7 +198,7 @@ def service_id(service: InferenceService) -> str:
 def _bounds(service: InferenceService) -> str:
     scaling = service.spec.scaling
     assert scaling is not None, "it has bounds"
-    return f"{scaling.min_replicas} to {scaling.max_replicas} workers, as demand is"
+    return f"{scaling.min_replicas} to {plural(scaling.max_replicas)}, as demand is"
 
 
 def _shown(target: LocalTarget, view: View | None) -> Mapping[str, Any]:

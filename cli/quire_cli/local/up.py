@@ -20,7 +20,7 @@ from quire_cli.local.cores import threads_per_engine, usable_cores
 from quire_cli.local.endpoints import EndpointFile
 from quire_cli.local.pod import PodFailedError
 from quire_cli.local.pod_plan import PodPlan, Surroundings, WorkerKind, plan_router, plan_worker, with_admin
-from quire_cli.local.progress import progress_for, say
+from quire_cli.local.progress import plural, progress_for, say
 from quire_cli.local.run_folder import SCALING_FILE, RunFolder, run_folder, write_admin
 from quire_cli.local.scaling import LocalRouter, LocalScaling
 from quire_cli.local.served import FileFollower
@@ -135,7 +135,7 @@ def _tell_ready(console: Console, place: _RouterPlace, checked: Checked, num_wor
         key = " -H 'authorization: Bearer KEY'"
         why = f'curl {place.admin_url}/debug/route -H "authorization: Bearer $(cat {folder.admin_token})"'
     lines = (
-        f"ready: {base}/v1 ({', '.join(known)}; {num_workers} worker{'s' if num_workers != 1 else ''})",
+        f"ready: {base}/v1 ({', '.join(known)}; {plural(num_workers)})",
         f"  try:  curl {base}/v1/chat/completions{key} -H 'content-type: application/json' -d '{json.dumps(body)}'",
         f"  why:  {why}",
         *_scaling_lines(checked, folder),
@@ -148,7 +148,7 @@ def _tell_ready(console: Console, place: _RouterPlace, checked: Checked, num_wor
 
 def _scaling_lines(checked: Checked, folder: RunFolder) -> list[str]:
     scaled = [
-        f"{service.metadata.name} {scaling.min_replicas} to {scaling.max_replicas} workers"
+        f"{service.metadata.name} {scaling.min_replicas} to {plural(scaling.max_replicas)}"
         for service in checked.services
         if (scaling := service.spec.scaling) is not None
     ]
