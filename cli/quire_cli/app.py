@@ -12,7 +12,8 @@ from rich.console import Console
 from quire_cli.cluster.commands import add_cluster_commands
 from quire_cli.errors import EXIT_FAILED, CommandError
 from quire_cli.host import Host
-from quire_cli.local.up import UpOptions, run_up
+from quire_cli.local.checks import UpOptions
+from quire_cli.local.up import run_up
 from quire_cli.manifest_files import load_resources
 from quire_cli.rendering import render, to_yaml, without_objects
 from quire_cli.tenant.commands import add_tenant_commands
@@ -51,7 +52,10 @@ def build_app(host: Host) -> typer.Typer:
             Path | None, typer.Option(help="Folder for the logs; without it, they are removed at the end.")
         ] = None,
         compute_threads: Annotated[
-            int | None, typer.Option(min=1, help="Compute threads per worker.", show_default="cores / workers")
+            int | None,
+            typer.Option(
+                min=1, help="Compute threads per worker.", show_default="cores / workers that may run at once"
+            ),
         ] = None,
         router_settings: Annotated[
             Path | None,
@@ -63,7 +67,8 @@ def build_app(host: Host) -> typer.Typer:
     ) -> None:
         """Serve the models of FILE... with local processes, as the operator would with pods. Ctrl-C stops.
 
-        Tenants, routes and settings are followed: what changes in the files holds within two seconds.
+        Tenants, routes and settings are followed: what changes in the files holds within two seconds. So do replicas, scaling, routing and
+        prices of a service. Services with scaling follow demand, from zero and back.
         """
         options = UpOptions(
             files=tuple(files),

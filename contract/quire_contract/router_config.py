@@ -57,6 +57,8 @@ class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Requests for it that may wait in the router; None: as the settings say."""
     queue_timeout_s: float | None = None
     """Longest wait there while its workers are full; None: as the settings say."""
+    hold_timeout_s: float | None = None
+    """Longest wait there for its first ready worker, while it wakes from zero; None: as the settings say."""
 
 
 class RouteTargetEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,6 +261,10 @@ def _endpoint_problem(endpoint: EndpointEntry, names: set[str]) -> str | None:
 def _service_problem(service: ServiceEntry) -> str | None:
     if service.id.count("/") != 1 or service.id.startswith("/") or service.id.endswith("/"):
         return f"id: {service.id!r} must be namespace/name"
+    for field in ("queue_timeout_s", "hold_timeout_s"):
+        timeout_s = getattr(service, field)
+        if timeout_s is not None and not 0 <= timeout_s < float("inf"):
+            return f"{field}: {timeout_s} must be a number of seconds, at least 0"
     return _weights_problem("weights", service.weights)
 
 

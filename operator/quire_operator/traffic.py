@@ -1,4 +1,5 @@
-"""From an InferenceService's `routing` and `price` to what routers are told of it. Pure; this module must not know shards or pods."""
+"""From an InferenceService's `routing`, `price` and `scaling` to what routers are told of it. Pure; this module must not know shards or
+pods."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pydantic import ValidationError
 
 from quire_contract.router_config import ModelEntry, RoutingPolicy, ServiceEntry
 from quire_contract.router_tenants import PriceEntry
+from quire_operator.api.inference_service import InferenceServiceSpec
+from quire_operator.api.operations import ScalingSpec
 from quire_operator.api.traffic import PriceSpec, RoutingSpec
 
 _POLICIES: Mapping[str, RoutingPolicy] = {
@@ -25,6 +28,8 @@ class Traffic:
 
     routing: RoutingSpec
     price: PriceSpec | None
+    hold_timeout_s: float | None = None
+    """How long a request waits for a first ready worker; None: as the routers' settings say."""
 
 
 PLAIN = Traffic(routing=RoutingSpec(), price=None)
@@ -43,7 +48,20 @@ def traffic_of(document: Mapping[str, Any], last: Traffic) -> Traffic:
         price = PriceSpec.model_validate(spec["price"]) if spec.get("price") else None
     except ValidationError:
         price = last.price
-    return Traffic(routing=routing, price=price)
+    try:
+        scaling = ScalingSpec.model_validate(spec["scaling"]) if spec.get("scaling") else None
+    except ValidationError:
+        return Traffic(routing=routing, price=price, hold_timeout_s=last.hold_timeout_s)
+    return Traffic(routing=routing, price=price, hold_timeout_s=_hold_timeout_s(scaling))
+
+
+def spec_traffic(spec: InferenceServiceSpec) -> Traffic:
+    """That of a valid spec."""
+    return Traffic(routing=spec.routing, price=spec.price, hold_timeout_s=_hold_timeout_s(spec.scaling))
+
+
+def _hold_timeout_s(scaling: ScalingSpec | None) -> float | None:
+    return None if scaling is None else float(scaling.hold_timeout_seconds)
 
 
 def model_entries(service: str, served: Iterable[str], traffic: Traffic) -> tuple[ModelEntry, ...]:
@@ -65,4 +83,5 @@ def split_entry(service: str, weights: Mapping[str, int], traffic: Traffic) -> S
         policy=_POLICIES[traffic.routing.policy],
         max_queued_requests=traffic.routing.max_queued_requests,
         queue_timeout_s=None if timeout is None else float(timeout),
+        hold_timeout_s=traffic.hold_timeout_s,
     )

@@ -10,6 +10,7 @@ from enum import Enum
 
 from quire_contract import names
 from quire_contract.openai.errors import ApiError
+from quire_contract.router_config import ServiceEntry
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.call import Call
 from quire_router.fair_queue import FairQueue, Ticket
@@ -112,6 +113,7 @@ class Line:
         "drain",
         "granted",
         "hint",
+        "hold_timeout_s",
         "key",
         "looks_everywhere",
         "max_queued_requests",
@@ -148,6 +150,16 @@ class Line:
         """Whether to look for room at all of them next time."""
         self.max_queued_requests = 0
         self.queue_timeout_s = 0.0
+        self.hold_timeout_s = 0.0
+        """Longest wait for a first ready worker."""
+
+    def limit(self, rules: AdmissionSettings, own: ServiceEntry | None) -> None:
+        """What the service says of itself holds, else what the settings say."""
+        own = own or ServiceEntry(id=self.service)
+        limit, queue_s, hold_s = own.max_queued_requests, own.queue_timeout_s, own.hold_timeout_s
+        self.max_queued_requests = rules.max_queued_requests if limit is None else limit
+        self.queue_timeout_s = rules.queue_timeout_s if queue_s is None else queue_s
+        self.hold_timeout_s = rules.no_endpoint_timeout_s if hold_s is None else hold_s
 
     def enter(self, waiter: Waiter, targets: tuple[str, ...]) -> None:
         """`waiter` waits here for `targets`."""
@@ -182,17 +194,18 @@ class Limit(Enum):
     DEADLINE = "deadline"
 
 
-def time_limit(waiter: Waiter, rules: AdmissionSettings) -> tuple[float, Limit]:
+def time_limit(waiter: Waiter) -> tuple[float, Limit]:
     """When `waiter` must stop waiting, as things are, and what for."""
     states = [line.readiness[target] for line, targets in waiter.places.items() for target in targets]
     ready_s = [since_s for is_ready, since_s in states if is_ready]
     queue_timeout_s = max((line.queue_timeout_s for line in waiter.places), default=0.0)
+    hold_timeout_s = max((line.hold_timeout_s for line in waiter.places), default=0.0)
     if ready_s:
         limit_s, kind = max(waiter.joined_s, min(ready_s)) + queue_timeout_s, Limit.CAPACITY
     else:
         gone_s = max((since_s for _, since_s in states), default=waiter.joined_s)
-        limit_s, kind = max(waiter.joined_s, gone_s) + rules.no_endpoint_timeout_s, Limit.NO_ENDPOINT
-    limit_s = min(limit_s, waiter.joined_s + queue_timeout_s + rules.no_endpoint_timeout_s)  # workers that come and go
+        limit_s, kind = max(waiter.joined_s, gone_s) + hold_timeout_s, Limit.NO_ENDPOINT
+    limit_s = min(limit_s, waiter.joined_s + queue_timeout_s + hold_timeout_s)  # workers that come and go
     own_s = waiter.joined_s + waiter.queue_timeout_s
     limit_s = min(limit_s, own_s)
     deadline_s = waiter.call.deadline_s

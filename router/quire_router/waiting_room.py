@@ -86,8 +86,8 @@ class WaitingRoom:
         return None
 
     def may_hold(self, call: Call) -> bool:
-        """Whether `call` may wait at all: requests for models without a worker only if the settings give time for one to come."""
-        return self._rules.no_endpoint_timeout_s > 0 or any(self._reach.is_usable(target) for target in call.targets)
+        """Whether `call` may wait at all: requests for models without a worker only if there is time for one to come."""
+        return any(self._line(target).hold_timeout_s > 0 or self._reach.is_usable(target) for target in call.targets)
 
     # Waiting
 
@@ -112,7 +112,7 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
         while waiter.state is State.WAITING:
             now_s = self._clock()
-            limit_s, kind = time_limit(waiter, self._rules)
+            limit_s, kind = time_limit(waiter)
             if kind is Limit.NO_ENDPOINT and self._ends:
                 self._refuse(waiter, refusals.router_ends(waiter.call.model), names.REASON_DRAINING)
                 break
@@ -174,10 +174,7 @@ class WaitingRoom:
             key = f"service {service}" if service else f"model {model}"
             line = self._lines.get(key) or self._lines.setdefault(key, Line(key, service))
             self._line_of[model] = line
-            entry = services.get(service)
-            limit, timeout_s = (None, None) if entry is None else (entry.max_queued_requests, entry.queue_timeout_s)
-            line.max_queued_requests = self._rules.max_queued_requests if limit is None else limit
-            line.queue_timeout_s = self._rules.queue_timeout_s if timeout_s is None else timeout_s
+            line.limit(self._rules, services.get(service))
         used = {*self._line_of.values(), *self._waiting}
         self._lines = {key: line for key, line in self._lines.items() if line in used}
         self._metrics.declare(self._pool.models)
@@ -216,8 +213,7 @@ class WaitingRoom:
         if line is None:  # a route's target that nobody declared
             key = f"model {model}"
             line = self._line_of[model] = self._lines.get(key) or self._lines.setdefault(key, Line(key, ""))
-            line.max_queued_requests = self._rules.max_queued_requests
-            line.queue_timeout_s = self._rules.queue_timeout_s
+            line.limit(self._rules, None)
         return line
 
     def _make_room(self, waiter: Waiter, places: dict[Line, list[str]], now_s: float) -> None:
@@ -329,12 +325,11 @@ class WaitingRoom:
                 waiter.wake()
 
     def _shortest_timeout_s(self, line: Line) -> float:
-        return min(line.queue_timeout_s, self._rules.no_endpoint_timeout_s)
+        return min(line.queue_timeout_s, line.hold_timeout_s)
 
     def _recheck_s(self) -> float:
         """A limit that begins while somebody sleeps ends no sooner than this, or wakes it: see `_note_readiness`."""
-        timeouts_s = [line.queue_timeout_s for line in self._waiting] + [self._rules.no_endpoint_timeout_s]
-        return max(MIN_RECHECK_S, min(timeouts_s))
+        return max(MIN_RECHECK_S, min(map(self._shortest_timeout_s, self._waiting)))
 
     def _look_soon(self, line: Line) -> None:
         if not self._due:

@@ -14,9 +14,10 @@ from quire_cli.local.devices import visible_devices
 from quire_cli.local.expansion import expand
 from quire_cli.local.models import resolve_model
 from quire_cli.local.pod import RestartPolicy
-from quire_cli.local.pod_plan import Surroundings, plan_workers
+from quire_cli.local.pod_plan import Surroundings, WorkerKind, plan_worker
 from quire_cli.local.ports import free_ports, is_free
 from quire_cli.local.run_folder import remove_abandoned
+from quire_cli.local.supplies import Share, Supplies
 from quire_operator.api.validation import InvalidResourceError, parse_service
 from quire_operator.desired_state import desired_state
 from quire_operator.platform import Platform
@@ -107,6 +108,24 @@ def test_free_ports_differ() -> None:
     assert len(set(taken)) == 50
 
 
+def test_what_a_pod_had_is_the_next_ones_when_it_has_ended(tmp_path: Path) -> None:
+    supplies = Supplies(folder=tmp_path, devices=["4", "7"])
+    first, second = (supplies.take(num_ports=4, num_devices=1) for _ in range(2))
+    assert first is not None and second is not None
+    (first.folder / "cache").mkdir(parents=True)
+
+    refused = supplies.take(num_ports=4, num_devices=1)
+    supplies.give_back(first)
+    third = supplies.take(num_ports=4, num_devices=1)
+
+    assert refused is None and third is not None
+    assert not {*first.ports} & {*second.ports} and len({*third.ports} - {*second.ports}) == 4
+    assert [(share.folder.name, share.devices) for share in (first, second, third)] == [
+        ("0", ("4",)), ("1", ("7",)), ("0", ("4",)),
+    ]  # fmt: skip
+    assert not first.folder.exists()
+
+
 def service(model: str) -> dict[str, object]:
     """A document with the given model."""
     uri, _, revision = model.partition("#")
@@ -177,12 +196,10 @@ def test_a_worker_is_planned_with_its_own_start_timeout_and_without_the_model_fe
     script = tmp_path / "quire-worker"
     script.touch()
     host = Host(environ={}, python=tmp_path / "python")
-    surroundings = Surroundings(
-        host=host, folders={"trust": tmp_path}, pod_folders=iter([tmp_path / "0"]), compute_threads=1,
-        free_ports=iter([1, 2, 3, 4]), devices=iter(()),
-    )  # fmt: skip
+    surroundings = Surroundings(host=host, folders={"trust": tmp_path}, compute_threads=1)
+    kind = WorkerKind(service="tiny", deployment=deployment, model=tmp_path / "model")
 
-    (plan,) = plan_workers(deployment, "tiny", tmp_path / "model", surroundings)
+    plan = plan_worker(kind, 0, Share(ports=(1, 2, 3, 4), folder=tmp_path / "0"), surroundings)
 
     assert "initContainers" in deployment["spec"]["template"]["spec"]
     assert plan.argv[0] == str(script)

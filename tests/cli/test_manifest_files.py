@@ -166,8 +166,8 @@ def test_text_of_several_lines_is_printed_as_a_block(repository: Path) -> None:
     ("spec", "expected"),
     [
         (
-            "model: {uri: file:x}, scaling: {maxReplicas: 2}",
-            "m.yaml:4: spec.scaling: not supported by this version: it needs the autoscaler",
+            "model: {uri: file:x}, disaggregation: {}",
+            "m.yaml:4: spec.disaggregation: not supported by this version: it needs the hand-off of KV blocks",
         ),
     ],
 )

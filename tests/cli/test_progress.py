@@ -44,14 +44,15 @@ async def test_a_terminal_shows_a_table_until_all_are_ready_then_lines(pod: Pod)
     output = io.StringIO()
     progress = progress_for(Console(file=output, force_terminal=True, width=100))
 
-    progress.begin([pod])
+    progress.begin(1)
     progress.pod_changed(pod, PodState.STARTING, "pid 7")
+    progress.note("demo: 0 -> 1 workers [Activated]")
     progress.all_ready()
     progress.pod_changed(pod, PodState.RESTARTING, "exit code 1")
     progress.close()
 
     assert isinstance(progress, LiveProgress)
-    assert all(part in output.getvalue() for part in ("RESTARTS", "demo-0", "pid 7"))
+    assert all(part in output.getvalue() for part in ("RESTARTS", "demo-0", "pid 7", "1 workers [Activated]"))
     assert output.getvalue().endswith("demo-0: restarting (exit code 1)\n")
 
 
@@ -59,12 +60,13 @@ async def test_elsewhere_each_change_is_a_line(pod: Pod) -> None:
     output = io.StringIO()
     progress = progress_for(Console(file=output))
 
-    progress.begin([pod])
+    progress.begin(1)
     progress.pod_changed(pod, PodState.READY, "after 2.0 s")
+    progress.begin(0)
 
     assert isinstance(progress, PlainProgress)
     lines = [line.partition("] ")[2] for line in output.getvalue().splitlines()]
-    assert lines == ["starting 1 worker and the router", "demo-0: ready (after 2.0 s)"]
+    assert lines == ["starting 1 worker and the router", "demo-0: ready (after 2.0 s)", "starting the router"]
 
 
 class Gone(io.StringIO):

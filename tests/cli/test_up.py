@@ -297,8 +297,8 @@ def test_how_a_services_requests_are_treated_and_what_they_cost_is_followed_with
     file.write_text(text + '  routing: {policy: RoundRobin}\n  price: {input: "0.15"}\n')
     command.wait_for("are served as the files say now")
     followed = get(address)["config"]
-    file.write_text(text.replace("replicas: 1", "replicas: 2"))
-    command.wait_for("all but its routing and price holds after quire up is started anew")
+    file.write_text(text.replace("uri: file:models/demo", "uri: file:models/demo\n    name: other"))
+    command.wait_for("all but its routing, price, replicas and scaling holds after quire up is started anew")
 
     assert [service["policy"] for service in followed["services"]] == ["round_robin"]
     assert [model["price"] for model in followed["models"]] == [{"input": "0.15"}]

@@ -61,6 +61,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"services": [SPLIT, SPLIT]}, "services: id: 'default/demo' is used twice"),
         ({"services": [ServiceEntry(id="demo")]}, r"services\[0\].id: 'demo' must be namespace/name"),
         ({"services": [ServiceEntry(id="a/b", weights={"r1": -1})]}, r"services\[0\].weights: 'r1' has weight -1"),
+        (
+            {"services": [ServiceEntry(id="a/b", hold_timeout_s=-1)]},
+            r"services\[0\].hold_timeout_s: -1.0 must be a number",
+        ),
         ({"services": [ServiceEntry(id="a/b", weights={"r1": 0})]}, r"services\[0\].weights: all weights are 0"),
         ({"routes": [ROUTE, ROUTE]}, "routes: model: 'chat' is used twice"),
         (

@@ -36,6 +36,16 @@ def test_what_cannot_be_read_leaves_what_was_said_before(document: Make) -> None
     assert traffic_of({"spec": {}}, before) == PLAIN
 
 
+def test_how_long_a_request_waits_for_a_sleeping_service_reaches_routers(document: Make) -> None:
+    said = traffic_of(document("{scaling: {minReplicas: 0, maxReplicas: 2, holdTimeoutSeconds: 90}}"), PLAIN)
+    kept = traffic_of({"spec": {"scaling": {"maxReplicas": "many"}}}, said)
+    usual = traffic_of(document("{scaling: {maxReplicas: 2}}"), PLAIN)
+
+    timeouts = [service_entry("team", "llama", ["llama"], {}, one).service for one in (said, kept, usual, PLAIN)]
+
+    assert [entry and entry.hold_timeout_s for entry in timeouts] == [90.0, 90.0, 300.0, None]
+
+
 def test_neither_makes_a_revision(document: Make) -> None:
     services = [parse_service(document(spec)) for spec in ("{}", SPEC)]
 

@@ -521,6 +521,27 @@ async def test_a_model_that_leaves_the_configuration_lets_those_go_that_wait_for
     assert counts == {404: 3}
 
 
+async def test_each_service_has_its_own_time_to_wake(start_router, until):
+    config = config_of(no_endpoint_timeout_s=0, comment_s=0.05)
+    models = [ModelEntry(name=name, service=f"ns/{name}") for name in ("short", "long", "never")]
+    services = [ServiceEntry(id="ns/short", hold_timeout_s=0.2), ServiceEntry(id="ns/long", hold_timeout_s=600)]
+    router = await start_router(msgspec.structs.replace(config, models=models, services=services))
+    waits = asking(router, 2, {**STREAM, "model": "long"})
+
+    never, _, reason = await ask(router, {**STREAM, "model": "never"})
+    short, _, headers = await ask(router, {**BODY, "model": "short"})
+    told, text, _ = await ask(router, {**STREAM, "model": "short"})
+    await until_waiting(router, until, 2)
+    quick = [ServiceEntry(id="ns/long", hold_timeout_s=0.1)]
+    write_config(router.config_path, msgspec.structs.replace(config, models=models, services=quick))
+
+    assert (never, reason["x-quire-reason"]) == (503, "not_ready")
+    assert (short, headers["x-quire-reason"], headers["Retry-After"]) == (503, "no_endpoint", "10")
+    assert (told, text.count(b": waiting") >= 2, b'"code":"no_endpoint"' in text) == (200, True, True)
+    assert await statuses(waits) == {200: 2}, "who was told already that the stream lives hears of its end as an event"
+    assert num_waiting(router) == 0
+
+
 async def test_new_limits_hold_for_those_who_wait_already(start_router, until):
     router = await start_router(config_of(no_endpoint_timeout_s=600))
     tasks = asking(router, 3)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quire_cli.local.sizes import first_replicas
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.validation import InvalidResourceError, Problem
 
@@ -26,7 +27,7 @@ def visible_devices(environ: Mapping[str, str], dev: Path = _DEV) -> list[str]:
 def check_devices(services: Sequence[InferenceService], num_devices: int) -> None:
     """Raises InvalidResourceError if the machine has too few devices for all workers together."""
     needed = sum(
-        service.spec.replicas * service.spec.accelerator.count for service in services if service.spec.accelerator
+        first_replicas(service) * service.spec.accelerator.count for service in services if service.spec.accelerator
     )
     if needed > num_devices:
         has = f"has {num_devices}" if num_devices else "has none"

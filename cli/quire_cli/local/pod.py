@@ -32,6 +32,8 @@ class RestartPolicy:
     """A pod that was ready for so long begins with the first delay again."""
     max_starts_unready: int = 5
     """A pod that ends so often without ever having been ready never will be."""
+    gives_up: bool = True
+    """Whether such a pod ends the run. Without, it is started again as rarely as may be: others may serve well beside it."""
 
     def delay_s(self, num_failures: int) -> float:
         """Wait before the restart after `num_failures` ends in a row, at least 1."""
@@ -109,15 +111,22 @@ class Pod:
                 break
             failures = 1 if self._served_long() else failures + 1
             self._give_up_if_hopeless(code, failures)
-            delay_s = self._policy.delay_s(failures)
+            is_hopeless = self._is_hopeless(code, failures)
+            delay_s = self._policy.max_delay_s if is_hopeless else self._policy.delay_s(failures)
+            last = log_tail(self.log, self._log_start, num_lines=1) if is_hopeless else []
             self.num_restarts += 1
-            self._report(PodState.RESTARTING, f"{describe_exit(code)}; starts again in {delay_s:g} s")
+            ended = ": ".join([describe_exit(code), *last])
+            self._report(PodState.RESTARTING, f"{ended}; starts again in {delay_s:g} s")
             await self._pause(delay_s)
         self._report(PodState.STOPPED, "")
 
+    def leave(self) -> None:
+        """From now on it is told to end; `stop` does it."""
+        self._stopping.set()
+
     async def stop(self) -> None:
         """Asks for the end, waits for the grace period, then forces it. `run` returns soon after."""
-        self._stopping.set()
+        self.leave()
         child = self._child
         if child is not None:
             self._report(PodState.STOPPING, "")
@@ -205,10 +214,17 @@ class Pod:
     def _served_long(self) -> bool:
         return self._ready_since is not None and time.monotonic() - self._ready_since >= self._policy.reset_after_s
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopping.is_set()
+
+    def _is_hopeless(self, code: int, failures: int) -> bool:
+        is_wrong = code == EXIT_CONFIGURATION or failures >= self._policy.max_starts_unready
+        return is_wrong and not self._was_ready
+
     def _give_up_if_hopeless(self, code: int, failures: int) -> None:
-        if self._was_ready:
-            return
-        if code == EXIT_CONFIGURATION or failures >= self._policy.max_starts_unready:
+        if self._policy.gives_up and self._is_hopeless(code, failures):
             reason = describe_exit(code) if failures == 1 else f"{describe_exit(code)}, {failures} times in a row"
             raise PodFailedError(self.plan.name, reason, self.log, log_tail(self.log, self._log_start))
 

@@ -1,14 +1,13 @@
-"""What to start for a Deployment: each replica as a command line, an environment and probes. Pure but for free ports.
+"""What to start for a Deployment: a replica as a command line, an environment and probes. Makes the pod's folders and nothing else.
 
 Does what scheduler and kubelet do on a cluster: names pods, gives addresses and folders, expands $(VAR).
 This module must not start anything.
 """
 
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ from quire_cli.errors import EXIT_FAILED, CommandError
 from quire_cli.host import Host
 from quire_cli.local import devices
 from quire_cli.local.expansion import expand
+from quire_cli.local.supplies import LOOPBACK, Share
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry
 from quire_operator.api.types import quantity_value
 from quire_operator.manifests import parts, router, worker
 from quire_operator.manifests.parts import Manifest
 
-LOOPBACK = "127.0.0.1"
+WORKER_PORTS = 4
+"""Requests, events, replay, health."""
 _PASSED_ON = frozenset(
     {
         "PATH",
@@ -82,48 +83,60 @@ class Surroundings:
     host: Host
     folders: Mapping[str, Path]
     """Folder per volume name, for volumes that all pods share; others are below the pod's own."""
-    pod_folders: Iterator[Path]
-    """Folders for what belongs to one pod. Short paths: sockets lie in them, and a socket's path has at most 107 bytes."""
     compute_threads: int
     """Compute threads of one worker."""
-    free_ports: Iterator[int]
-    """Ports to give away, each once."""
-    devices: Iterator[str]
-    """Nvidia devices to give away, each once; enough for all workers."""
 
 
-def plan_workers(deployment: Manifest, service: str, model: Path, surroundings: Surroundings) -> list[PodPlan]:
-    """The replicas of a worker's Deployment, on loopback."""
-    plans = []
-    for index in range(deployment["spec"]["replicas"]):
-        ports = [next(surroundings.free_ports) for _ in range(4)]
-        addresses = [f"tcp://{LOOPBACK}:{port}" for port in ports[1:3]]
-        overrides = {
-            parts.ENV_MODEL_DIR: str(model),
-            names.ENV_HOST: LOOPBACK,
-            names.ENV_PORT: str(ports[0]),
-            names.ENV_HEALTH_PORT: str(ports[3]),
-            names.ENV_EVENTS_ENDPOINT: addresses[0],
-            names.ENV_REPLAY_ENDPOINT: addresses[1],
-        }
-        served = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_SERVED_NAMES])
-        name = f"{deployment['metadata']['name']}-{index}"
-        url = f"http://{LOOPBACK}:{ports[0]}"
-        urls = {names.PORT_NAME_HTTP: url, names.PORT_NAME_HEALTH: f"http://{LOOPBACK}:{ports[3]}"}
-        endpoint = EndpointEntry(
-            id=name,
-            url=url,
-            models=served,
-            events=addresses[0],
-            replay=addresses[1],
-            service=f"{deployment['metadata'].get('namespace') or 'default'}/{service}",
-            revision=deployment["metadata"]["labels"].get(names.LABEL_REVISION, ""),
-        )
-        plans.append(_plan(deployment, name, service, overrides, urls, endpoint, surroundings))
-    return plans
+@dataclass(frozen=True, kw_only=True)
+class WorkerKind:
+    """What every worker of a service is made of."""
+
+    service: str
+    """The InferenceService's name."""
+    deployment: Manifest
+    model: Path
+    """The model's folder."""
+
+    @property
+    def id(self) -> str:
+        """The service as routers know it, "namespace/name"."""
+        return f"{self.deployment['metadata'].get('namespace') or 'default'}/{self.service}"
+
+    @property
+    def num_devices(self) -> int:
+        """Nvidia devices of each."""
+        return _num_devices(self.deployment["spec"]["template"]["spec"]["containers"][0])
 
 
-def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surroundings) -> PodPlan:
+def plan_worker(kind: WorkerKind, index: int, share: Share, surroundings: Surroundings) -> PodPlan:
+    """Replica `index`, on loopback; `share` has WORKER_PORTS ports."""
+    deployment, ports = kind.deployment, share.ports
+    addresses = [f"tcp://{LOOPBACK}:{port}" for port in ports[1:3]]
+    overrides = {
+        parts.ENV_MODEL_DIR: str(kind.model),
+        names.ENV_HOST: LOOPBACK,
+        names.ENV_PORT: str(ports[0]),
+        names.ENV_HEALTH_PORT: str(ports[3]),
+        names.ENV_EVENTS_ENDPOINT: addresses[0],
+        names.ENV_REPLAY_ENDPOINT: addresses[1],
+    }
+    name = f"{deployment['metadata']['name']}-{index}"
+    url = f"http://{LOOPBACK}:{ports[0]}"
+    urls = {names.PORT_NAME_HTTP: url, names.PORT_NAME_HEALTH: f"http://{LOOPBACK}:{ports[3]}"}
+    endpoint = EndpointEntry(
+        id=name,
+        url=url,
+        models=json.loads(deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_SERVED_NAMES]),
+        events=addresses[0],
+        replay=addresses[1],
+        service=kind.id,
+        revision=deployment["metadata"]["labels"].get(names.LABEL_REVISION, ""),
+    )
+    plan = _plan(deployment, name, overrides, urls, share, surroundings)
+    return replace(plan, service=kind.service, endpoint=endpoint)
+
+
+def plan_router(deployment: Manifest, host: str, port: int, share: Share, surroundings: Surroundings) -> PodPlan:
     """The router, on the address that the user chose."""
     config = surroundings.folders[router.VOLUME_CONFIG] / router.CONFIG_FILE
     overrides = {
@@ -134,9 +147,8 @@ def plan_router(deployment: Manifest, host: str, port: int, surroundings: Surrou
     }
     asked = LOOPBACK if host in {"0.0.0.0", "::", ""} else host  # noqa: S104  (where to ask, not where to listen)
     url = f"http://{f'[{asked}]' if ':' in asked else asked}:{port}"
-    plan = _plan(
-        deployment, deployment["metadata"]["name"], "", overrides, {names.PORT_NAME_HTTP: url}, None, surroundings
-    )
+    name = deployment["metadata"]["name"]
+    plan = _plan(deployment, name, overrides, {names.PORT_NAME_HTTP: url}, share, surroundings)
     key = surroundings.host.environ.get(names.ENV_API_KEY)
     return plan if key is None else _with_variable(plan, names.ENV_API_KEY, key)
 
@@ -145,39 +157,42 @@ def with_admin(plan: PodPlan, url: str, token_file: Path) -> PodPlan:
     """The router with its admin port at `url`, "http://host:port". Its token is in a file: arguments are seen by others."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     flags = ("--admin-host", host, "--admin-port", port, "--admin-token-file", str(token_file))
-    return PodPlan(**{**vars(plan), "argv": (*plan.argv, *flags)})
+    return replace(plan, argv=(*plan.argv, *flags))
 
 
 def _with_variable(plan: PodPlan, name: str, value: str) -> PodPlan:
-    fields = {**vars(plan), "environ": {**plan.environ, name: value}}
-    return PodPlan(**fields)
+    return replace(plan, environ={**plan.environ, name: value})
 
 
 def _plan(
     deployment: Manifest,
     name: str,
-    service: str,
     overrides: Mapping[str, str],
     urls: Mapping[str, str],
-    endpoint: EndpointEntry | None,
+    share: Share,
     surroundings: Surroundings,
 ) -> PodPlan:
+    """With neither service nor endpoint."""
     spec = deployment["spec"]["template"]["spec"]
     container = spec["containers"][0]
-    environ = _environ(container, spec["volumes"], name, overrides, surroundings) | _devices(container, surroundings)
+    environ = _environ(
+        container, _mounts(container, spec["volumes"], share, surroundings), name, overrides, surroundings
+    )
+    if share.devices:
+        environ[devices.VARIABLE] = ",".join(share.devices)
     command = [expand(part, environ) for part in container["command"]]
     args = [expand(part, environ) for part in container.get("args", [])]
     return PodPlan(
         name=name,
         role=deployment["metadata"]["labels"][names.LABEL_ROLE],
-        service=service,
+        service="",
         argv=(str(_program(command[0], surroundings.host)), *command[1:], *args),
         environ={**_host_environ(surroundings.host), **environ},
         readiness=_probe(container["readinessProbe"], urls),
         liveness=_probe(container["livenessProbe"], urls),
         start_timeout_s=_start_timeout_s(container),
         grace_s=spec["terminationGracePeriodSeconds"],
-        endpoint=endpoint,
+        endpoint=None,
     )
 
 
@@ -187,6 +202,11 @@ def _start_timeout_s(container: Manifest) -> float:
     if worker.LOAD_TIMEOUT_FLAG in args:
         return float(args[args.index(worker.LOAD_TIMEOUT_FLAG) + 1])
     return float(probe["periodSeconds"] * probe["failureThreshold"])
+
+
+def check_program(deployment: Manifest, host: Host) -> None:
+    """CommandError if what its pods run is not installed here."""
+    _program(deployment["spec"]["template"]["spec"]["containers"][0]["command"][0], host)
 
 
 def _program(command: str, host: Host) -> Path:
@@ -219,10 +239,13 @@ def _host_environ(host: Host) -> dict[str, str]:
 
 
 def _environ(
-    container: Manifest, volumes: list[Manifest], pod: str, overrides: Mapping[str, str], surroundings: Surroundings
+    container: Manifest,
+    mounts: list[tuple[str, Path]],
+    pod: str,
+    overrides: Mapping[str, str],
+    surroundings: Surroundings,
 ) -> dict[str, str]:
     """The container's variables in order, so that a later one may refer to an earlier one."""
-    mounts = _mounts(container, volumes, surroundings)
     fields = {"metadata.name": pod, "status.podIP": LOOPBACK}
     environ: dict[str, str] = {}
     for variable in container["env"]:
@@ -245,16 +268,16 @@ def _from_source(source: Manifest, fields: Mapping[str, str], container: Manifes
     return str(threads if limit is None else min(threads, math.ceil(quantity_value(str(limit)))))
 
 
-def _devices(container: Manifest, surroundings: Surroundings) -> dict[str, str]:
-    """The container's own devices, as a variable."""
-    count = int(container["resources"].get("limits", {}).get(devices.RESOURCE, 0))
-    return {devices.VARIABLE: ",".join(itertools.islice(surroundings.devices, count))} if count else {}
+def _num_devices(container: Manifest) -> int:
+    return int(container["resources"].get("limits", {}).get(devices.RESOURCE, 0))
 
 
-def _mounts(container: Manifest, volumes: list[Manifest], surroundings: Surroundings) -> list[tuple[str, Path]]:
+def _mounts(
+    container: Manifest, volumes: list[Manifest], share: Share, surroundings: Surroundings
+) -> list[tuple[str, Path]]:
     """(path inside the container, folder on this machine); an emptyDir that nobody shares is made in the pod's own folder."""
     empty = {volume["name"] for volume in volumes if "emptyDir" in volume} - surroundings.folders.keys()
-    own = next(surroundings.pod_folders)
+    own = share.folder
     mounts = []
     for mount in container["volumeMounts"]:
         name = mount["name"]

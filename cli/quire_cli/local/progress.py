@@ -5,7 +5,6 @@ This module must not decide anything.
 
 import contextlib
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -28,11 +27,14 @@ _STYLES = {
 class Progress(Protocol):
     """Shows pods."""
 
-    def begin(self, pods: Sequence[Pod]) -> None:
-        """These will be started."""
+    def begin(self, num_workers: int) -> None:
+        """The router and so many workers will be started."""
 
     def pod_changed(self, pod: Pod, state: PodState, detail: str) -> None:
         """One changed."""
+
+    def note(self, text: str) -> None:
+        """Something that concerns no single pod."""
 
     def all_ready(self) -> None:
         """The first start is over; from now on only changes are told."""
@@ -47,6 +49,11 @@ def say(console: Console, line: str) -> None:
         print(line, file=console.file, flush=True)  # rich would end the process on a broken pipe
 
 
+def plural(num_workers: int) -> str:
+    """Such as "1 worker"."""
+    return f"{num_workers} worker{'s' if num_workers != 1 else ''}"
+
+
 class PlainProgress:
     """One line per change, with the seconds since the start."""
 
@@ -54,14 +61,14 @@ class PlainProgress:
         self._console = console
         self._start = time.monotonic()
 
-    def begin(self, pods: Sequence[Pod]) -> None:
+    def begin(self, num_workers: int) -> None:
         """Says how many."""
-        workers = sum(pod.plan.role == "worker" for pod in pods)
-        self._say(f"starting {workers} worker{'s' if workers != 1 else ''} and the router")
+        workers = f"{plural(num_workers)} and " if num_workers else ""
+        self.note(f"starting {workers}the router")
 
     def pod_changed(self, pod: Pod, state: PodState, detail: str) -> None:
         """One line."""
-        self._say(f"{pod.plan.name}: {state}{f' ({detail})' if detail else ''}")
+        self.note(f"{pod.plan.name}: {state}{f' ({detail})' if detail else ''}")
 
     def all_ready(self) -> None:
         """Nothing to do."""
@@ -69,7 +76,8 @@ class PlainProgress:
     def close(self) -> None:
         """Nothing to do."""
 
-    def _say(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """One line."""
         elapsed_s = time.monotonic() - self._start
         say(self._console, f"[{elapsed_s:6.1f} s] {text}")
 
@@ -80,21 +88,28 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._plain = PlainProgress(console)
-        self._pods: Sequence[Pod] = ()
+        self._pods: dict[str, Pod] = {}
         self._details: dict[str, str] = {}
         self._live: Live | None = None
 
-    def begin(self, pods: Sequence[Pod]) -> None:
+    def begin(self, num_workers: int) -> None:
         """Opens the table."""
-        self._pods = pods
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4)
         self._live.start()
 
     def pod_changed(self, pod: Pod, state: PodState, detail: str) -> None:
         """The table follows by itself."""
-        self._details[pod.plan.name] = detail
+        self._pods[pod.plan.name], self._details[pod.plan.name] = pod, detail
         if self._live is None:
             self._plain.pod_changed(pod, state, detail)
+
+    def note(self, text: str) -> None:
+        """Above the table while there is one."""
+        if self._live is None:
+            self._plain.note(text)
+        else:
+            with contextlib.suppress(OSError):
+                self._live.console.print(text, markup=False, highlight=False)
 
     def all_ready(self) -> None:
         """The table stays as it is, above."""
@@ -105,13 +120,13 @@ class LiveProgress:
         if self._live is not None:
             with contextlib.suppress(OSError):
                 self._live.stop()
-            self._live = None
+            self._live, self._pods = None, {}
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in ("POD", "STATE", "RESTARTS", ""):
             table.add_column(title, overflow="fold")
-        for pod in self._pods:
+        for pod in self._pods.values():
             style = _STYLES[pod.state]
             detail = escape(self._details.get(pod.plan.name, ""))
             table.add_row(pod.plan.name, f"[{style}]{pod.state}[/]", str(pod.num_restarts), detail)

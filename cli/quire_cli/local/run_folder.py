@@ -16,6 +16,8 @@ from pathlib import Path
 _PREFIX = "quire-up-"
 ADMIN_FILE = "admin.json"
 """Address and token of the run's admin API, for `quire tenant usage`."""
+SCALING_FILE = "scaling.json"
+"""How the services stand that follow demand, and what was decided."""
 
 
 @dataclass(frozen=True, kw_only=True)

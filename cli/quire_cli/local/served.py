@@ -1,7 +1,7 @@
 """What `quire up` tells its router beside the endpoints: names, routes, tenants and settings, as the operator and the chart would.
 
-While it runs, files are followed: a tenant, key, route or setting that changes there, and a service's `routing` and `price`, hold within
-two seconds. What is wrong in a file is told, and the last good content holds. This module must not know processes.
+While it runs, files are followed: a tenant, key, route or setting that changes there, and a service's `routing`, `price`, `replicas` and
+`scaling`, hold within two seconds. What is wrong in a file is told, and the last good content holds. This module must not know processes.
 """
 
 import asyncio
@@ -27,6 +27,8 @@ from quire_operator.name_claims import ServiceKey
 from quire_operator.tenants import tenant_entry
 
 POLL_S = 0.25
+_FOLLOWED = ("routing", "price", "replicas", "scaling")
+"""Of a service's spec."""
 _NAMESPACE = "default"
 """There are no namespaces here: everything is in one."""
 
@@ -133,6 +135,12 @@ def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
     return [f"warning: {line}" for line in warnings]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    config: RouterConfig
+    services: list[InferenceService]
+
+
 class FileFollower:
     """Looks at the files while they are served."""
 
@@ -141,12 +149,15 @@ class FileFollower:
         files: ServedFiles,
         services: Sequence[InferenceService],
         serve: Callable[[RouterConfig], bool],
+        scale: Callable[[Sequence[InferenceService]], None],
         tell: Callable[[str], None],
     ) -> None:
-        """`services` are those whose workers run; `serve` uses a configuration, `tell` says a line to the user."""
+        """`services` are those whose workers run; `serve` uses a configuration, `scale` what services say of the number of their workers,
+        `tell` says a line to the user."""
         self._files = files
         self._services = list(services)
         self._serve = serve
+        self._scale = scale
         self._tell = tell
         self._seen = _versions(files.all)
 
@@ -159,33 +170,38 @@ class FileFollower:
                 self._seen = versions
                 self._use(*await asyncio.to_thread(self._read))
 
-    def _read(self) -> tuple[RouterConfig | None, list[str]]:
+    def _read(self) -> tuple[_Wanted | None, list[str]]:
         """What is to be served, if it can be, and lines about it. In a thread: parsing thousands of tenants takes a while."""
         try:
             loaded = load_resources(self._files.manifests)
             wanted = [one.service for one in loaded.services]
-            services = [_with_traffic(service, wanted) for service in self._services]
+            services = [_as_written(service, wanted) for service in self._services]
             config = served_config(loaded, services, self._files)
         except CommandError as error:
             return None, [f"error: {line} (what was served before is served on)" for line in error.lines]
         if [(one.metadata.name, one.spec) for one in wanted] != [(one.metadata.name, one.spec) for one in services]:
-            line = "an InferenceService was changed: all but its routing and price holds after quire up is started anew"
-            return config, [line, *served_warnings(loaded, config)]
-        return config, served_warnings(loaded, config)
+            kept = "routing, price, replicas and scaling"
+            line = f"an InferenceService was changed: all but its {kept} holds after quire up is started anew"
+            return _Wanted(config, services), [line, *served_warnings(loaded, config)]
+        return _Wanted(config, services), served_warnings(loaded, config)
 
-    def _use(self, config: RouterConfig | None, lines: Sequence[str]) -> None:
-        if config is not None and self._serve(config):
-            self._tell("tenants, routes and settings are served as the files say now")
+    def _use(self, wanted: _Wanted | None, lines: Sequence[str]) -> None:
+        if wanted is not None:
+            self._services = wanted.services
+            if self._serve(wanted.config):
+                self._tell("tenants, routes and settings are served as the files say now")
+            self._scale(wanted.services)
         for line in lines:
             self._tell(line)
 
 
-def _with_traffic(service: InferenceService, wanted: Sequence[InferenceService]) -> InferenceService:
-    """A service whose workers run, with what the files say now about its requests: that concerns only the router."""
+def _as_written(service: InferenceService, wanted: Sequence[InferenceService]) -> InferenceService:
+    """A service whose workers run, with what the files say now about its requests and the number of its workers: no worker is made of
+    that."""
     now = next((one.spec for one in wanted if one.metadata.name == service.metadata.name), None)
     if now is None:
         return service
-    spec = service.spec.model_copy(update={"routing": now.routing, "price": now.price})
+    spec = service.spec.model_copy(update={field: getattr(now, field) for field in _FOLLOWED})
     return service.model_copy(update={"spec": spec})
 
 

@@ -12,7 +12,7 @@ from quire_operator.api.inference_service import InferenceService
 from quire_operator.manifests import parts
 from quire_operator.manifests.parts import Manifest
 from quire_operator.platform import Platform
-from quire_operator.traffic import Traffic, model_entries, split_entry
+from quire_operator.traffic import model_entries, spec_traffic, split_entry
 
 CONTAINER = "router"
 COMMAND = "quire-router"
@@ -38,7 +38,7 @@ def router_config(services: Sequence[InferenceService]) -> RouterConfig:
     splits: list[ServiceEntry] = []
     for service in services:
         name = f"{service.metadata.namespace or 'default'}/{service.metadata.name}"
-        traffic = Traffic(routing=service.spec.routing, price=service.spec.price)
+        traffic = spec_traffic(service.spec)
         models += model_entries(name, service.served_names, traffic)
         splits.append(split_entry(name, {}, traffic))
     return RouterConfig(
