@@ -7,6 +7,9 @@ window has been seen (HPA does the same).
 from dataclasses import dataclass
 from typing import Self
 
+NEW_S = 60.0
+"""A service that is seen for the first time and is no older was made just now; an older one was served by another process before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
@@ -39,9 +42,18 @@ class History:
     demands: tuple[tuple[float, float], ...] = ()
     """(at_s, demand) over the panic window."""
     panic_until_s: float | None = None
+    begun_s: float | None = None
+    """When this process first saw a service that is older than that; None: it has seen all of it."""
+    capacity: int | None = None
+    """What engines told last of what one replica runs at once."""
+    loading_since_s: float | None = None
+    """Since when replicas load without a break and without a new one among them; None: none does."""
+    loaded_s: float | None = None
+    """When a replica was last loading that counted as capacity to come."""
 
     @classmethod
     def begin(cls, *, created_s: float, replicas: int, now_s: float, last_active_s: float | None = None) -> Self:
         """Of a service that this process has not seen before."""
         first = Recommendation(at_s=now_s, replicas=replicas)
-        return cls(created_s=created_s, last_active_s=last_active_s, recommendations=(first,))
+        begun_s = now_s if now_s - created_s > NEW_S else None
+        return cls(created_s=created_s, last_active_s=last_active_s, recommendations=(first,), begun_s=begun_s)

@@ -103,7 +103,7 @@ class Policy:
     min_replicas: int
     max_replicas: int
     targets: tuple[Target, ...]
-    """At least one; the largest recommendation counts."""
+    """The largest recommendation counts. Empty: Demand at what one replica's engine runs at once (`Signal.capacity`)."""
     up: Direction = DEFAULT_UP
     down: Direction = DEFAULT_DOWN
     activation: float = 0.0
