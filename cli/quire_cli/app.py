@@ -15,6 +15,7 @@ from quire_cli.host import Host
 from quire_cli.local.up import UpOptions, run_up
 from quire_cli.manifest_files import load_resources
 from quire_cli.rendering import render, to_yaml, without_objects
+from quire_cli.simulate.commands import add_simulate_command
 from quire_cli.tenant.commands import add_tenant_commands
 from quire_operator.api.crds.definitions import write_crds
 from quire_operator.platform import VERSION
@@ -93,6 +94,7 @@ def build_app(host: Host) -> typer.Typer:
 
     add_cluster_commands(app, host)
     add_tenant_commands(app, host)
+    add_simulate_command(app)
 
     @app.command()
     def version() -> None:

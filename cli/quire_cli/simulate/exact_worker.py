@@ -208,8 +208,7 @@ class ExactWorker:
                 self._told.listener.first_token(seen.request, now_s)
         else:
             gap_s = now_s - seen.last_s
-            self._told.gaps.add(gap_s, 1)
-            self._told.recent_gaps.add(gap_s, 1)
+            self._told.gap(gap_s, 1)
         seen.count += 1
         seen.last_s = now_s
         if is_last:

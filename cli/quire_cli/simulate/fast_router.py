@@ -27,6 +27,10 @@ from quire_router.scoring import (
 )
 
 
+_NOTHING: dict[int, int] = {}
+_REBASE_S = 300.0
+
+
 class FastRouter:
     """One for the simulation. Its lists are parallel: one place for each worker that takes requests."""
 
@@ -42,8 +46,9 @@ class FastRouter:
         self._base_ms: list[float] = []
         """What a request without cached tokens would wait for, its own prefill aside."""
         self._free: list[int] = []
-        self._recent: list[tuple[float, float]] = []
-        """(ms of work given lately, when)."""
+        self._recent: list[float] = []
+        """Ms of work given lately, decaying: as if all of it grew from `_epoch_s` on, so that comparing needs no exponential."""
+        self._epoch_s = 0.0
         self._ms_per_token = DEFAULT_MS_PER_TOKEN
         self._hint = 0
 
@@ -54,7 +59,7 @@ class FastRouter:
         self._loads.append(0)
         self._base_ms.append(0.0)
         self._free.append(worker.kv_tokens)
-        self._recent.append((0.0, now_s))
+        self._recent.append(self._rng.random() * 1e-6)  # equals are told apart at random
         self.changed(worker, now_s)
 
     def leave(self, worker: FastWorker) -> None:
@@ -106,11 +111,14 @@ class FastRouter:
     def pick(self, request: Request, now_s: float) -> FastWorker:
         """Where it goes; noted there as work given lately."""
         prompt, ms = request.prompt, self._ms_per_token
-        matched = self._matched(request)
-        costs = self._costs(prompt, matched)
-        place = self._cheapest(costs, matched, now_s) if len(costs) > 1 else 0
+        matched = self._matched(request) if self.index else _NOTHING
+        place = self._cheapest(self._costs(prompt, matched), prompt * ms, matched) if len(self.workers) > 1 else 0
         work_ms = (prompt - matched.get(place, 0)) * ms + DECODE_MS_PER_REQUEST
-        self._recent[place] = (self._recent_ms(place, now_s) + work_ms, now_s)
+        if now_s - self._epoch_s > _REBASE_S:
+            shrink = exp((self._epoch_s - now_s) / RECENT_LIFE_S)
+            self._recent = [work * shrink for work in self._recent]
+            self._epoch_s = now_s
+        self._recent[place] += work_ms * exp((now_s - self._epoch_s) / RECENT_LIFE_S)
         return self.workers[place]
 
     def _matched(self, request: Request) -> dict[int, int]:
@@ -137,48 +145,46 @@ class FastRouter:
         return {place: tokens for place, tokens in found.items() if tokens > 0}
 
     def _costs(self, prompt: int, matched: dict[int, int]) -> list[float]:
-        """Of every place, in ms; inf: over its share of the load."""
-        loads, ms = self._loads, self._ms_per_token
-        number = len(loads)
-        whole_ms = prompt * ms
-        if number < 2:
-            costs = [base + whole_ms for base in self._base_ms]
-        else:
-            mean = (sum(loads) + 1) / number
-            most = max(GUARD_FACTOR * mean, mean + GUARD_SLACK) - 1
-            costs = [
-                base + whole_ms if load <= most else inf for base, load in zip(self._base_ms, loads, strict=True)
-            ]
+        """Of every place, in ms, without what the whole prompt's prefill costs everywhere; inf: over its share of the load."""
+        loads, costs = self._loads, self._base_ms
+        mean = (sum(loads) + 1) / len(loads)
+        most = max(GUARD_FACTOR * mean, mean + GUARD_SLACK) - 1
+        if max(loads) > most:
+            costs = [base if load <= most else inf for base, load in zip(costs, loads, strict=True)]
+        elif matched:
+            costs = costs.copy()
         for place, tokens in matched.items():
-            costs[place] -= tokens * ms
+            costs[place] -= tokens * self._ms_per_token
         if min(self._free) < prompt:
+            costs = costs.copy()
             for place, free in enumerate(self._free):
                 uncached = prompt - matched.get(place, 0)
                 if free < uncached:
                     costs[place] += BLOCK_WAIT_MS * (1 + (uncached - free) / uncached)
         return costs
 
-    def _cheapest(self, costs: Sequence[float], matched: dict[int, int], now_s: float) -> int:
-        """As scoring._cheapest."""
-        best = self._least(range(len(costs)), costs, matched, now_s)
+    def _cheapest(self, costs: list[float], whole_ms: float, matched: dict[int, int]) -> int:
+        """As scoring._cheapest; a cost is `whole_ms` more than `costs` says."""
+        best = self._least(range(len(costs)), costs, min(costs), whole_ms, matched)
+        if not matched:
+            return best
         usable = {place: tokens for place, tokens in matched.items() if costs[place] < inf}
         longest = max(usable.values(), default=0)
         if matched.get(best, 0) == longest:
             return best
         holders = [place for place, tokens in usable.items() if tokens == longest]
-        holder = self._least(holders, costs, matched, now_s)
+        holder = self._least(holders, costs, min(costs[place] for place in holders), whole_ms, matched)
         gain_ms = costs[holder] - costs[best]
-        return best if gain_ms > max(LEAVE_MS, LEAVE_SHARE * costs[holder]) else holder
+        return best if gain_ms > max(LEAVE_MS, LEAVE_SHARE * (whole_ms + costs[holder])) else holder
 
-    def _least(self, places: Sequence[int], costs: Sequence[float], matched: dict[int, int], now_s: float) -> int:
-        least = min(costs) if len(places) == len(costs) else min(costs[place] for place in places)
-        limit = least + TIE_MS + TIE_SHARE * least
+    def _least(
+        self, places: Sequence[int], costs: list[float], least: float, whole_ms: float, matched: dict[int, int]
+    ) -> int:
+        limit = least + TIE_MS + TIE_SHARE * (least + whole_ms)
         tied = [place for place in places if costs[place] <= limit]
         if len(tied) == 1:
             return tied[0]
-        rng = self._rng
-        return min(tied, key=lambda place: (-matched.get(place, 0), self._recent_ms(place, now_s), rng.random()))
-
-    def _recent_ms(self, place: int, now_s: float) -> float:
-        work_ms, at_s = self._recent[place]
-        return work_ms * exp((at_s - now_s) / RECENT_LIFE_S)
+        if matched:
+            longest = max(matched.get(place, 0) for place in tied)
+            tied = [place for place in tied if matched.get(place, 0) == longest]
+        return min(tied, key=self._recent.__getitem__)

@@ -128,8 +128,7 @@ class FastWorker:
         steps, rows = self._num_steps, self._num_decoding
         if rows:
             gap_s = (now_s - self._start_s) / steps
-            self._told.gaps.add(gap_s, rows * steps)
-            self._told.recent_gaps.add(gap_s, rows * steps)
+            self._told.gap(gap_s, rows * steps)
             self._steps += steps
             self._kv_read += rows * steps
             self._own += rows * steps
@@ -150,7 +149,7 @@ class FastWorker:
         time_s = (now_s - self._start_s) / steps
         prompts = sum(count for _, count in self._counts)
         num_rows = rows + len(self._counts)
-        weight = 1.0 - (1.0 - _SMOOTHING) ** steps
+        weight = _SMOOTHING if steps == 1 else 1.0 - (1.0 - _SMOOTHING) ** steps
         speeds = self._speeds
         if not prompts:
             old = speeds.decode_step_s
@@ -200,7 +199,7 @@ class FastWorker:
     # ---- the next run
 
     def _plan(self, now_s: float) -> None:
-        room = self.kv_tokens - self.kv_used
+        room = self.kv_tokens - self._own - (0 if self._cache is None else self._cache.pinned)
         while self._num_decoding > room:
             self._preempt()
             room = self.kv_tokens - self.kv_used
@@ -216,7 +215,9 @@ class FastWorker:
         for job, count in self._counts:
             pairs += count * (job.computed + count / 2)
             growth += count * count
-        step_s = cost.step_s(rows + len(self._counts), rows + prompts, self._kv_read, pairs)
+        linear_s = max(cost.weights_s, cost.token_s * (rows + prompts))
+        step_s = cost.overhead_s + cost.row_s * (rows + len(self._counts)) + linear_s
+        step_s += cost.kv_s * self._kv_read + cost.pair_s * pairs  # StepCost.step_s, in place
         self._square = (cost.kv_s * rows + cost.pair_s * growth) / 2
         self._linear = step_s - self._square
         self._num_steps = steps

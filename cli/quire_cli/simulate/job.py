@@ -35,6 +35,11 @@ class Told:
     """Of those, tokens found in the cache."""
     listener: Listener | None = None
 
+    def gap(self, gap_s: float, count: int) -> None:
+        """So many tokens came, each so long after the one before."""
+        bucket = self.gaps.add(gap_s, count)
+        self.recent_gaps.add_to(bucket, gap_s, count)
+
 
 class Job:
     """One request in a worker."""

@@ -23,9 +23,14 @@ class Histogram:
         """0.0 of none."""
         return self._sum / self.num if self.num else 0.0
 
-    def add(self, value_s: float, count: int) -> None:
-        """`count` observations of `value_s`."""
+    def add(self, value_s: float, count: int) -> int:
+        """`count` observations of `value_s`. The bucket that they are in."""
         bucket = int(_SCALE * log(value_s / _LEAST_S)) if value_s > _LEAST_S else 0
+        self.add_to(bucket, value_s, count)
+        return bucket
+
+    def add_to(self, bucket: int, value_s: float, count: int) -> None:
+        """The same where the bucket is known."""
         self._counts[bucket] = self._counts.get(bucket, 0) + count
         self.num += count
         self._sum += value_s * count

@@ -75,16 +75,16 @@ class Simulation(Generic[W]):
 
     def __init__(self, setting: Setting, parts: Parts[W], requests: Iterable[Request]) -> None:
         self._setting, self._parts = setting, parts
-        self._router, self._told = parts.router, parts.told
+        self._router, self.told = parts.router, parts.told
         self._arrivals = iter(requests)
         self._events: list[tuple[float, int, W]] = []
         """(due_s, number, worker); one that is no longer due then is passed over."""
         self._held: deque[tuple[float, Request]] = deque()
         """(since when, who), oldest first."""
         self.record = Record()
-        self._told.first, self._told.done = self._on_first, self._on_done
+        self.told.first, self.told.done = self._on_first, self._on_done
         self.fleet = Fleet(parts.make, setting.cold_start, setting.seed, self._on_ready, self._router.leave)
-        self.scaler = Scaler(setting.scaling, self.fleet, self._told, setting.max_num_seqs)
+        self.scaler = Scaler(setting.scaling, self.fleet, self.told, setting.max_num_seqs)
         self._next_decision_s = setting.scaling.interval_s if setting.scaling.policy is not None else inf
         self._next_edge_s = 0.0
         self._next_point_s = setting.point_s
