@@ -16,6 +16,7 @@ from quire_cli.local.checks import UpOptions
 from quire_cli.local.up import run_up
 from quire_cli.manifest_files import load_resources
 from quire_cli.rendering import render, to_yaml, without_objects
+from quire_cli.simulate.commands import add_simulate_command
 from quire_cli.tenant.commands import add_tenant_commands
 from quire_operator.api.crds.definitions import write_crds
 from quire_operator.platform import VERSION
@@ -98,6 +99,7 @@ def build_app(host: Host) -> typer.Typer:
 
     add_cluster_commands(app, host)
     add_tenant_commands(app, host)
+    add_simulate_command(app)
 
     @app.command()
     def version() -> None:

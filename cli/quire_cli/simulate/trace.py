@@ -1,0 +1,212 @@
+"""Reads a trace of requests: CSV with a header, or one JSON object a line.
+
+Names of columns that are understood, whatever their case, spaces and underscores:
+
+    time            time, timestamp, arrival, arrival_time, at_s; seconds, or a date and time; milliseconds where `hash_ids` stand beside
+    prompt tokens   prompt, prompt_tokens, input_length, input_tokens, context_tokens, request_tokens, num_prefill_tokens
+    output tokens   output, output_tokens, output_length, generated_tokens, response_tokens, num_decode_tokens
+    session         session, session_id, conversation_id: later requests of one begin with the earlier ones' prompt and answer
+    prefix group    prefix_group with prefix_tokens: a beginning that a group shares
+    hash_ids        names of the prompt's blocks of 512 tokens (Mooncake); equal beginnings are shared
+    tenant, priority
+
+So the traces of Azure (AzurePublicDataset, LLM inference 2023 and 2024), Mooncake and BurstGPT are read as they are published.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quire_cli.errors import CommandError
+from quire_cli.simulate.request import Request, Segment
+
+HASH_BLOCK = 512
+"""Tokens that one of Mooncake's hash_ids stands for."""
+MAX_REQUESTS = 20_000_000
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "time": ("time", "timestamp", "arrival", "arrivaltime", "arrivedat", "ats", "times", "timems", "timestampms"),
+    "prompt": (
+        "prompt", "prompttokens", "inputlength", "inputtokens", "contexttokens", "requesttokens", "numprefilltokens",
+    ),
+    "output": (
+        "output", "outputtokens", "outputlength", "generatedtokens", "responsetokens", "numdecodetokens",
+    ),
+    "session": ("session", "sessionid", "conversationid", "conversation"),
+    "group": ("prefixgroup", "group"),
+    "group_tokens": ("prefixtokens", "grouptokens"),
+    "hash_ids": ("hashids",),
+    "tenant": ("tenant",),
+    "priority": ("priority",),
+}  # fmt: skip
+_NEEDED = ("time", "prompt", "output")
+
+
+def read_trace(path: Path, max_len: int) -> list[Request]:
+    """All requests in the order of time, beginning at 0. What is longer than `max_len` together is cut. CommandError naming line and fix."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandError(f"{path}: is not UTF-8 text") from None
+    is_json = text.lstrip().startswith("{")
+    rows = _json_rows(path, text) if is_json else _csv_rows(path, text)
+    maker = _Maker(path, max_len)
+    found = [maker.read(line, fields) for line, fields in rows]
+    if not found:
+        raise CommandError(f"{path}: holds no requests")
+    if len(found) > MAX_REQUESTS:
+        raise CommandError(f"{path}: holds {len(found)} requests, at most {MAX_REQUESTS} are taken; cut it")
+    found.sort(key=lambda row: row.at_s)
+    start_s = found[0].at_s
+    return [maker.request(number, row, start_s) for number, row in enumerate(found)]
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
+    at_s: float
+    prompt: int
+    output: int
+    session: str
+    group: str
+    group_tokens: int
+    hash_ids: tuple[str, ...]
+    tenant: str
+    priority: int
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    known: dict[tuple[str, ...], dict[str, str]] = {}
+    for line, one in enumerate(text.splitlines(), start=1):
+        if not one.strip():
+            continue
+        try:
+            found = msgspec.json.decode(one)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CommandError(f"{path}:{line}: is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise CommandError(f"{path}:{line}: is not a JSON object; write one request a line")
+        names = known.get(keys := tuple(found))
+        if names is None:
+            names = known[keys] = _columns(path, line, list(found))
+        yield line, {field: found[name] for field, name in names.items()}
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(text.splitlines())
+    header = next(reader, None)
+    if header is None:
+        raise CommandError(f"{path}: is empty")
+    places = {field: header.index(name) for field, name in _columns(path, 1, header).items()}
+    for row in reader:
+        if not row:
+            continue
+        if len(row) < len(header):
+            raise CommandError(f"{path}:{reader.line_num}: has {len(row)} columns, the header has {len(header)}")
+        yield reader.line_num, {field: row[place] for field, place in places.items()}
+
+
+def _columns(path: Path, line: int, header: list[str]) -> dict[str, str]:
+    """Field -> the name that it has here."""
+    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in header}
+    found = {
+        field: plain[name] for field, names in _NAMES.items() if (name := next((n for n in names if n in plain), None))
+    }
+    missing = [field for field in _NEEDED if field not in found]
+    if missing:
+        wanted = "; ".join(f"{field}: one of {', '.join(_NAMES[field][:4])}" for field in missing)
+        raise CommandError(f"{path}:{line}: has columns {', '.join(header) or 'none'}, and lacks {wanted}")
+    return found
+
+
+class _Maker:
+    """Rows to requests."""
+
+    def __init__(self, path: Path, max_len: int) -> None:
+        self._path, self._max_len = path, max_len
+        self._reached: dict[str, tuple[tuple[Segment, ...], int]] = {}
+        """Session -> (its chain so far, tokens of it)."""
+
+    def read(self, line: int, fields: dict[str, Any]) -> _Row:
+        """Values of a row. CommandError naming what is wrong."""
+        hash_ids = fields.get("hash_ids") or ()
+        if isinstance(hash_ids, str):
+            hash_ids = hash_ids.strip("[] ").replace(",", " ").split()
+        at_s = self._value(line, "time", fields["time"], _seconds)
+        return _Row(
+            at_s / 1000 if hash_ids else at_s,
+            self._value(line, "prompt tokens", fields["prompt"], _count),
+            max(1, self._value(line, "output tokens", fields["output"], _count)),
+            str(fields.get("session") or ""),
+            str(fields.get("group") or ""),
+            self._value(line, "prefix_tokens", fields.get("group_tokens") or 0, _count),
+            tuple(map(str, hash_ids)),
+            str(fields.get("tenant") or ""),
+            self._value(line, "priority", fields.get("priority") or 0, int),
+        )
+
+    def request(self, number: int, row: _Row, start_s: float) -> Request:
+        """The row as a request; rows come in the order of time."""
+        output = min(row.output, self._max_len // 2)
+        prompt = max(1, min(row.prompt, self._max_len - output - 1))
+        return Request(
+            number=number,
+            at_s=row.at_s - start_s,
+            prompt=prompt,
+            output=output,
+            chain=self._chain(number, row, prompt, output),
+            priority=row.priority,
+            tenant=row.tenant,
+        )
+
+    def _chain(self, number: int, row: _Row, prompt: int, output: int) -> tuple[Segment, ...]:
+        if row.hash_ids:
+            ends = [(f"h{name}", (place + 1) * HASH_BLOCK) for place, name in enumerate(row.hash_ids)]
+            chain = tuple((name, end) for name, end in ends if end <= prompt)
+            return chain if chain and chain[-1][1] == prompt else (*chain, (f"r{number}", prompt))
+        begun = self._reached.get(row.session) if row.session else None
+        if begun is not None and begun[1] < prompt:
+            chain = (*begun[0][:-1], (begun[0][-1][0], prompt))
+        else:
+            own = f"s{row.session}@{number}" if row.session else f"r{number}"
+            shared = min(row.group_tokens, prompt - 1) if row.group else 0
+            chain = ((f"g{row.group}", shared), (own, prompt)) if shared > 0 else ((own, prompt),)
+        if row.session:
+            self._reached[row.session] = (chain, prompt + output)
+        return chain
+
+    def _value(self, line: int, what: str, value: Any, parse: "Callable[[Any], Any]") -> Any:
+        try:
+            return parse(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise CommandError(f"{self._path}:{line}: {what}: {str(value)!r:.40}: {error}") from None
+
+
+def _seconds(value: Any) -> float:
+    """A number, or a date and time."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        text = str(value).strip().replace("Z", "+00:00")
+        head, dot, fraction = text.partition(".")
+        if dot:  # more digits than microseconds, as Azure writes them
+            digits = len(fraction) - len(fraction.lstrip("0123456789"))
+            text = f"{head}.{fraction[:digits][:6].ljust(6, '0')}{fraction[digits:]}"
+        try:
+            return datetime.fromisoformat(text).timestamp()
+        except ValueError:
+            raise ValueError("is neither seconds nor a date and time such as 2026-11-21 18:17:03.97") from None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError("write seconds, 0 or more")
+    return seconds
+
+
+def _count(value: Any) -> int:
+    number = float(value)
+    if not math.isfinite(number) or number < 0 or number != int(number):
+        raise ValueError("write a whole number of tokens, 0 or more")
+    return int(number)
