@@ -16,6 +16,7 @@ from quire_router.answer import Answer, BrokenStreamError
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.relay import Sink
+from quire_router.whole_response import WholeResponse
 
 
 async def deliver(
@@ -24,7 +25,7 @@ async def deliver(
     """Send `answer` and close it. A client that takes nothing for `idle_s` seconds is cut off."""
     outcome.status = answer.status
     if answer.body is not None:
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        return WholeResponse(status=answer.status, headers=answer.headers, body=answer.body)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     sent = _Sent()
     try:
