@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from quire_contract.prompt_words import WordEncoder
+
 SEGMENT_CHARS = 256
 MIN_CHARS = 48
 MAX_KEPT_CHARS = 64
@@ -55,6 +57,10 @@ class _Added(msgspec.Struct, frozen=True):
     normalized: bool = True
 
 
+class _Model(msgspec.Struct, frozen=True):
+    dropout: float | None = None
+
+
 class _TokenizerParts(msgspec.Struct, frozen=True):
     """What of a tokenizer.json decides where its texts may be cut."""
 
@@ -62,6 +68,7 @@ class _TokenizerParts(msgspec.Struct, frozen=True):
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
     post_processor: dict[str, Any] | None = None
+    model: _Model = _Model()
 
 
 class SegmentedEncoder:
@@ -75,6 +82,7 @@ class SegmentedEncoder:
         self._inside = _inside(parts)
         self._frame = _frame(tokenizer, parts.post_processor)
         self._kept: dict[str, list[int]] = {}
+        self._words = _word_encoder(tokenizer, parts) if self._inside is not None else None
 
     @property
     def frame(self) -> tuple[list[int], list[int]] | None:
@@ -97,7 +105,9 @@ class SegmentedEncoder:
         known = self._kept.get(text)
         if known is not None:
             return known
-        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = None if self._words is None else self._words.encode(text)
+        if ids is None:
+            ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if len(text) <= MAX_KEPT_CHARS:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.clear()
@@ -138,6 +148,18 @@ def _inside(parts: _TokenizerParts) -> re.Pattern[str] | None:
     if split not in KNOWN_SPLITS:
         return None
     return re.compile(_BETWEEN_WORDS if split == _GPT2 else _BETWEEN_WORDS + _AFTER_LINE)
+
+
+def _word_encoder(tokenizer: Tokenizer, parts: _TokenizerParts) -> WordEncoder | None:
+    """What encodes words one by one, for a tokenizer whose texts may be cut inside. None: its added tokens, or chance, have a say in it."""
+    split = _split_of(parts.pre_tokenizer)
+    if split is None or parts.model.dropout:
+        return None
+    if any(token.normalized or _sees_spaces(token) for token in parts.added_tokens):
+        return None
+    ids = {token.content: tokenizer.token_to_id(token.content) for token in parts.added_tokens if token.content}
+    known = {content: token_id for content, token_id in ids.items() if token_id is not None}
+    return WordEncoder(tokenizer, split, known) if len(known) == len(ids) else None
 
 
 def _sees_spaces(token: _Added) -> bool:

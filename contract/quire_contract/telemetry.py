@@ -34,6 +34,9 @@ _MAX_VALUE_CHARS = 2000
 _MAX_TRACEBACK_CHARS = 12_000
 _ERROR = "error"
 _REPEAT_S = 60.0
+_OWN_FIELDS = ("ts", "level", "process", "logger", "event")
+_MAX_HEADS = 512
+"""Of events and of names of fields, which are the code's, those that are made once."""
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
@@ -74,16 +77,45 @@ class LogFormatter(logging.Formatter):
         self._as_json = as_json
         self._process = process
         self._date = (-1, "")
+        self._heads: dict[tuple[str, str, str], str] = {}
+        self._labels: dict[str, tuple[str, bool]] = {}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the record holds."""
-        fields = self._fields_of(record)
         if self._as_json:
-            return json.dumps(fields, ensure_ascii=False, default=str)
-        return " ".join(
-            f"{key}={_quoted(value, _MAX_TRACEBACK_CHARS if key == _ERROR else _MAX_VALUE_CHARS)}"
-            for key, value in fields.items()
-        )
+            return json.dumps(self._fields_of(record), ensure_ascii=False, default=str)
+        extra = getattr(record, _FIELDS, None)
+        if record.exc_info is not None or not isinstance(extra, dict):
+            return " ".join(
+                f"{key}={_quoted(value, _max_chars(key))}" for key, value in self._fields_of(record).items()
+            )
+        parts = [f"ts={self._timestamp(record)}", self._head(record)]
+        for key, value in extra.items():
+            if value is None:
+                continue
+            label, is_secret = self._labels.get(key) or self._label(key)
+            parts.append(label + (_quoted(_BLANKED if is_secret else value, _max_chars(key))))
+        return " ".join(parts)
+
+    def _head(self, record: logging.LogRecord) -> str:
+        """What begins every line of one event, made once."""
+        key = (record.levelname, record.name, record.getMessage())
+        head = self._heads.get(key)
+        if head is None:
+            fields = {"level": key[0].lower(), "process": self._process, "logger": key[1], "event": key[2]}
+            parts = [f"{name}={_quoted(value, _MAX_VALUE_CHARS)}" for name, value in fields.items() if value is not None]
+            head = " ".join(parts)
+            if len(self._heads) < _MAX_HEADS:
+                self._heads[key] = head
+        return head
+
+    def _label(self, key: str) -> tuple[str, bool]:
+        """A field's name as it is written, and whether its value is not."""
+        is_taken = key in _OWN_FIELDS and not (key == "process" and self._process is None)
+        label = (f"field_{key}=" if is_taken else f"{key}=", key.lower() in SECRET_FIELDS)
+        if len(self._labels) < _MAX_HEADS:
+            self._labels[key] = label
+        return label
 
     def _timestamp(self, record: logging.LogRecord) -> str:
         """UTC in ISO 8601 with milliseconds; the date is made once a second."""
@@ -135,6 +167,13 @@ def _quoted(value: Any, max_chars: int) -> str:
         text = str(value)[:max_chars]
     if text.isascii() and text.isalnum():
         return text
-    if text.isprintable() and _PLAIN.fullmatch(text):
-        return text
+    if text.isprintable():
+        if _PLAIN.fullmatch(text):
+            return text
+        if '"' not in text and "\\" not in text:
+            return f'"{text}"'
     return json.dumps(text, ensure_ascii=False)
+
+
+def _max_chars(key: str) -> int:
+    return _MAX_TRACEBACK_CHARS if key == _ERROR else _MAX_VALUE_CHARS

@@ -13,6 +13,7 @@ from typing import Protocol
 from multidict import CIMultiDict
 
 from quire_router.call import Call, Outcome
+from quire_router.relay import Attach
 
 Release = Callable[[], Awaitable[None]]
 
@@ -24,7 +25,7 @@ class BrokenStreamError(Exception):
 class Answer:
     """What is sent to the client. Either whole, or in parts."""
 
-    __slots__ = ("_release", "body", "headers", "is_events", "parts", "status")
+    __slots__ = ("_release", "attach", "body", "headers", "is_events", "parts", "status")
 
     def __init__(
         self,
@@ -35,8 +36,11 @@ class Answer:
         parts: AsyncGenerator[bytes, None] | None = None,
         is_events: bool = False,
         release: Release | None = None,
+        attach: Attach | None = None,
     ) -> None:
         """`is_events`: each part is one or several whole server-sent events. Otherwise parts are cut anywhere.
+
+        `attach`: how to get parts without taking each from `parts` (see `relay`); only for who takes `parts` as well, and changes none.
 
         `release` is awaited when the answer is closed, also if no part was ever taken: a generator that never began cannot clean up."""
         assert (body is None) != (parts is None), "an answer is whole or comes in parts"
@@ -46,6 +50,7 @@ class Answer:
         self.parts = parts
         self.is_events = is_events
         self._release = release
+        self.attach = attach
 
     def through(self, parts: AsyncGenerator[bytes, None]) -> "Answer":
         """This answer with other parts, made of its own. It is closed with the new one."""

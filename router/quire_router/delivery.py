@@ -5,14 +5,18 @@ It must not know workers: what mends a stream lies behind the answer's parts.
 
 import asyncio
 import functools
+from typing import cast
 
 from aiohttp import web
+from aiohttp.http import StreamWriter
 
 from quire_contract.error_form import broken_stream
 from quire_contract.openai.errors import ApiError
 from quire_router.answer import Answer, BrokenStreamError
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
+from quire_router.relay import Sink
+from quire_router.whole_response import WholeResponse
 
 
 async def deliver(
@@ -21,7 +25,7 @@ async def deliver(
     """Send `answer` and close it. A client that takes nothing for `idle_s` seconds is cut off."""
     outcome.status = answer.status
     if answer.body is not None:
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        return WholeResponse(status=answer.status, headers=answer.headers, body=answer.body)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     sent = _Sent()
     try:
@@ -46,6 +50,21 @@ class _Sent:
         self.num_events = 0
 
 
+def _sink(request: web.BaseRequest, sent: _Sent) -> Sink:
+    """Writes parts of an answer that has begun to the client's connection, without awaiting it."""
+    writer, protocol = cast(StreamWriter, request.writer), request.protocol
+
+    def write(part: bytes) -> bool:
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            return False  # who writes the next one finds out
+        transport.write(b"%x\r\n%b\r\n" % (len(part), part) if writer.chunked else part)
+        sent.num_events += part.count(b"\n\n")
+        return not protocol.writing_paused
+
+    return write
+
+
 async def _send(
     request: web.BaseRequest, response: web.StreamResponse, answer: Answer, sent: _Sent, idle_s: float
 ) -> None:
@@ -56,10 +75,16 @@ async def _send(
         guard.since_s = now()
         await response.prepare(request)
         guard.since_s = NOT_WAITING
+        attach = answer.attach
         async for part in answer.parts:
             if part:
                 guard.since_s = now()
                 await write(part)
+                if attach is not None:
+                    attach(_sink(request, sent))
+                    attach = None
+                if request.protocol.writing_paused:
+                    await request.writer.drain()
                 guard.since_s = NOT_WAITING
                 if is_events:
                     sent.num_events += part.count(b"\n\n")

@@ -27,10 +27,12 @@ from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.picker import Picker
+from quire_router.relay import Relay, Sink
 from quire_router.replay import Replay
 from quire_router.retry_budget import RetryBudget
 from quire_router.scoring import Choice
 from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstreams, WorkerRequest
+from quire_router.worker_client import WorkerResponse
 
 log = logging.getLogger("quire_router.mending")
 
@@ -89,7 +91,17 @@ class Mender:
 class MendedStream:
     """One answer that comes in parts."""
 
-    __slots__ = ("_attempt", "_excluded", "_guard", "_mender", "_num_resumes", "_outcome", "_problem", "_request")
+    __slots__ = (
+        "_attempt",
+        "_excluded",
+        "_guard",
+        "_mender",
+        "_num_resumes",
+        "_outcome",
+        "_problem",
+        "_request",
+        "_sink",
+    )
 
     def __init__(self, mender: Mender, request: WorkerRequest, attempt: Attempt, outcome: Outcome) -> None:
         self._mender = mender
@@ -100,6 +112,11 @@ class MendedStream:
         self._excluded: list[tuple[Endpoint, str | None]] = []
         self._problem = ""
         self._guard = IdleGuard(mender.upstreams.timeouts.idle, self._stalled)
+        self._sink: Sink | None = None
+
+    def attach(self, sink: Sink) -> None:
+        """Parts may go to `sink` while the next one is waited for."""
+        self._sink = sink
 
     async def close(self) -> None:
         """Nobody reads on."""
@@ -108,27 +125,20 @@ class MendedStream:
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """What the client gets. BrokenStreamError where it breaks and nobody can go on: all that was given ended with a whole event."""
-        guard, now = self._guard, asyncio.get_running_loop().time
         while True:
             attempt = self._attempt
-            read, cutter, replay = attempt.response.content.readany, attempt.begun.cutter, attempt.replay
+            replay = attempt.replay
             problem = ""
             yield attempt.begun.data
             try:
                 while replay is None or not replay.is_over:
-                    guard.since_s = now()
-                    part = await read()
-                    guard.since_s = NOT_WAITING
-                    if not part:
+                    part = await self._next(attempt)
+                    if part is None:
                         break
-                    if cutter is not None:
-                        part = cutter.cut(part)
-                        if replay is not None and part:
-                            part = replay.take(part)
                     if part:
                         yield part
             except (aiohttp.ClientError, ConnectionError):
-                guard.since_s = NOT_WAITING
+                self._guard.since_s = NOT_WAITING
                 problem = self._why(attempt)
             problem = problem or self._problem_of_end(attempt)
             if not problem or (replay is not None and replay.has_ended(self._request.path)):
@@ -137,6 +147,24 @@ class MendedStream:
             async with contextlib.aclosing(self._until_resumed(problem)) as comments:
                 async for comment in comments:
                     yield comment
+
+    async def _next(self, attempt: Attempt) -> bytes | None:
+        """What comes next from the worker, as far as it is for the client and has not taken the short way. None: nothing more comes."""
+        response, cutter, replay = attempt.response, attempt.begun.cutter, attempt.replay
+        if self._sink is not None and cutter is not None and isinstance(response, WorkerResponse):
+            await Relay(response, cutter, replay, self._guard, self._sink).run()
+            if replay is not None and replay.is_over:
+                return None
+        self._guard.since_s = asyncio.get_running_loop().time()
+        part = await response.content.readany()
+        self._guard.since_s = NOT_WAITING
+        if not part:
+            return None
+        if cutter is not None:
+            part = cutter.cut(part)
+            if replay is not None and part:
+                part = replay.take(part)
+        return part
 
     async def _until_resumed(self, problem: str) -> AsyncGenerator[bytes, None]:
         """Comments for the client while another worker is found; at the end it is this stream's."""

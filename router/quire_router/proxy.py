@@ -114,6 +114,7 @@ class Proxy:
             parts=stream.parts(),
             is_events=begun.cutter is not None,
             release=stream.close,
+            attach=None if begun.cutter is None else stream.attach,
         )
 
 

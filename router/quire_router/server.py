@@ -35,6 +35,11 @@ class NestedErrorHandler(RequestHandler):
         if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
+    def resume_reading(self, *args: Any, **kw: Any) -> None:
+        """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""
+        if self._reading_paused:
+            super().resume_reading(*args, **kw)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:

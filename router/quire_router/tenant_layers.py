@@ -24,6 +24,7 @@ from quire_router.limits.meters import TenantMeters
 from quire_router.live_config import LiveConfig
 from quire_router.prices import Price, Prices
 from quire_router.prompts import BYTES_PER_TOKEN
+from quire_router.relay import Attach, Sink
 from quire_router.tenant_errors import limits_unavailable, refused, show_limit
 from quire_router.tenant_metrics import TenantMetrics
 from quire_router.usage.reading import StreamUsage, usage_of_body
@@ -147,7 +148,10 @@ class TokenLimits:
             used = outcome.usage or seen.events.usage() or bill.estimate(seen.events.num_events)
             self._close(bill, outcome, status, used)
 
-        return _closing(answer.through(watched), settle)
+        seen_answer = answer.through(watched)
+        if answer.is_events and answer.attach is not None:
+            seen_answer.attach = _seeing(answer.attach, seen)
+        return _closing(seen_answer, settle)
 
     def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage, *, ran_out: bool = False) -> None:
         """Settle what was reserved, and write it down. `ran_out`: it ended when its sender had wished it to, not for a fault of ours."""
@@ -253,6 +257,19 @@ async def _watching(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGen
         raise
 
 
+def _seeing(attach: Attach, seen: _Seen) -> Attach:
+    """As `_watching`, for the parts that take the short way."""
+
+    def attach_behind(sink: Sink) -> None:
+        def see(part: bytes) -> bool:
+            seen.events.see(part)
+            return sink(part)
+
+        attach(see)
+
+    return attach_behind
+
+
 async def _watching_bytes(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGenerator[bytes, None]:
     """Of a large answer that is no stream: its usage may lie anywhere, usually near the end."""
     tail = b""
@@ -293,7 +310,12 @@ def _closing(answer: Answer, settle: Callable[[], None]) -> Answer:
             settle()
 
     return Answer(
-        status=answer.status, headers=answer.headers, parts=answer.parts, is_events=answer.is_events, release=close
+        status=answer.status,
+        headers=answer.headers,
+        parts=answer.parts,
+        is_events=answer.is_events,
+        release=close,
+        attach=answer.attach,
     )
 
 

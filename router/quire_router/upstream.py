@@ -7,7 +7,6 @@ becomes of a failed attempt.
 """
 
 import asyncio
-import contextlib
 import io
 import logging
 from collections.abc import Callable
@@ -86,11 +85,17 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Attempt:
     """An answer that has begun. Its connection and its place at the endpoint are held until it is closed."""
 
-    __slots__ = ("begun", "choice", "endpoint", "life", "replay", "response", "stack", "started_s", "use")
+    __slots__ = ("_reservation", "begun", "choice", "endpoint", "life", "replay", "response", "started_s", "use")
 
     def __init__(
-        self, reservation: Reservation, choice: Choice, response: aiohttp.ClientResponse, replay: Replay | None
+        self,
+        reservation: Reservation,
+        choice: Choice,
+        response: aiohttp.ClientResponse,
+        replay: Replay | None,
+        use: Use,
     ) -> None:
+        self._reservation = reservation
         self.endpoint = reservation.endpoint
         self.life = self.endpoint.life
         self.started_s = reservation.started_s
@@ -98,13 +103,14 @@ class Attempt:
         self.response = response
         self.replay = replay
         """None: the worker was not asked for token replay."""
+        self.use = use
         self.begun: Begun
-        self.use: Use
-        self.stack: contextlib.AsyncExitStack
 
     async def close(self) -> None:
         """Let the connection and the place go. Further calls do nothing."""
-        await self.stack.aclose()
+        self.response.close()  # nothing to close if all was read: its connection went back then
+        self.use.end()
+        self._reservation.give_back()
 
 
 class Upstreams:
@@ -132,17 +138,16 @@ class Upstreams:
         """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
         endpoint = reservation.endpoint
         limit_s = self._limit_s(request.call)
-        async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(reservation)
-            use = Use(endpoint, lambda: None)
-            stack.callback(use.end)
+        reservation.take()
+        use = Use(endpoint, _nothing)
+        response: aiohttp.ClientResponse | None = None
+        try:
             try:
                 async with asyncio.timeout(limit_s) as limit:
                     use.close = lambda: limit.reschedule(0)
                     response = await self._open(request, endpoint)
-                    stack.callback(response.close)  # nothing to close if all was read: its connection went back then
                     replay = request.replay or (None if self._trust is None else Replay(Usage()))
-                    attempt = Attempt(reservation, choice, response, replay)
+                    attempt = Attempt(reservation, choice, response, replay, use)
                     attempt.begun = await _begin(endpoint, response, replay)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 raise self._failure(request.call, reservation, use, error, limit_s) from None
@@ -151,8 +156,12 @@ class Upstreams:
                 raise
             use.close = response.close
             self._note_begun(reservation, response, attempt.begun, is_new=request.replay is None)
-            attempt.use = use
-            attempt.stack = stack.pop_all()
+        except BaseException:
+            if response is not None:
+                response.close()
+            use.end()
+            reservation.give_back()
+            raise
         return attempt
 
     def broke(self, attempt: Attempt) -> None:
@@ -279,6 +288,10 @@ async def _begin_whole(content: aiohttp.StreamReader) -> Begun:
         parts.append(arrived)
         size += len(arrived)
     return Begun(data=b"".join(parts), is_whole=False, cutter=None)
+
+
+def _nothing() -> None:
+    """Of a use that has no connection yet."""
 
 
 def _deadline_passed() -> ApiError:

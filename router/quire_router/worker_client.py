@@ -5,6 +5,7 @@ reuse and their errors are aiohttp's own, shared with the session that is given.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,8 @@ from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from quire_router.worker_connection import WorkerConnection, use_worker_connections
+
 MAX_PLACES = 4096
 """Addresses whose connections are asked for without being described anew."""
 
@@ -23,7 +26,7 @@ MAX_PLACES = 4096
 class WorkerResponse:
     """An answer whose head has come. The part of aiohttp's response that the proxy uses."""
 
-    __slots__ = ("_connection", "content", "headers", "status")
+    __slots__ = ("_connection", "_listener", "content", "headers", "status")
 
     def __init__(
         self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection
@@ -33,20 +36,37 @@ class WorkerResponse:
         self.content = content
         """The body as it comes. At its end the connection is free for the next request."""
         self._connection: Connection | None = connection
+        self._listener: Callable[[], None] | None = None
         content.on_eof(self._end)
+
+    def on_arrival(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called whenever there is more in `content`, its end or an error included, until another one or None is set."""
+        self._listener = listener
+        protocol = None if self._connection is None else self._connection.protocol
+        if isinstance(protocol, WorkerConnection):
+            protocol.on_arrival = listener
 
     def close(self) -> None:
         """The connection is cut, unless all of the body has come; whoever waits for more gets a ClientConnectionError."""
-        connection, self._connection = self._connection, None
+        connection = self._let_go()
         if connection is not None:
             if self.content.exception() is None:  # a connection that is closed here forgets its readers
                 self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
             connection.close()
+            if self._listener is not None:
+                self._listener()
 
     def _end(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._let_go()
         if connection is not None:
             connection.release()
+
+    def _let_go(self) -> Connection | None:
+        """The connection, which is this answer's no longer."""
+        connection, self._connection = self._connection, None
+        if connection is not None and isinstance(connection.protocol, WorkerConnection):
+            connection.protocol.on_arrival = None
+        return connection
 
 
 class WorkerClient:
@@ -55,6 +75,7 @@ class WorkerClient:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         assert session.connector is not None, "an open session has a connector"
         self._session = session
+        use_worker_connections(session.connector)
         self._connector = session.connector
         self._places: dict[tuple[str, str | None, int | None], ClientRequest] = {}
 

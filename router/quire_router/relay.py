@@ -1,0 +1,84 @@
+"""A stream's short way from its worker's connection to its client's: no task wakes, nothing is awaited, while both keep up.
+
+    generator:  part -> await the client -> await the worker -> part -> ...
+    relay:      the worker's bytes arrive -> whole events are cut, looked at and written, within that call
+
+The generator of the stream's parts enters the relay instead of waiting for its worker, and goes on when that cannot: the client does not
+keep up, the answer has ended or broken, or its worker has said that it is over. Nothing is lost between the two, as both take from the one
+reader. Knows no clients: a sink takes parts. Knows no retries.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+
+from quire_router.idle_guard import NOT_WAITING, IdleGuard
+from quire_router.replay import Replay
+from quire_router.sse import EventCutter
+from quire_router.worker_client import WorkerResponse
+
+Sink = Callable[[bytes], bool]
+"""Takes whole events and never raises; whether it may be given more at once."""
+Attach = Callable[[Sink], None]
+"""Tells a stream of the sink that its parts may go to from now on. All of its next part's predecessors must have been taken."""
+
+
+class Relay:
+    """One worker's part of a stream. Used once."""
+
+    __slots__ = ("_content", "_cutter", "_guard", "_is_taking", "_now", "_replay", "_response", "_sink", "_turn")
+
+    def __init__(
+        self, response: WorkerResponse, cutter: EventCutter, replay: Replay | None, guard: IdleGuard, sink: Sink
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._response = response
+        self._content = response.content
+        self._cutter = cutter
+        self._replay = replay
+        self._guard = guard
+        self._sink = sink
+        self._now = loop.time
+        self._turn: asyncio.Future[None] = loop.create_future()
+        self._is_taking = False
+
+    async def run(self) -> None:
+        """Until it is the generator's turn: to read on, and to find out why."""
+        self._response.on_arrival(self._take)
+        try:
+            self._take()
+            await self._turn
+        finally:
+            self._response.on_arrival(None)
+            self._guard.since_s = NOT_WAITING
+
+    def _take(self) -> None:
+        """All that has arrived."""
+        if self._is_taking or self._turn.done():
+            return
+        self._is_taking = True  # reading may let the connection read on, which arrives here again
+        try:
+            if self._is_stopped():
+                self._turn.set_result(None)
+            else:
+                self._guard.since_s = self._now()
+        finally:
+            self._is_taking = False
+
+    def _is_stopped(self) -> bool:
+        """Give the sink what there is; whether the generator must go on."""
+        content, replay = self._content, self._replay
+        while True:
+            try:
+                part = content.read_nowait()
+            except (aiohttp.ClientError, ConnectionError):
+                return True  # it is raised again for the generator
+            if not part:
+                return content.is_eof()
+            part = self._cutter.cut(part)
+            if replay is not None and part:
+                part = replay.take(part)
+            is_full = bool(part) and not self._sink(part)
+            if is_full or (replay is not None and replay.is_over):
+                return True
