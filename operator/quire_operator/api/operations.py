@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quire_operator.api.base import ApiModel, Rule
 from quire_operator.api.model_uri import ModelUriText
-from quire_operator.api.types import Percent, ServedName
+from quire_operator.api.types import Percent, ServedName, TimeZone
 from quire_operator.api.workload import AcceleratorSpec, ResourcesSpec, SecretReference
 
 Seconds = Annotated[int, Field(ge=0, le=86_400)]
@@ -31,7 +31,8 @@ class ScalingDirection(ApiModel):
     """How fast the number of replicas may move one way."""
 
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
-    """How far back the most careful recommendation is sought; absent, 0 upwards and 300 downwards."""
+    """How far back the most careful recommendation is sought; absent, 0 upwards and 300 downwards, or without scaling.targets five
+    times as long as a replica takes to start, from 60 to 300."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=4)] = ()
     """Limits; the most generous counts, or what selectPolicy says. Empty: double or 4 pods upwards, everything downwards."""
     select_policy: Literal["Max", "Min", "Disabled"] = "Max"
@@ -73,7 +74,7 @@ class ScalingSchedule(ApiModel):
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     """What it is called in reasons."""
-    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+/-]*$")] = "UTC"
+    time_zone: TimeZone = "UTC"
     """IANA name, such as Europe/Berlin."""
     weekdays: Annotated[
         tuple[Literal["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"], ...],
@@ -137,6 +138,12 @@ def _schedule_names_differ(scaling: "ScalingSpec") -> bool:
     return len({one.name for one in scaling.schedules}) == len(scaling.schedules)
 
 
+def _schedule_minimums_fit(scaling: "ScalingSpec") -> bool:
+    return all(
+        one.max_replicas is not None or (one.min_replicas or 0) <= scaling.max_replicas for one in scaling.schedules
+    )
+
+
 def _target_metrics_differ(scaling: "ScalingSpec") -> bool:
     return len({one.metric for one in scaling.targets}) == len(scaling.targets)
 
@@ -151,7 +158,8 @@ class ScalingSpec(ApiModel):
     provider: Literal["Auto", "BuiltIn", "Keda", "Hpa"] = "Auto"
     """Who writes spec.replicas: KEDA where it is installed, else the operator (Auto), or one of the three in any case."""
     targets: Annotated[tuple[ScalingTarget, ...], Field(max_length=6)] = ()
-    """What is to be held; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica."""
+    """What is to be held, by HPA's formulas; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica, as it will
+    be when a replica that starts now is ready."""
     demand_per_replica: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Requests that one replica is meant to work on at once; absent, what its engine says it runs at once."""
     activation_demand: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -167,7 +175,7 @@ class ScalingSpec(ApiModel):
     behavior: ScalingBehavior = ScalingBehavior()
     """How fast replicas may come and go."""
     panic: ScalingPanic | None = None
-    """What a burst may do beyond that; absent, nothing."""
+    """What a burst may do beyond that; absent, nothing if there are targets or limits upwards, else 6 s and 200 percent."""
     schedules: Annotated[tuple[ScalingSchedule, ...], Field(max_length=16)] = ()
     """Other bounds at some hours of some days."""
     fallback: ScalingFallback | None = None
@@ -202,6 +210,13 @@ class ScalingSpec(ApiModel):
             cel="!has(self.schedules) || self.schedules.all(a, self.schedules.exists_one(b, a.name == b.name))",
             check=_schedule_names_differ,
             message="a schedule's name is used twice; rename one",
+            field="schedules",
+        ),
+        Rule(
+            cel="!has(self.schedules) || self.schedules.all(a, !has(a.minReplicas) || has(a.maxReplicas)"
+            " || a.minReplicas <= self.maxReplicas)",
+            check=_schedule_minimums_fit,
+            message="a schedule's minReplicas is larger than maxReplicas; lower it, or give the schedule a maxReplicas",
             field="schedules",
         ),
         Rule(
