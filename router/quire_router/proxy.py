@@ -64,7 +64,8 @@ class Proxy:
             if reservation is None:
                 if tried:
                     message = f"{outcome.problem}; {choice.reason}"
-                    raise unavailable(message) if is_busy else NobodyLeftError(message)
+                    is_gone = not is_busy and await self._mender.are_gone(tried)
+                    raise NobodyLeftError(message) if is_gone else unavailable(message)
                 outcome.choice = choice
                 raise NobodyLeftError(f"The model `{call.model}` has no ready worker now: {choice.reason}.")
             outcome.choice = choice
