@@ -14,8 +14,11 @@ from quire_contract.openai.errors import TYPE_SERVER, ApiError
 from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome, Usage
 from quire_router.line import Waiter
+from quire_router.refusals import NobodyLeftError
 from quire_router.waiting_room import WaitingRoom
 
+MAX_RETURNS = 3
+"""So often a request waits again whose worker left before it answered, with nobody else to ask: scaled to zero, or dead."""
 COMMENT = b": waiting\n\n"
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -37,10 +40,19 @@ class AdmissionLayer:
         call = ranked(call)
         target = self._room.pass_at_once(call)
         if target is not None:
-            return await inner(aimed(call, target), outcome)
+            try:
+                return await inner(aimed(call, target), outcome)
+            except NobodyLeftError:
+                if not self._room.may_hold(call):
+                    raise
+            return await self._hold(call, outcome, inner, num_returns=1)
         if not self._room.may_hold(call):
             return await inner(call, outcome)  # it knows best why nobody can answer
-        waiter = self._room.join(call)
+        return await self._hold(call, outcome, inner, num_returns=0)
+
+    async def _hold(self, call: Call, outcome: Outcome, inner: Source, num_returns: int) -> Answer:
+        """The answer after a wait, and after another one if the worker that it was meant for has left meanwhile."""
+        waiter = self._room.join(call, is_back=num_returns > 0)
         try:
             comment_s = self._room.comment_s if call.is_stream else 0.0
             until_s = self._clock() + comment_s if comment_s > 0 else None
@@ -50,8 +62,13 @@ class AdmissionLayer:
             raise
         if target is None:
             return self._telling(call, outcome, inner, waiter, comment_s)
-        outcome.waited_s = self._room.started(waiter)
-        return await inner(aimed(call, target), outcome)
+        outcome.waited_s += self._room.started(waiter)
+        try:
+            return await inner(aimed(call, target), outcome)
+        except NobodyLeftError:
+            if num_returns == MAX_RETURNS or not self._room.may_hold(call):
+                raise
+        return await self._hold(call, outcome, inner, num_returns + 1)
 
     def _telling(self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float) -> Answer:
         """A stream that begins before its worker is known."""
@@ -67,12 +84,20 @@ class AdmissionLayer:
     async def _parts(
         self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float
     ) -> AsyncGenerator[bytes, None]:
+        answer, num_returns = None, 0
         try:
             yield COMMENT
-            while (target := await self._room.wait(waiter, self._clock() + comment_s)) is None:
-                yield COMMENT
-            outcome.waited_s = self._room.started(waiter)
-            answer = await inner(aimed(call, target), outcome)
+            while answer is None:
+                while (target := await self._room.wait(waiter, self._clock() + comment_s)) is None:
+                    yield COMMENT
+                outcome.waited_s += self._room.started(waiter)
+                try:
+                    answer = await inner(aimed(call, target), outcome)
+                except NobodyLeftError:
+                    if num_returns == MAX_RETURNS or not self._room.may_hold(call):
+                        raise
+                    num_returns += 1
+                    waiter = self._room.join(call, is_back=True)
         except ApiError as error:
             outcome.late_status = outcome.status = error.status
             outcome.problem, outcome.usage = outcome.problem or error.message, Usage()

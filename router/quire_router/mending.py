@@ -38,6 +38,8 @@ log = logging.getLogger("quire_router.mending")
 
 POLL_S, MAX_POLL_S = 0.05, 0.5
 """How often a stream that waits for a worker looks for one: at first, and later on. All of a worker's streams may wait at once."""
+GONE_LOOKS = 10
+"""How often somebody looks, POLL_S apart, whether a worker that broke a connection is gone."""
 BUSY_S = 0.25
 """Until a worker that is full is asked again."""
 BUSY_STATUSES = frozenset({429, 503})
@@ -82,6 +84,15 @@ class Mender:
             if reservation is not None:
                 return reservation, choice
         return self._picker.pick(call.request_id, request.target, call.prompt, excluded)
+
+    async def are_gone(self, ids: frozenset[str]) -> bool:
+        """Whether none of these workers takes requests any more. Who broke a connection is being probed: it may take a moment to tell a
+        worker that died from a request that harms workers, which must not be tried at one of them again."""
+        for _ in range(GONE_LOOKS):
+            if not any((endpoint := self._pool.get(one)) is not None and endpoint.is_usable for one in ids):
+                return True
+            await asyncio.sleep(POLL_S)
+        return False
 
     def is_same(self, endpoint: Endpoint, life: str | None) -> bool:
         """Whether the endpoint is still what it was in that life."""

@@ -11,6 +11,7 @@ name of the model that gave it. It must not know how endpoints are chosen or wha
 import logging
 from collections.abc import Callable
 
+from quire_contract import names
 from quire_contract.openai.errors import unavailable
 from quire_contract.resume import HEADER_USAGE
 from quire_contract.telemetry import log_event
@@ -21,12 +22,16 @@ from quire_router.endpoints import Reservation
 from quire_router.hedging import Hedger
 from quire_router.mending import MendedStream, Mender
 from quire_router.picker import Picker
+from quire_router.refusals import NobodyLeftError
 from quire_router.replay import usage_of_header
 from quire_router.retry_budget import MAX_RETRIES, RetryBudget
 from quire_router.scoring import Choice
 from quire_router.upstream import Attempt, RetryableError, WorkerRequest, request_of
 
 log = logging.getLogger("quire_router.proxy")
+
+_BUSY = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY})
+"""A worker that says so is there, and would say so again."""
 
 
 class Proxy:
@@ -50,18 +55,19 @@ class Proxy:
         self._clock = clock
 
     async def answer(self, call: Call, outcome: Outcome) -> Answer:
-        """A worker's answer. ApiError if no endpoint gave one."""
+        """A worker's answer. ApiError if no endpoint gave one, NobodyLeftError if another one might."""
         tried: frozenset[str] = frozenset()
+        is_busy = False
         self._budget.note_request()
         while True:
             reservation, choice = self._pick(call, tried, outcome)
             if reservation is None:
                 if tried:
-                    raise unavailable(f"{outcome.problem}; {choice.reason}")
+                    message = f"{outcome.problem}; {choice.reason}"
+                    is_gone = not is_busy and await self._mender.are_gone(tried)
+                    raise NobodyLeftError(message) if is_gone else unavailable(message)
                 outcome.choice = choice
-                raise unavailable(
-                    f"The model `{call.model}` has no ready worker now: {choice.reason}.", retry_after_s=1
-                )
+                raise NobodyLeftError(f"The model `{call.model}` has no ready worker now: {choice.reason}.")
             outcome.choice = choice
             outcome.attempts += 1
             try:
@@ -69,7 +75,7 @@ class Proxy:
                 attempt = await self._hedger.begin(request, reservation, choice, tried)
                 return await self._answer_of(request, attempt, outcome)
             except RetryableError as error:
-                outcome.problem = str(error)
+                outcome.problem, is_busy = str(error), error.reason in _BUSY
                 tried |= {reservation.endpoint.id} | error.also_tried
                 if outcome.attempts > MAX_RETRIES or not self._budget.take():
                     raise unavailable(f"No worker could answer: {error}.") from None

@@ -29,6 +29,14 @@ NO_ENDPOINT_RETRY_S = 10
 """Who has waited for a worker in vain need not hurry: it is asked for while nobody waits, too."""
 
 
+class NobodyLeftError(ApiError):
+    """503: no worker is left that may answer, and nothing was sent to the client: who has time may wait for the next one."""
+
+    def __init__(self, message: str) -> None:
+        plain = unavailable(message)
+        super().__init__(plain.status, plain.message, type=plain.type, code=plain.code, headers=plain.headers)
+
+
 def retry_after_s(queued: int, rate_per_s: float | None, unknown_s: float) -> int:
     """Seconds until the `queued` requests ahead will have started, as fast as they start now; `unknown_s` if none has started yet."""
     seconds = unknown_s if not rate_per_s else (queued + 1) / rate_per_s

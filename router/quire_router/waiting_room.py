@@ -91,8 +91,9 @@ class WaitingRoom:
 
     # Waiting
 
-    def join(self, call: Call) -> Waiter:
-        """Begin to wait; to be ended by `started` or `leave`. ApiError if there is no place."""
+    def join(self, call: Call, *, is_back: bool = False) -> Waiter:
+        """Begin to wait; to be ended by `started` or `leave`. ApiError if there is no place. `is_back`: it had started already, and there
+        may be room by now."""
         now_s = self._clock()
         self._num_tickets += 1
         waiter = new_waiter(
@@ -105,6 +106,9 @@ class WaitingRoom:
         self._queued_bytes += waiter.ticket.size_bytes
         for line, targets in places.items():
             self._enter(line, waiter, tuple(targets), now_s)
+            if is_back:
+                line.looks_everywhere = True
+                self._look_soon(line)
         return waiter
 
     async def wait(self, waiter: Waiter, until_s: float | None = None) -> str | None:

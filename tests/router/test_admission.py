@@ -664,3 +664,28 @@ async def test_two_thousand_requests_are_held_and_leave_nothing_behind(start_rou
     assert held_bytes == sum(len(call.body) for call in calls)
     assert one_more == 429
     assert is_at_rest(router)
+
+
+async def test_a_request_whose_only_worker_leaves_before_it_answers_waits_for_the_next_one(
+    start_upstream, start_router, until
+):
+    async def leave(request, upstream):
+        upstream.ready_status = 503
+        return web.json_response({}, status=503, headers={"x-quire-reason": "draining"})
+
+    worker = await start_upstream("a", leave)
+    config = config_of(worker, comment_s=0.05, in_flight_per_worker=100)
+    router = await start_router(config)
+    await router.until_ready(1)
+
+    tasks = [*asking(router, 4), *asking(router, 4, STREAM)]
+    await until_waiting(router, until, 8)
+    gate = Gate()
+    gate.opened.set()
+    other = await start_upstream("b", gate)
+    write_config(router.config_path, config_of(other, in_flight_per_worker=100))
+    counts = await statuses(tasks)
+    await until(lambda: is_at_rest(router))
+
+    assert counts == {200: 8}
+    assert (len(gate.order), num_waiting(router)) == (8, 0)

@@ -1,0 +1,144 @@
+"""`quire up` that follows demand, with real routers, real workers and the operator's autoscaler: from zero and back, nothing lost."""
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from tests.cli.scaled import scaled_up
+
+SLEEPY = {
+    "minReplicas": 0,
+    "maxReplicas": 3,
+    "demandPerReplica": 4,
+    "pollingIntervalSeconds": 600,
+    "cooldownSeconds": 1,
+    "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+}
+"""Looked at only when a queue begins, until a test says otherwise."""
+
+
+async def test_a_burst_wakes_a_service_at_zero_at_once_and_its_end_lets_it_sleep_again(tmp_path: Path) -> None:
+    async with scaled_up(tmp_path, SLEEPY) as up:
+        ready = up.told
+        begun = [process.pid for process in up.workers()]
+
+        burst = up.asking(40)
+        await up.wait_for(r"m: 0 -> 1 worker \(Activated: ")
+        up.change(pollingIntervalSeconds=1)
+        answers = await asyncio.gather(*burst)
+        await up.wait_for(r"m: \d -> 0 workers \(ScaledToZero: ")
+        await up.until(lambda: not up.workers())
+        decisions = up.decisions()
+        shown = up.scaling()
+
+    assert "starting the router" in ready and "(m; 0 workers)" in ready
+    assert "scales: m 0 to 3 workers" in up.told
+    assert begun == []
+    assert answers == [(200, 4)] * 40
+    assert decisions[0] == (0, 1, "Activated"), "it was not looked at for another ten minutes"
+    assert decisions[1][:2] == (1, 3), "ten times the target, and the second decision has the maximum"
+    assert decisions[-1][1:] == (0, "ScaledToZero")
+    assert (shown["replicas"], shown["readyReplicas"], shown["demand"]["running"]) == (0, 0, 0)
+
+
+async def test_what_comes_while_the_last_worker_leaves_is_held_and_answered(tmp_path: Path) -> None:
+    async with scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1}) as up:
+        answers, held = [], []
+        supervisor = psutil.Process(up.process.pid)
+        for _ in range(4):
+            answers.append(await up.ask(stream=True))
+            await up.until(lambda: up.scaling()["replicas"] == 0)
+            held.append((supervisor.num_fds(), len(list((up.folder / "pods").iterdir()))))
+            answers += await asyncio.gather(*up.asking(6))
+            await up.until(lambda: up.scaling()["replicas"] == 0 and not up.workers())
+        await up.until(lambda: len(supervisor.children(recursive=True)) == 1)
+        folders = len(list((up.folder / "pods").iterdir()))
+        code = await up.end()
+
+    assert answers == [(200, 4)] * 28
+    assert folders <= 1, "the router's own"
+    assert max(number for number, _ in held[1:]) <= held[0][0] + 2, "no descriptor stays"
+    assert code == 0
+
+
+async def test_a_worker_that_is_killed_while_replicas_come_loses_no_request(tmp_path: Path) -> None:
+    async with scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1, "cooldownSeconds": 60}) as up:
+        burst = up.asking(24, tokens=40)
+        first = (await up.wait_for(r"(m-worker-\w+-0): starting"))[1]
+        up.kill(first)
+        await up.wait_for(rf"{first}: restarting \(killed by signal 9")
+        second = (await up.wait_for(r"(m-worker-\w+-[12]): ready"))[1]
+        up.kill(second)
+        answers = await asyncio.gather(*burst)
+        await up.wait_for(rf"{second}: ready")
+
+    assert answers == [(200, 40)] * 24
+
+
+async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_meanwhile(tmp_path: Path) -> None:
+    """The first drains until its time is over, the second is killed before."""
+    engine = {"drainTimeoutSeconds": 1}
+    async with scaled_up(
+        tmp_path, {**SLEEPY, "minReplicas": 3, "pollingIntervalSeconds": 1}, step_s=0.05, engine=engine
+    ) as up:
+        streams = [asyncio.create_task(up.ask(tokens=100, stream=True)) for _ in range(12)]
+        await up.until(lambda: up.scaling().get("demand", {}).get("running") == 12)
+
+        up.change(minReplicas=2, maxReplicas=2)
+        await up.wait_for(r"m-worker-\w+-\d: stopped")
+        up.change(minReplicas=1, maxReplicas=1)
+        leaving = (await up.wait_for(r"(m-worker-\w+-\d): stopping"))[1]
+        up.kill(leaving)
+        await up.wait_for(rf"{leaving}: stopped")
+        answers = await asyncio.gather(*streams)
+        replicas = up.scaling()["readyReplicas"]
+
+    assert answers == [(200, 100)] * 12
+    assert replicas == 1
+
+
+async def test_a_router_that_is_killed_breaks_only_its_connections_and_a_retry_is_billed_once(tmp_path: Path) -> None:
+    async with scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1, "cooldownSeconds": 60}) as up:
+
+        async def ask() -> tuple[int, int] | None:
+            try:
+                return await up.ask(tokens=30)
+            except aiohttp.ClientError:
+                return None
+
+        waiting = [asyncio.create_task(ask()) for _ in range(3)]
+        await up.wait_for(r"m: 0 -> 1 worker ")
+        worker = (await up.wait_for(r"(m-worker-\w+-0): starting"))[1]
+        up.kill("quire-router")
+        broken = await asyncio.gather(*waiting)
+        await up.wait_for(r"quire-router: ready")
+        await up.until(lambda: up.scaling()["readyReplicas"] == 1)
+        retried = [await ask() for _ in range(3)]
+        billed = await up.usage()
+        restarts = up.told.count(f"{worker}: restarting")
+
+    assert broken == [None] * 3
+    assert retried == [(200, 30)] * 3
+    assert [(record["status"], record["output_tokens"]) for record in billed] == [(200, 30)] * 3
+    assert restarts == 0, "the worker went on"
+
+
+async def test_replicas_and_scaling_of_the_file_are_followed_while_it_runs(tmp_path: Path) -> None:
+    async with scaled_up(tmp_path, {**SLEEPY, "minReplicas": 1, "maxReplicas": 1}) as up:
+        plain = up.manifest.read_text()
+        begun = up.scaling()["replicas"]
+
+        up.change(minReplicas=2, maxReplicas=2)
+        await up.wait_for(r"m: 1 -> 2 workers \(")
+        await up.until(lambda: len(up.workers()) == 2)
+        up.manifest.write_text(plain[: plain.index("  scaling:")] + "  replicas: 1\n")
+        await up.wait_for(r"m: 2 -> 1 worker \(the file says so\)")
+        await up.until(lambda: len(up.workers()) == 1)
+        answer = await up.ask()
+        up.manifest.write_text(plain)
+        await up.wait_for(r"m: 1 to 1 worker, as demand is")
+
+    assert begun == 1
+    assert answer == (200, 4)
