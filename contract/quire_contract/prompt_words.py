@@ -11,7 +11,7 @@ Bounded: a full memory is emptied. Read from several threads.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from tokenizers import Tokenizer
@@ -47,8 +47,8 @@ class WordEncoder:
         self._find = ascii_pattern(split).findall
         contents = sorted(added, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, contents)) + ")").split if contents else None
-        self._known: dict[str, tuple[int, ...]] = {}
-        self._added = {content: (token_id,) for content, token_id in added.items()}
+        self._added: dict[str, Sequence[int]] = {content: (token_id,) for content, token_id in added.items()}
+        self._known = dict(self._added)
 
     def encode(self, text: str) -> list[int] | None:
         """Its token ids, without special tokens around it. None: the tokenizer must do it."""
@@ -58,8 +58,8 @@ class WordEncoder:
         try:
             return list(chain.from_iterable(map(self._known.__getitem__, words)))
         except KeyError:
-            found = self._learn(words)
-        return None if found is None else list(chain.from_iterable(map(found.__getitem__, words)))
+            ids = self._learn(words)
+        return None if ids is None else list(chain.from_iterable(ids))
 
     def _words(self, text: str) -> list[str]:
         """Words and added tokens, in order. No word is spelt as an added token is, or the text would have been cut there."""
@@ -76,20 +76,19 @@ class WordEncoder:
                 words += self._find(piece)
         return words
 
-    def _learn(self, words: list[str]) -> dict[str, tuple[int, ...]] | None:
+    def _learn(self, words: list[str]) -> list[Sequence[int]] | None:
         """The ids of each of `words`. None: more of them are new than are learnt at once."""
         known = self._known
-        found = {word: known.get(word, ()) or self._added.get(word, ()) for word in words}
-        missing = [word for word, ids in found.items() if not ids]
+        missing = [word for word in dict.fromkeys(words) if word not in known]
         learnt = missing[:MAX_LEARNT]
-        for word, encoding in zip(
-            learnt, self._tokenizer.encode_batch_fast(learnt, add_special_tokens=False), strict=True
-        ):
-            found[word] = tuple(encoding.ids)
+        encodings = self._tokenizer.encode_batch_fast(learnt, add_special_tokens=False)
+        found: dict[str, Sequence[int]] = {word: e.ids for word, e in zip(learnt, encodings, strict=True)}
         if len(known) + len(learnt) > MAX_WORDS:
-            known = self._known = {}
-        known.update((word, ids) for word, ids in found.items() if ids and len(word) <= MAX_WORD_CHARS)
-        return found if len(missing) == len(learnt) else None
+            self._known = dict(self._added)
+        self._known.update((word, ids) for word, ids in found.items() if len(word) <= MAX_WORD_CHARS)
+        if len(missing) > len(learnt):
+            return None
+        return [found[word] if word in found else known[word] for word in words]
 
 
 def ascii_pattern(split: str) -> re.Pattern[str]:

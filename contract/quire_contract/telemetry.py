@@ -103,7 +103,9 @@ class LogFormatter(logging.Formatter):
         head = self._heads.get(key)
         if head is None:
             fields = {"level": key[0].lower(), "process": self._process, "logger": key[1], "event": key[2]}
-            parts = [f"{name}={_quoted(value, _MAX_VALUE_CHARS)}" for name, value in fields.items() if value is not None]
+            parts = [
+                f"{name}={_quoted(value, _MAX_VALUE_CHARS)}" for name, value in fields.items() if value is not None
+            ]
             head = " ".join(parts)
             if len(self._heads) < _MAX_HEADS:
                 self._heads[key] = head

@@ -76,8 +76,9 @@ Source = Callable[[Call, Outcome], Awaitable[Answer]]
 class Layer(Protocol):
     """One concern of every call."""
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
-        """The answer, with the help of `inner`. ApiError refuses the call."""
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
+        """The answer, with the help of `inner`. ApiError refuses the call. A layer that has nothing to do with a call gives `inner`'s
+        awaitable back: then it is no part of what is resumed each time the call goes on."""
 
 
 def layered(layers: Sequence[Layer], source: Source) -> Source:

@@ -197,7 +197,9 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         raise body_too_large(max_bytes)
     try:
         if request.content.is_eof():
-            body = await request.read()
+            body = request.content.read_nowait()
+            if len(body) > max_bytes:
+                raise body_too_large(max_bytes)
         else:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()

@@ -94,6 +94,9 @@ class Use:
 class Endpoint:
     """One worker. Times are seconds of the process's monotonic clock."""
 
+    _reported_ms_per_token: float | None = None
+    """Of the report that holds."""
+
     def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
         self.counts = counts
@@ -196,11 +199,14 @@ class Endpoint:
         """The newest load report; it also says whether the endpoint is draining."""
         self.report, self.report_s, self.draining = report, now_s, report.draining
         self.heard_s, self.life = now_s, report.epoch
+        speed = report.prefill_tokens_per_s
+        self._reported_ms_per_token = _in_range(1000.0 / speed) if speed > 0 else None
         self.on_change(self)
 
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
         self.report, self.report_s = None, -math.inf
+        self._reported_ms_per_token = None
 
     def is_idle(self) -> bool:
         """Nothing of ours runs there, and nothing else is reported."""
@@ -274,10 +280,7 @@ class Endpoint:
     @property
     def learnt_ms_per_token(self) -> float | None:
         """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
-        report = self.report
-        if report is not None and report.prefill_tokens_per_s > 0:
-            return _in_range(1000.0 / report.prefill_tokens_per_s)
-        return self._ms_per_token
+        return self._ms_per_token if self._reported_ms_per_token is None else self._reported_ms_per_token
 
     def learn_speed(self, ms_per_token: float) -> None:
         """One measurement; bounded and averaged, so that a stall does not brand the endpoint."""
@@ -299,11 +302,11 @@ def _in_range(ms_per_token: float) -> float:
 
 def pooled_speed(endpoints: Sequence[Endpoint]) -> dict[str, float]:
     """Prefill cost in ms a token for each endpoint: the mean of what was learnt, but its own where that differs clearly."""
-    learnt = [speed for e in endpoints if (speed := e.learnt_ms_per_token) is not None]
+    own = [e.learnt_ms_per_token for e in endpoints]
+    learnt = [speed for speed in own if speed is not None]
     mean = sum(learnt) / len(learnt) if learnt else DEFAULT_MS_PER_TOKEN
-    speeds = {}
-    for endpoint in endpoints:
-        own = endpoint.learnt_ms_per_token
-        same = own is None or mean / SPEED_SAME <= own <= mean * SPEED_SAME
-        speeds[endpoint.id] = mean if same or own is None else own
-    return speeds
+    low, high = mean / SPEED_SAME, mean * SPEED_SAME
+    return {
+        endpoint.id: mean if speed is None or low <= speed <= high else speed
+        for endpoint, speed in zip(endpoints, own, strict=True)
+    }

@@ -1,11 +1,14 @@
 """The layers of routes: an answer tells how its model was chosen, and a call that one model's workers fail goes to the next model."""
 
+from collections.abc import Awaitable
+
 import msgspec
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_DEADLINE, ApiError
 from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome
+from quire_router.complexity import Complexity
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.route_metrics import RouteMetrics
 from quire_router.shadow import ShadowTraffic
@@ -19,11 +22,12 @@ class RouteNotes:
     def __init__(self, metrics: RouteMetrics) -> None:
         self._metrics = metrics
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, with the score that its model was chosen by."""
         complexity = None if call.route is None else call.route.complexity
-        if complexity is None:
-            return await inner(call, outcome)
+        return inner(call, outcome) if complexity is None else self._noted(call, outcome, inner, complexity)
+
+    async def _noted(self, call: Call, outcome: Outcome, inner: Source, complexity: Complexity) -> Answer:
         self._metrics.count_complexity(call.model, call.targets[0], complexity.score)
         answer = await inner(call, outcome)
         answer.headers[names.HEADER_COMPLEXITY] = complexity.in_words()
@@ -38,15 +42,15 @@ class RouteLayer:
         self._shadow = shadow
         self._metrics = metrics
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The first good answer of the call's targets. The last one's failure if all fail."""
         if call.route is None:
-            return await inner(call, outcome)
+            return inner(call, outcome)
         self._shadow.copy(call, inner)
         entry = call.route.entry
         if entry is None or not entry.fallback_on_error or len(call.targets) == 1:
-            return await inner(call, outcome)
-        return await self._fall_back(call, outcome, inner)
+            return inner(call, outcome)
+        return self._fall_back(call, outcome, inner)
 
     async def _fall_back(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
         left = list(call.targets)

@@ -8,7 +8,7 @@ not want them.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import msgspec
 
@@ -71,11 +71,14 @@ class SavingLayer:
         self._memory.resize(saving.response_cache_mib * 1024 * 1024 if saving.response_cache else 0)
         self._versions.follow(config)
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, or one like it that exists already."""
         saving = self._live.settings.saving
         if not (saving.response_cache or saving.coalesce) or _does_not_want(call):
-            return await inner(call, outcome)
+            return inner(call, outcome)
+        return self._saved(call, outcome, inner, saving)
+
+    async def _saved(self, call: Call, outcome: Outcome, inner: Source, saving: SavingSettings) -> Answer:
         wishes = cache_wishes(call.headers)
         key = None if wishes.no_store else answer_key(call)
         if key is None:

@@ -135,8 +135,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def choose(request: RouteRequest, snapshot: Sequence[Candidate], rng: random.Random) -> Choice:
     """Pick an endpoint for the request. Pure but for `rng`, which breaks ties."""
     dropped = drop_all(request, snapshot)
-    left = [c for c in snapshot if c.endpoint_id not in dropped]
-    scores = tuple(score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
+    left = [c for c in snapshot if c.endpoint_id not in dropped] if dropped else list(snapshot)
+    scores = tuple([score(request, c, dropped.get(c.endpoint_id)) for c in snapshot])
     if not left:
         return no_choice(request, dropped, scores)
     level = ladder_level(request, left)
@@ -171,16 +171,20 @@ def drop_all(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, 
     dropped = drop_unfit(request, snapshot)
     if len(snapshot) - len(dropped) < 2:
         return dropped
-    left = [c for c in snapshot if c.endpoint_id not in dropped]
-    mean = (sum(c.load for c in left) + 1) / len(left)
+    left = [c for c in snapshot if c.endpoint_id not in dropped] if dropped else snapshot
+    loads = [c.load for c in left]
+    mean = (sum(loads) + 1) / len(loads)
     most = max(GUARD_FACTOR * mean, mean + GUARD_SLACK)
-    dropped.update({c.endpoint_id: OVER_SHARE for c in left if c.load + 1 > most})
+    if max(loads) + 1 > most:
+        dropped.update({c.endpoint_id: OVER_SHARE for c in left if c.load + 1 > most})
     return dropped
 
 
 def drop_unfit(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
     """As `drop_all`, whatever the load."""
     dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
+    if not any(c.ejected or c.silent for c in snapshot):
+        return dropped
     for avoided, word in ((_is_ejected, "ejected"), (_is_silent, "silent")):
         found = [c.endpoint_id for c in snapshot if avoided(c) and c.endpoint_id not in dropped]
         if found and len(found) + len(dropped) < len(snapshot):

@@ -8,7 +8,7 @@ by no fault of its sender gives everything back. It must not know where limits a
 """
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 
 import msgspec
 
@@ -42,15 +42,16 @@ class RequestLimits:
         self._book = book
         self._metrics = metrics
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer. ApiError 429 if there are too many requests."""
-        if call.tenant is None:
-            return await inner(call, outcome)
-        meters = self._book.of(call.tenant.entry)
+        return inner(call, outcome) if call.tenant is None else self._limited(call, outcome, inner, call.tenant)
+
+    async def _limited(self, call: Call, outcome: Outcome, inner: Source, tenant: Tenant) -> Answer:
+        meters = self._book.of(tenant.entry)
         demands = [(meter, 1) for meter in meters.request_meters()]
         if not demands:
             return await inner(call, outcome)
-        await _reserve(meters, demands, call.tenant, self._metrics)
+        await _reserve(meters, demands, tenant, self._metrics)
         limited = meters.requests if meters.requests.limit is not None else None
         if limited is not None:
             meters.refill_early((limited,))
@@ -101,11 +102,11 @@ class TokenLimits:
         self._wall_clock = wall_clock
         self._numbers = itertools.count(1)
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer. ApiError 429 if it might use more than is left."""
-        tenant = call.tenant
-        if tenant is None:
-            return await inner(call, outcome)
+        return inner(call, outcome) if call.tenant is None else self._limited(call, outcome, inner, call.tenant)
+
+    async def _limited(self, call: Call, outcome: Outcome, inner: Source, tenant: Tenant) -> Answer:
         bill = await self._open(call, tenant)
         try:
             answer = await inner(call, outcome)

@@ -6,7 +6,6 @@ What an attempt tells of the worker (it is down, drains, keeps failing) is noted
 becomes of a failed attempt.
 """
 
-import asyncio
 import io
 import logging
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from quire_router.replay import Replay
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
+from quire_router.time_limit import TimeLimit
 
 log = logging.getLogger("quire_router.upstream")
 
@@ -143,8 +143,8 @@ class Upstreams:
         response: aiohttp.ClientResponse | None = None
         try:
             try:
-                async with asyncio.timeout(limit_s) as limit:
-                    use.close = lambda: limit.reschedule(0)
+                with TimeLimit(limit_s) as limit:
+                    use.close = limit.end_now
                     response = await self._open(request, endpoint)
                     replay = request.replay or (None if self._trust is None else Replay(Usage()))
                     attempt = Attempt(reservation, choice, response, replay, use)

@@ -24,9 +24,11 @@ class WorkerConnection(ResponseHandler):
             listener()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The reader has the end, or the error."""
-        listener = self.on_arrival
+        """The reader has the end, or the error: also of an answer that broke off in what is no HTTP, of which it would hear nothing."""
+        listener, payload = self.on_arrival, self._payload
         super().connection_lost(exc)
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("the answer ended in what is no HTTP"))
         if listener is not None:
             listener()
 

@@ -81,7 +81,7 @@ def test_a_text_of_many_new_words_is_the_tokenizers_until_they_were_seen():
 def test_what_is_remembered_is_bounded():
     split = min(KNOWN_SPLITS)
     encoder = WordEncoder(TOKENIZERS[split], split, {})
-    encoder._known = {f"old{number}": (1,) for number in range(MAX_WORDS)}
+    encoder._known.update((f"old{number}", (1,)) for number in range(MAX_WORDS))
 
     ids = encoder.encode("one more")
 

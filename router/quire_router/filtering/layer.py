@@ -4,7 +4,7 @@ A call to which no filter applies passes untouched; what its answer says is not 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -70,13 +70,16 @@ class FilterLayer:
         self._filters = compiler.compiled(live.settings.filters)
         live.follow(self._follow)
 
-    async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, filtered, to the call, filtered. ApiError 400 if the prompt is blocked."""
         tenant = None if call.tenant is None else call.tenant.entry.id
         prompt = self._filters.applying("prompt", call.model, tenant)
         output = self._filters.applying("output", call.model, tenant)
         if not prompt and not output:
-            return await inner(call, outcome)
+            return inner(call, outcome)
+        return self._filtered(call, outcome, inner, prompt, output)
+
+    async def _filtered(self, call: Call, outcome: Outcome, inner: Source, prompt: Applied, output: Applied) -> Answer:
         findings = Findings(outcome, self._count)
         if prompt:
             call = await self._filtered_call(call, prompt, findings)
