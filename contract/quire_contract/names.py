@@ -376,10 +376,6 @@ OPERATOR_METRICS: tuple[str, ...] = (
     QUIRE_OPERATOR_API_REQUESTS,
     QUIRE_OPERATOR_LEADER,
     QUIRE_OPERATOR_SERVICES,
-    QUIRE_OPERATOR_DEMAND,
-    QUIRE_OPERATOR_DEMAND_AGE_SECONDS,
-    QUIRE_OPERATOR_DESIRED_REPLICAS,
-    QUIRE_OPERATOR_SCALINGS,
 )
 
 # Histogram buckets in seconds. Wider than vLLM's: a decode step takes 3-10 ms and a queue may be empty.

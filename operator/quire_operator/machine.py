@@ -4,6 +4,7 @@ This module builds nothing that decides; it must not know leases or flags.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -15,7 +16,15 @@ from typing import Any
 from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.reflector import Reflector
-from quire_contract.kube.resources import CONFIG_MAP, INFERENCE_SERVICE, PDB_V1, PDB_V1BETA1, POD, ResourceKind
+from quire_contract.kube.resources import (
+    CONFIG_MAP,
+    INFERENCE_SERVICE,
+    NODE,
+    PDB_V1,
+    PDB_V1BETA1,
+    POD,
+    ResourceKind,
+)
 from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
 from quire_operator.autoscale.cluster import ClusterScaling
@@ -23,12 +32,14 @@ from quire_operator.autoscale.scale_writer import ScaleWriter
 from quire_operator.autoscaler_watch import AutoscalerWatch, tell_news
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
 from quire_operator.keda.service import KedaSettings, serve_keda
 from quire_operator.keys import ROUTERS, Key, key_of
 from quire_operator.manifests.parts import MANAGER
 from quire_operator.metrics import Metrics
+from quire_operator.node_doom import trim_node
 from quire_operator.observations import Observations
 from quire_operator.platform import Platform
 from quire_operator.reconciler import Reconciler, Writers
@@ -100,7 +111,7 @@ class Machine:
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
         autoscalers = self._autoscalers(platform)
-        reconciler, observations, scaling = self._build(platform, autoscalers)
+        reconciler, observations, scaling, drainer = self._build(platform, autoscalers)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -114,18 +125,19 @@ class Machine:
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
-            group.create_task(observations.run())
-            group.create_task(scaling.run())
+            for one in (observations, scaling, drainer):
+                group.create_task(one.run())
             if self._keda is not None:
                 group.create_task(serve_keda(self._client, scaling.edges, self._keda))
             group.create_task(self._relist())
+            group.create_task(self._follow_nodes())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
     def _build(
         self, platform: Platform, autoscalers: AutoscalerWatch
-    ) -> tuple[Reconciler, Observations, ClusterScaling]:
+    ) -> tuple[Reconciler, Observations, ClusterScaling, Drainer]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -136,11 +148,13 @@ class Machine:
             platform=platform,
         )
         events = EventPoster(client)
+        drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),
             events=events,
             release=release,
+            drainer=drainer,
         )
         scaling = ClusterScaling(
             cache=cache,
@@ -164,7 +178,7 @@ class Machine:
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations, scaling
+        return reconciler, observations, scaling, drainer
 
     def _autoscalers(self, platform: Platform) -> AutoscalerWatch:
         store = self._cache.children
@@ -219,6 +233,38 @@ class Machine:
             rng=self._rng,
             transform=trim_pod if kind is POD else trim_object,
         )
+
+    async def _follow_nodes(self) -> None:
+        """Where the release may not see nodes, pods on one that is about to be lost drain when they are told to end, and no sooner."""
+
+        async def may_list() -> bool:
+            try:
+                async with contextlib.aclosing(self._client.list_pages(NODE, None, limit=1)) as pages:
+                    await anext(pages)
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                return False
+            return True
+
+        if not await self._retrying(may_list):
+            log_event(
+                logger,
+                logging.INFO,
+                "nodes are not watched: nothing is known of spot interruptions before pods are told to end",
+                fix="install cluster-wide, or bind a ClusterRole with get, list and watch on nodes",
+            )
+            return
+        book = self._cache.nodes
+        await Reflector(
+            self._client,
+            NODE,
+            namespace=None,
+            on_replace=book.replace,
+            on_event=book.handle,
+            rng=self._rng,
+            transform=trim_node,
+        ).run()
 
     async def _disruption_budgets(self) -> ResourceKind:
         served = await self._retrying(lambda: self._client.serves(PDB_V1))

@@ -4,11 +4,15 @@ Each has an address of its own in 127.0.0.0/8, so that the ports are those of a 
 """
 
 import asyncio
+import base64
 import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from quire_contract import names
@@ -17,6 +21,15 @@ from quire_contract.kube import resources
 from quire_contract.kube.client import KubeError
 
 POLL_S = 0.05
+FAST = {
+    "minReplicas": 0,
+    "maxReplicas": 5,
+    "demandPerReplica": 2,
+    "pollingIntervalSeconds": 1,
+    "cooldownSeconds": 1,
+    "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+}
+"""spec.scaling that does at once what it does."""
 _RNG = random.SystemRandom()
 
 
@@ -48,6 +61,12 @@ class Router:
         self.demand: dict[str, float] = {}
         self._edge = 0
         self._news = asyncio.Event()
+        self._is_silent = False
+
+    async def fall_silent(self) -> None:
+        """It runs, and answers nothing any more."""
+        self._is_silent = True
+        self._news.set()
 
     def ask(self, **demand: float) -> None:
         """What is asked from now on; an edge if requests are held."""
@@ -73,6 +92,8 @@ class Router:
                     await self._news.wait()
             except TimeoutError:
                 pass
+        if self._is_silent:
+            return web.Response(status=503)
         plain = {"held": 0, "queued": 0, "running": 0, "unreported": 0, "arrivals": 0, "endpoints": 0}
         zeros = {"held_oldest_s": 0.0, "held_without_worker": 0, "arrivals_per_s": 0.0, "ready_endpoints": 0}
         demand = ServiceDemand(**{**plain, **zeros, **self.demand}, workers=dict(self.workers))  # type: ignore[arg-type]
@@ -133,8 +154,9 @@ class Kubelet:
         self.workers: dict[str, Worker] = {}
         self.ended: list[str] = []
         """Pods in the order in which they went."""
-        self.starts = True
-        """Whether new pods become ready."""
+        self.has_nodes = False
+        """Whether each pod is put on a node of its own, of the pod's name."""
+        self.nodes: list[str] = []
         self._stops: dict[str, asyncio.Event] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
         self._shown: dict[str, bool] = {}
@@ -151,6 +173,8 @@ class Kubelet:
             for stop in self._stops.values():
                 stop.set()
             await asyncio.gather(*self._servers.values())
+            for node in self.nodes:
+                await self._cluster.client.delete(resources.NODE, None, node)
             if not task.cancelled():
                 task.result()
 
@@ -174,8 +198,8 @@ class Kubelet:
             body = {"gracePeriodSeconds": 0}
             await self._cluster.client._request("DELETE", path, resources.POD, body=body)
             return
-        if not self.starts and name not in self.workers:
-            return
+        if self.has_nodes and not pod["spec"].get("nodeName"):
+            await self._place(name)
         if name not in self.workers:
             self.workers[name] = worker = Worker(name)
             self._stops[name] = asyncio.Event()
@@ -184,6 +208,16 @@ class Kubelet:
         worker = self.workers[name]
         if self._shown.get(name) != (not worker.is_draining):
             await self._show(worker)
+
+    async def _place(self, name: str) -> None:
+        """A node without room, so that the scheduler puts nothing on it."""
+        client = self._cluster.client
+        self.nodes.append(name)
+        await client.create(resources.NODE, None, {"metadata": {"name": name}})
+        path = resources.POD.path(self._cluster.namespace, name, "binding")
+        target = {"apiVersion": "v1", "kind": "Node", "name": name}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        await client._request("POST", path, resources.POD, body=body)
 
     async def _show(self, worker: Worker) -> None:
         is_ready = not worker.is_draining
@@ -207,6 +241,45 @@ class Kubelet:
     async def _serve(self, worker: Worker, stop: asyncio.Event) -> None:
         async with served(worker.app(), worker.address, names.PORT_HTTP):
             await stop.wait()
+
+
+@asynccontextmanager
+async def real_router(cluster: Any, control_plane: Any, folder: Path) -> AsyncIterator[str]:
+    """A router process that follows the cluster; its URL."""
+
+    async def trusts() -> dict[str, Any]:
+        return (await cluster.get(resources.SECRET, names.TRUST_SECRET)) or {}
+
+    secret = await cluster.until(trusts)
+    trust = folder / "trust"
+    trust.mkdir()
+    for key, text in secret["data"].items():
+        (trust / key).write_bytes(base64.b64decode(text))
+        (trust / key).chmod(0o600)
+    address = some_address()
+    command = [sys.executable, "-m", "quire_router", "--kubeconfig", control_plane.kubeconfig, "--trust-dir", trust]
+    command += ["--release", cluster.platform.release, "--release-namespace", cluster.namespace]
+    command += ["--watch-namespace", cluster.namespace, "--host", address, "--port", str(names.PORT_ROUTER)]
+    with (folder / "router.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*map(str, command), stdout=log, stderr=log)
+    url = f"http://{address}:{names.PORT_ROUTER}"
+    try:
+        async with aiohttp.ClientSession() as session:
+
+            async def is_up() -> bool:
+                assert process.returncode is None, (folder / "router.log").read_text()
+                try:
+                    async with session.get(url + names.PATH_HEALTH) as answer:
+                        return answer.status == 200
+                except aiohttp.ClientError:
+                    return False
+
+            await cluster.until(is_up)
+        await add_router_pod(cluster, "router-0", address)
+        yield url
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def replicas_of(cluster: Any, name: str = "demo") -> int:
