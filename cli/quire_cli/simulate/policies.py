@@ -32,7 +32,9 @@ def of_service(service: InferenceService, name: str = "") -> Scaling:
     def policy(capacity: int | None) -> Policy:
         return policy_of(service, capacity)
 
-    return Scaling(name=name or service.metadata.name, policy=policy, interval_s=float(scaling.polling_interval_seconds))
+    return Scaling(
+        name=name or service.metadata.name, policy=policy, interval_s=float(scaling.polling_interval_seconds)
+    )
 
 
 def keda(threshold: int, *, least: int, most: int, like: Policy | None = None) -> Scaling:
