@@ -82,7 +82,9 @@ def loaded_router(rng: random.Random, number: int) -> FastRouter:
         router.join(worker, 0.0)
         for count in range(rng.randrange(8)):
             length = rng.randrange(50, 3000)
-            chain = (("g", 320), (f"s{rng.randrange(6)}", 320 + length)) if rng.random() < 0.5 else ((f"u{count}", length),)
+            chain = (
+                (("g", 320), (f"s{rng.randrange(6)}", 320 + length)) if rng.random() < 0.5 else ((f"u{count}", length),)
+            )
             worker.add(Request(number=0, at_s=0.0, prompt=chain[-1][1], output=200, chain=chain), 0.0)
         for _ in range(rng.randrange(6)):
             if worker.load:
