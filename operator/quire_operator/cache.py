@@ -31,7 +31,9 @@ class ClusterCache:
         self.documents = ObjectStore(key_of, self._document_changed)
         self.children = ObjectStore(_owner_uid, self._child_changed)
         self.pods = ObjectStore(_pod_service, self._pod_changed)
-        self.routers = ObjectStore(lambda pod: POD.kind, lambda index: None)
+        self.routers = ObjectStore(lambda pod: POD.kind, lambda index: self.on_routers())
+        self.on_routers: Callable[[], None] = lambda: None
+        """Called when a router's pod came, changed or went; for one who wants to know."""
         self.shards = ObjectStore(lambda shard: SHARDS, lambda index: enqueue(ROUTERS))
         self._key_of_uid: dict[str, Key] = {}
 

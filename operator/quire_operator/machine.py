@@ -18,8 +18,11 @@ from quire_contract.kube.reflector import Reflector
 from quire_contract.kube.resources import CONFIG_MAP, PDB_V1, PDB_V1BETA1, POD, ResourceKind
 from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
+from quire_operator.autoscale.cluster import ClusterScaling
+from quire_operator.autoscale.scale_writer import ScaleWriter
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
 from quire_operator.keys import ROUTERS, Key
@@ -92,7 +95,7 @@ class Machine:
         """Until cancelled, or something in here fails that must not."""
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
-        reconciler, observations = self._build(platform)
+        reconciler, asking = self._build(platform)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -104,13 +107,14 @@ class Machine:
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
-            group.create_task(observations.run())
+            for one in asking:
+                group.create_task(one.run())
             group.create_task(self._relist())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
-    def _build(self, platform: Platform) -> tuple[Reconciler, Observations]:
+    def _build(self, platform: Platform) -> tuple[Reconciler, tuple[Observations, ClusterScaling, Drainer]]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -120,23 +124,37 @@ class Machine:
             owner=RouterOwner(client, platform, time.monotonic),
             platform=platform,
         )
+        events = EventPoster(client)
+        drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),
-            events=EventPoster(client),
+            events=events,
             release=release,
+            drainer=drainer,
         )
+        scaling = ClusterScaling(
+            cache=cache,
+            enqueue=self._queue.add,
+            token=trust.token,
+            writer=ScaleWriter(client, cache.documents, events, metrics),
+            metrics=metrics,
+            now=self._now,
+            rng=self._rng,
+        )
+        cache.on_routers = scaling.routers_changed
         observations = Observations(cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         reconciler = Reconciler(
             cache=cache,
             queue=self._queue,
             writers=writers,
             observations=observations,
+            scaling=scaling,
             platform=platform,
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations
+        return reconciler, (observations, scaling, drainer)
 
     def _reflectors(self, platform: Platform) -> list[Reflector]:
         budgets = PDB_V1 if platform.pod_disruption_budget_api == PDB_V1.api_version else PDB_V1BETA1

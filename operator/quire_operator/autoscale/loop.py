@@ -132,7 +132,7 @@ class Autoscaler:
             return None
         reading, now_s = self._read(service), self._wall_clock()
         policy = target.policy(None if reading.demand is None else reading.demand.capacity)
-        course.begin(state, target.memory(), policy.cooldown_s, now_s)
+        course.begin(state, target.memory(), now_s)
         before = course.history
         assert before is not None
         view = course.step(reading, state, policy, now_s)
@@ -143,6 +143,7 @@ class Autoscaler:
             except ScaleError as error:
                 course.refused(before)
                 self._note_refused(service, known, view, error)
+                view = replace(view, refusal=str(error))
             else:
                 known.retry_s = None
                 course.written(view.verdict, now_s)
