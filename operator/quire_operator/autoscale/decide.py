@@ -11,6 +11,7 @@ Between none and one it is KEDA's executor, from one on HPA v2; what goes beyond
 from dataclasses import dataclass, replace
 
 from quire_operator.autoscale.activation import Activity, activity_of, idle_until, wake
+from quire_operator.autoscale.comfort import comfortable, learn
 from quire_operator.autoscale.fallback import fall_back
 from quire_operator.autoscale.history import Change, History
 from quire_operator.autoscale.kv_veto import keep_kv
@@ -72,10 +73,9 @@ def _observe(signal: Signal, policy: Policy, history: History, activity: Activit
     since_s = (now_s if history.loading_since_s is None else history.loading_since_s) if signal.loading else None
     is_loading = since_s is not None and now_s - since_s < policy.startup_s
     return replace(
-        history,
+        learn(history, signal, now_s),
         last_active_s=now_s if is_wanted else history.last_active_s,
         demands=demands if activity.demand is None or not window_s else (*demands, (now_s, activity.demand)),
-        capacity=signal.capacity or history.capacity,
         loading_since_s=since_s,
         loaded_s=now_s if is_loading else history.loaded_s,
     )
@@ -109,10 +109,11 @@ def _resized(scene: _Scene) -> Verdict:
 
 
 def _targets(scene: _Scene) -> tuple[Target, ...]:
-    """The policy's, or demand at the engine's own capacity; none while no engine has told it."""
-    if scene.policy.targets or scene.history.capacity is None:
+    """The policy's, or demand at what an engine runs with comfort; none while no engine has told its capacity."""
+    each = comfortable(scene.history)
+    if scene.policy.targets or each is None:
         return scene.policy.targets
-    return (Target(metric="Demand", value=scene.history.capacity),)
+    return (Target(metric="Demand", value=each),)
 
 
 def _recommended(scene: _Scene, targets: tuple[Target, ...], fallen: Ask | None) -> Recommended:

@@ -50,6 +50,12 @@ class History:
     """Since when replicas load without a break and without a new one among them; None: none does."""
     loaded_s: float | None = None
     """When a replica was last loading that counted as capacity to come."""
+    kv_tokens_per_replica: int | None = None
+    """What engines told last of their KV."""
+    request_kv_tokens: float | None = None
+    """KV that one running request holds, on average: see comfort.py."""
+    request_kv_s: float | None = None
+    """When that was learnt."""
 
     @classmethod
     def begin(cls, *, created_s: float, replicas: int, now_s: float, last_active_s: float | None = None) -> Self:

@@ -38,7 +38,8 @@ _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Sat
 
 
 def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
-    """The policy of a service with `spec.scaling`. `capacity`: requests that one replica runs at once, where its engine has told.
+    """The policy of a service with `spec.scaling`. Where that names no target, demand per replica is `capacity`; without it `decide` takes
+    what replicas run with comfort, by what their engines tell (comfort.py): what the operator, `quire up` and `quire simulate` do.
 
     The service is valid (`parse_service`), so its time zones exist.
     """

@@ -14,8 +14,8 @@ def test_without_targets_demand_is_sized_by_what_engines_say_that_one_replica_ru
     verdict = decide(signal(1, 33, capacity=16), of, LONG_AGO, NOW)
     later = decide(signal(3, 60), of, verdict.history, NOW + 5)
 
-    assert (verdict.replicas, verdict.message) == (3, "demand 33 at 16 a replica asks for 3 replicas")
-    assert later.replicas == 4, "what was told counts on while nobody tells"
+    assert (verdict.replicas, verdict.message) == (3, "demand 33 at 11.2 a replica asks for 3 replicas")
+    assert later.replicas == 6, "what was told counts on while nobody tells"
 
 
 def test_before_any_engine_has_told_its_capacity_the_number_stays() -> None:
