@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from quire_cli.simulate.costs import StepCost
 
 KNEES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_SWEEPS = 4000
+_SWEEPS = 1500
 
 
 @dataclass(frozen=True, kw_only=True)

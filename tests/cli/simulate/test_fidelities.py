@@ -27,12 +27,12 @@ CPU_LIKE = StepCost(
 CPU_SHAPE = WorkerShape(kv_blocks=700, max_num_seqs=16, max_model_len=2048, depth=1)
 LOADS = {
     "light": (SHAPE, COST, Load(kind="poisson", duration_s=20, rate=6, prompt=800, output=120, seed=1)),
-    "busy": (SHAPE, COST, Load(kind="poisson", duration_s=12, rate=30, prompt=800, output=120, seed=2)),
+    "busy": (SHAPE, COST, Load(kind="poisson", duration_s=8, rate=30, prompt=800, output=120, seed=2)),
     "sharing": (
         SHAPE,
         COST,
         Load(
-            kind="poisson", duration_s=15, rate=14, prompt=900, output=120, reuse=0.6, prefix_groups=5,
+            kind="poisson", duration_s=12, rate=12, prompt=900, output=120, reuse=0.6, prefix_groups=5,
             prefix_tokens=400, seed=3,
         ),
     ),

@@ -22,7 +22,7 @@ COST = StepCost(
     overhead_s=0.001, row_s=4e-6, weights_s=0.006, token_s=2.7e-5, kv_s=5e-8, pair_s=1.5e-9, request_s=0.004
 )
 SHAPE = WorkerShape(kv_blocks=8000, max_num_seqs=32, max_model_len=8192)
-LOAD = Load(kind="bursty", duration_s=1800, rate=4, prompt=600, output=300, burst_s=120, seed=7)
+LOAD = Load(kind="bursty", duration_s=900, rate=3, prompt=600, output=300, burst_s=120, seed=7)
 
 
 def demand(target: float, least: int, most: int) -> Scaling:
@@ -35,9 +35,9 @@ def demand(target: float, least: int, most: int) -> Scaling:
     return Scaling(name=f"demand {target:g}", policy=lambda capacity: policy)
 
 
-def run(scaling: Scaling, replicas: int, load: Load = LOAD) -> Outcome:
+def run(scaling: Scaling, replicas: int, load: Load = LOAD, shape: WorkerShape = SHAPE) -> Outcome:
     plan = Plan(
-        shape=SHAPE,
+        shape=shape,
         cost=COST,
         rules=AdmissionSettings(),
         cold_start=ColdStart(median_s=45),
@@ -89,9 +89,10 @@ def test_the_first_request_wakes_a_service_at_zero_and_nobody_is_lost() -> None:
 
 
 def test_keda_on_queue_length_sends_replicas_away_whose_batches_are_full() -> None:
-    load = Load(kind="poisson", duration_s=3000, rate=6, prompt=600, output=600, seed=3)
+    load = Load(kind="poisson", duration_s=1500, rate=2, prompt=600, output=600, seed=3)
+    small = WorkerShape(kv_blocks=8000, max_num_seqs=6, max_model_len=8192)
 
-    ours, theirs = run(demand(24, 1, 8), 4, load), run(keda(4, least=1, most=8), 4, load)
+    ours, theirs = run(demand(4, 1, 8), 3, load, small), run(keda(4, least=1, most=8), 3, load, small)
 
     assert theirs.summary.good_share < ours.summary.good_share
     assert theirs.summary.held > ours.summary.held
