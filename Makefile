@@ -10,6 +10,7 @@ export PYTHONSAFEPATH := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
 .PHONY: help setup demo test check fmt lint types imports crds images cluster-up cluster-down e2e bench-engine bench-serving bench-serving-peer bench-embeddings bench-router \
+    simulate-day simulate-calibrate simulate-validate simulate-policies \
     gpu-check gpu-bench gpu-tune clean
 
 help: ## Show this list
@@ -88,6 +89,18 @@ bench-embeddings: $(VENV)/.dev ## all-MiniLM-L6-v2 against transformers, interle
 
 bench-router: $(VENV)/.dev ## The router's cost beside nginx, litellm and sglang-router, and what its choice is worth; PART=cost|choice BENCH_ARGS=
 	$(foreach part,$(or $(PART),cost choice),PYTHONSAFEPATH= $(BIN)/python bench/router.py $(part) $(BENCH_ARGS) &&) true
+
+simulate-day: $(VENV)/.dev ## A day of bursty traffic on 100 workers, simulated: how long it takes
+	bash -c 'time $(BIN)/quire simulate $(or $(SIMULATE_DAY),--model qwen3-32b --gpu h200 --workers 100 --load bursty --rate 9 --burstiness 0.6 --duration 24h --prompt-tokens 2000 --output-tokens 4500 --max-num-seqs 64 --seed 7)'
+
+simulate-calibrate: $(VENV)/.dev ## Measure what a step of the CPU engine costs, for quire simulate --cost; OUT=FILE
+	$(BIN)/python bench/simulate_calibrate.py $(if $(OUT),--out '$(OUT)') $(BENCH_ARGS)
+
+simulate-validate: $(VENV)/.dev ## What quire simulate predicts of the CPU engine against what it does
+	$(BIN)/python bench/simulate_validate.py $(BENCH_ARGS)
+
+simulate-policies: $(VENV)/.dev ## The shipped autoscaling against KEDA on queue length, in simulation
+	$(BIN)/python bench/simulate_policies.py $(BENCH_ARGS)
 
 # From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
 GPU_OUT ?= build/gpu

@@ -10,7 +10,7 @@ from rich.console import Console
 from quire_cli.errors import CommandError
 from quire_cli.simulate import policies
 from quire_cli.simulate.fleet import ColdStart
-from quire_cli.simulate.loads import KINDS, Kind, Load, generate
+from quire_cli.simulate.loads import KINDS, Load, generate
 from quire_cli.simulate.options import MAX_WORKERS, WorkerKind, WorkerOptions, duration_s, worker_kind
 from quire_cli.simulate.outcome import Objective
 from quire_cli.simulate.plot import svg
@@ -76,7 +76,9 @@ def add_simulate_command(app: typer.Typer) -> None:
         price_per_hour: Annotated[
             float | None, typer.Option(min=0, help="Of one worker.", show_default="the GPU's list price, in USD")
         ] = None,
-        fidelity: Annotated[str, typer.Option(help="fast, or exact: every step by the engine's own scheduler.")] = "fast",
+        fidelity: Annotated[
+            str, typer.Option(help="fast, or exact: every step by the engine's own scheduler.")
+        ] = "fast",
         json: Annotated[bool, typer.Option("--json", help="Figures and course as JSON.")] = False,
         plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Write the course as a picture.")] = None,
     ) -> None:
@@ -146,7 +148,7 @@ def _load(name: str, rate: float, length_s: float, kind: WorkerKind) -> Load:
         raise CommandError(
             f"--rate and --duration: make {rate * length_s / 1e6:.0f} million requests; 20 million are the most"
         )
-    return Load(kind=cast(Kind, name), duration_s=length_s, rate=rate, max_len=kind.shape.max_model_len)
+    return Load(kind=name, duration_s=length_s, rate=rate, max_len=kind.shape.max_model_len)
 
 
 def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> Ways:

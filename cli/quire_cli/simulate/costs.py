@@ -63,7 +63,7 @@ class WorkerShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class CostFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `quire simulate calibrate` writes and `--cost` reads, as JSON."""
+    """What `make simulate-calibrate` writes and `--cost` reads, as JSON."""
 
     format: str
     measured: str
@@ -81,7 +81,7 @@ def read_cost_file(path: Path) -> CostFile:
     except OSError as error:
         raise CommandError(f"{path}: cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError as error:
-        raise CommandError(f"{path}: {error}; write it with `quire simulate-calibrate`") from None
+        raise CommandError(f"{path}: {error}; write it with `make simulate-calibrate`") from None
     problem = problem_of(found)
     if problem is not None:
         raise CommandError(f"{path}: {problem}")

@@ -38,7 +38,7 @@ class ExactRouter:
 
     def __init__(self, rules: AdmissionSettings, seed: int, block_size: int) -> None:
         self._rules = rules
-        self._rng = random.Random(seed)
+        self._rng = random.Random(seed)  # noqa: S311 - simulated chance
         self._block_size = block_size
         self._index, self._sent = KvIndex(), SentIndex()
         self.workers: list[ExactWorker] = []

@@ -87,7 +87,13 @@ class ExactWorker:
     """One replica. Whoever owns it calls `advance` at `due_s`."""
 
     def __init__(
-        self, number: int, shape: WorkerShape, cost: StepCost, told: Told, clock: Callable[[], float], policy: str = FCFS
+        self,
+        number: int,
+        shape: WorkerShape,
+        cost: StepCost,
+        told: Told,
+        clock: Callable[[], float],
+        policy: str = FCFS,
     ) -> None:
         self.number = number
         self.due_s = inf
@@ -104,12 +110,8 @@ class ExactWorker:
             max_num_queued_tokens=1 << 40,
             vocab_size=VOCABULARY,
         )
-        share = PrefillShare(
-            max_slowdown=MAX_SLOWDOWN, speeds=self.speeds, max_partial=shape.max_num_partial_prefills
-        )
-        self.scheduler = Scheduler(
-            kv, limits, clock, make_policy(policy, kv, self.speeds, clock, _AGING_S), share
-        )
+        share = PrefillShare(max_slowdown=MAX_SLOWDOWN, speeds=self.speeds, max_partial=shape.max_num_partial_prefills)
+        self.scheduler = Scheduler(kv, limits, clock, make_policy(policy, kv, self.speeds, clock, _AGING_S), share)
         self._rows: dict[int, _Row] = {}
         self._steps: deque[_Step] = deque()
         self._seen: dict[str, _Seen] = {}

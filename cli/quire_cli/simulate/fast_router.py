@@ -26,7 +26,6 @@ from quire_router.scoring import (
     TIE_SHARE,
 )
 
-
 _NOTHING: dict[int, int] = {}
 _REBASE_S = 300.0
 
@@ -37,7 +36,7 @@ class FastRouter:
     def __init__(self, rules: AdmissionSettings, seed: int, max_num_seqs: int, block_size: int) -> None:
         self.index: Index = {}
         self._rules = rules
-        self._rng = random.Random(seed)
+        self._rng = random.Random(seed)  # noqa: S311 - simulated chance
         self._max_num_seqs = max_num_seqs
         self._block_size = block_size
         self.workers: list[FastWorker] = []

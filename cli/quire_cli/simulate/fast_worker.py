@@ -1,8 +1,8 @@
 """A worker whose steps are taken many at a time: while nothing changes but that each row gets a token, steps add up in closed form.
 
-Same rules as scheduling/planner.py, with the real PrefillShare and StepSpeeds: rows that decode first, prompts share what is left, newcomers
-in order while rows and KV last, the youngest gives way when KV runs out. What is coarser: KV is counted in tokens instead of blocks, a load
-report is always fresh, and all tokens of a run of steps take the same time. tests/cli/simulate holds it to the exact worker.
+Same rules as scheduling/planner.py, with the real PrefillShare and StepSpeeds: rows that decode first, prompts share what is left,
+newcomers in order while rows and KV last, the youngest gives way when KV runs out. What is coarser: KV is counted in tokens instead of
+blocks, a load report is always fresh, and all tokens of a run of steps take the same time. tests/cli/simulate holds it to the exact worker.
 """
 
 import heapq

@@ -89,7 +89,7 @@ class Fleet(Generic[W]):
     ) -> None:
         """`make` builds the worker of a number; `on_ready` and `on_drain` are told when one begins and ceases to take requests."""
         self._make, self._cold_start = make, cold_start
-        self._rng = random.Random(seed)
+        self._rng = random.Random(seed)  # noqa: S311 - simulated chance
         self._on_ready, self._on_drain = on_ready, on_drain
         self._loading: list[tuple[float, int, Replica[W]]] = []
         self._by_number: dict[int, Replica[W]] = {}

@@ -60,7 +60,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 def generate(load: Load) -> Iterator[Request]:
     """The requests, in order."""
-    times = random.Random(f"{load.seed} times")
+    times = random.Random(f"{load.seed} times")  # noqa: S311 - simulated chance
     people = _People(load)
     for number, at_s in enumerate(_arrivals(load, times)):
         yield people.request(number, at_s)
@@ -109,10 +109,12 @@ class _People:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._rng = random.Random(f"{load.seed} lengths")
+        self._rng = random.Random(f"{load.seed} lengths")  # noqa: S311 - simulated chance
         self._open: list[tuple[tuple[Segment, ...], int]] = []
         """(chain so far, tokens of prompt and answer): conversations that may go on."""
-        self._prompt = _lognormal(self._rng, load.prompt - (load.prefix_tokens if load.prefix_groups else 0), load.prompt_spread)
+        self._prompt = _lognormal(
+            self._rng, load.prompt - (load.prefix_tokens if load.prefix_groups else 0), load.prompt_spread
+        )
         self._output = _lognormal(self._rng, load.output, load.output_spread)
 
     def request(self, number: int, at_s: float) -> Request:

@@ -123,9 +123,7 @@ def spread_of(values: list[float]) -> Spread:
     """Of any values."""
     values.sort()
     mean = sum(values) / len(values) if values else 0.0
-    return Spread(
-        p50=percentile(values, 0.5), p95=percentile(values, 0.95), p99=percentile(values, 0.99), mean=mean
-    )
+    return Spread(p50=percentile(values, 0.5), p95=percentile(values, 0.95), p99=percentile(values, 0.99), mean=mean)
 
 
 def spread_of_gaps(gaps: Histogram) -> Spread:

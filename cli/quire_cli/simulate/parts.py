@@ -1,4 +1,7 @@
-"""Workers and router of one fidelity, put together. `fast` takes runs of steps in closed form, `exact` every step with the real scheduler."""
+"""Workers and router of one fidelity, put together.
+
+`fast` takes runs of steps in closed form, `exact` every step with the real scheduler.
+"""
 
 from quire_cli.simulate.costs import StepCost, WorkerShape
 from quire_cli.simulate.exact_router import ExactRouter

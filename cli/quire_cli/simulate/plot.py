@@ -9,6 +9,7 @@ from quire_cli.simulate.outcome import Point
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 70, 20, 46
 _PANEL, _GAP = 150, 44
+_FONT = 'font-family="system-ui, sans-serif" font-size="12" fill="#374151"'
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 Series = tuple[str, Sequence[Point]]
 """(policy, its course)."""
@@ -19,15 +20,17 @@ def svg(title: str, series: Sequence[Series]) -> str:
     """Replicas, requests per second, time to first token and who waits, over time; one line for each policy."""
     panels: list[tuple[str, _Value]] = [
         ("replicas (loading and draining included)", lambda point: float(point.existing)),
-        ("requests in the system (held, queued, running)", lambda point: float(point.held + point.queued + point.running)),
+        (
+            "requests in the system (held, queued, running)",
+            lambda point: float(point.held + point.queued + point.running),
+        ),
         ("held and queued", lambda point: float(point.held + point.queued)),
         ("time to first token, p95 (s)", lambda point: point.ttft_p95_s),
     ]
     end_s = max((points[-1].at_s for _, points in series if points), default=1.0)
     height = _TOP + 18 + len(panels) * (_PANEL + _GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
-        'font-family="system-ui, sans-serif" font-size="12" fill="#374151">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" {_FONT}>',
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="20" font-size="15" font-weight="600" fill="#111827">{escape(title)}</text>',
         *_legend([name for name, _ in series]),

@@ -30,9 +30,12 @@ def of_service(service: InferenceService, name: str = "") -> Scaling:
     assert scaling is not None, "load_scaled gives services with scaling"
 
     def policy(capacity: int | None) -> Policy:
-        return policy_of(service, capacity)
+        del capacity  # `decide` learns it from the signal
+        return policy_of(service)
 
-    return Scaling(name=name or service.metadata.name, policy=policy, interval_s=float(scaling.polling_interval_seconds))
+    return Scaling(
+        name=name or service.metadata.name, policy=policy, interval_s=float(scaling.polling_interval_seconds)
+    )
 
 
 def keda(threshold: int, *, least: int, most: int, like: Policy | None = None) -> Scaling:

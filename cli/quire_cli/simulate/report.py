@@ -13,7 +13,10 @@ from quire_cli.simulate.run import Outcome
 
 def as_json(outcomes: Sequence[Outcome]) -> bytes:
     """All figures and courses."""
-    found = [{"summary": one.summary, "holds": one.summary.holds, "reasons": one.reasons, "course": one.points} for one in outcomes]
+    found = [
+        {"summary": one.summary, "holds": one.summary.holds, "reasons": one.reasons, "course": one.points}
+        for one in outcomes
+    ]
     return msgspec.json.format(msgspec.json.encode(found))
 
 

@@ -13,6 +13,8 @@ from quire_operator.autoscale.course import Course, Memory
 from quire_operator.autoscale.policy import Policy
 
 SERVICE = "simulated/service"
+BEGINNING_S = 1_767_571_200.0
+"""Unix time at which simulations begin, for schedules: Monday, 2026-01-05, 00:00 UTC."""
 WINDOW_S = 60.0
 """Latencies are percentiles over so long, as routers report them."""
 
@@ -91,11 +93,11 @@ class Scaler:
         reading = reading_of(SERVICE, [RouterState(name="simulated", report=report, age_s=0.0, boot_age_s=1e9)])
         fleet = self._fleet
         state = ScaleState(
-            replicas=fleet.wanted, ready=fleet.num(Phase.READY), loading=fleet.num(Phase.LOADING), created_s=0.0
+            replicas=fleet.wanted, ready=fleet.num(Phase.READY), loading=fleet.num(Phase.LOADING), created_s=BEGINNING_S
         )
         policy = self._scaling.policy(None if reading.demand is None else reading.demand.capacity)
-        self._course.begin(state, Memory(), policy.cooldown_s, now_s)
-        view = self._course.step(reading, state, policy, now_s)
+        self._course.begin(state, Memory(), BEGINNING_S + now_s)
+        view = self._course.step(reading, state, policy, BEGINNING_S + now_s)
         if view.verdict.replicas != fleet.wanted:
             self.num_changes += 1
             self.reasons[view.verdict.reason] = self.reasons.get(view.verdict.reason, 0) + 1

@@ -8,7 +8,7 @@ Deterministic: the same load, settings and seed give the same outcome.
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Generic, Protocol
@@ -25,7 +25,8 @@ from quire_contract.router_settings import AdmissionSettings
 class Router(Protocol[W]):
     """What the simulation needs of a router, fast or exact."""
 
-    workers: list[W]
+    @property
+    def workers(self) -> Sequence[W]: ...
 
     def join(self, worker: W, now_s: float) -> None: ...
 
@@ -45,10 +46,14 @@ class Router(Protocol[W]):
 class Parts(Protocol[W]):
     """Workers and the router of one fidelity."""
 
-    told: Told
-    router: Router[W]
     now_s: float
     """Set before anything else hears of an event."""
+
+    @property
+    def told(self) -> Told: ...
+
+    @property
+    def router(self) -> Router[W]: ...
 
     def make(self, number: int) -> W: ...
 

@@ -47,7 +47,9 @@ _NEEDED = ("time", "prompt", "output")
 
 
 def read_trace(path: Path, max_len: int) -> list[Request]:
-    """All requests in the order of time, beginning at 0. What is longer than `max_len` together is cut. CommandError naming line and fix."""
+    """All requests in the order of time, beginning at 0. What is longer than `max_len` together is cut.
+
+    CommandError naming line and fix."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -65,7 +65,8 @@ class ServiceTarget:
 
     def policy(self, capacity: int | None) -> Policy:
         """By its spec."""
-        return policy_of(self.service, capacity)
+        del capacity  # `decide` learns it from the signal
+        return policy_of(self.service)
 
     def memory(self) -> Memory:
         """From its status."""
