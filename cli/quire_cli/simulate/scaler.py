@@ -17,6 +17,8 @@ BEGINNING_S = 1_767_571_200.0
 """Unix time at which simulations begin, for schedules: Monday, 2026-01-05, 00:00 UTC."""
 WINDOW_S = 60.0
 """Latencies are percentiles over so long, as routers report them."""
+ARRIVALS_S = 30.0
+"""Arrivals per second are over so long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,22 @@ class RecentGaps:
         return seen.percentile(0.95) if seen.num else None
 
 
+class RecentArrivals:
+    """How fast requests came over the last half minute, as routers report it."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque([(0.0, 0)])
+
+    def per_s(self, arrivals: int, now_s: float) -> float:
+        """`arrivals` counts those of the whole simulation."""
+        seen = self._seen
+        seen.append((now_s, arrivals))
+        while seen[1][0] <= now_s - ARRIVALS_S and len(seen) > 2:
+            seen.popleft()
+        since_s, before = seen[0]
+        return (arrivals - before) / max(now_s - since_s, 1.0)
+
+
 class Scaler:
     """Of one simulation."""
 
@@ -74,6 +92,7 @@ class Scaler:
         self._max_num_seqs = max_num_seqs
         self._course = Course()
         self._gaps = RecentGaps(told)
+        self._arrivals = RecentArrivals()
         self.first_tokens, self.waits = Recent(), Recent()
         """Times to first token, and waits in the router, in seconds."""
         self._sequence = 0
@@ -115,7 +134,7 @@ class Scaler:
             running=sum(worker.num_running for worker in workers),
             unreported=0,
             arrivals=arrivals,
-            arrivals_per_s=0.0,
+            arrivals_per_s=self._arrivals.per_s(arrivals, now_s),
             endpoints=len(workers),
             ready_endpoints=ready,
             queue_wait_p95_s=self.waits.p95(now_s),

@@ -132,6 +132,7 @@ def signal_of(demand: Demand | None, state: ScaleState, num_failures: int) -> Si
         capacity=demand.capacity,
         kv_used_tokens=demand.kv_used_tokens,
         kv_tokens_per_replica=demand.kv_tokens_per_replica,
+        arrivals_per_s=demand.arrivals_per_s,
         is_forced_active=state.is_forced_active,
     )
 
