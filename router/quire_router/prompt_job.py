@@ -11,7 +11,7 @@ from quire_contract.openai.requests import RoutingFields
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.prompt_input import ChatInput, TextInput
-from quire_contract.prompt_segments import SegmentedEncoder
+from quire_contract.prompt_segments import MAX_KEPT_CHARS, SegmentedEncoder
 from quire_router.prompt_cache import PromptCache
 
 MAX_NEW_CHARS = 256 * 1024
@@ -97,8 +97,12 @@ class Job:
                 self._unread_chars, self.missing_chars, self._next = self.missing_chars, 0, None
                 return
             ids = self._reader.encoder.encode(segment)
-            self._steps.append(self._cache.extend(self._steps[-1], segment, ids))
             self._next = next(self._segments, None)
+            if self._next is None and len(segment) <= MAX_KEPT_CHARS:
+                # What opens the answer ends every chat, and goes on as something else in the next: no step is worth keeping for it.
+                self._after = ids + self._after
+            else:
+                self._steps.append(self._cache.extend(self._steps[-1], segment, ids))
             self.missing_chars -= len(segment)
             self._room_chars -= len(segment)
             num_chars -= len(segment)
