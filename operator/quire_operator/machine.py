@@ -20,7 +20,7 @@ from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
 from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.autoscale.scale_writer import ScaleWriter
-from quire_operator.autoscaler_watch import AutoscalerWatch, tell_news
+from quire_operator.autoscaler_watch import POLL_S, AutoscalerWatch, tell_news
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
 from quire_operator.events import EventPoster
@@ -187,7 +187,8 @@ class Machine:
             store=store,
             namespaces=self._scope.watched,
             on_change=self._look_at_services,
-            serves_keda=platform.keda is not None,
+            serves_keda=platform.keda is not None and self._keda is not None,
+            poll_s=self._keda.look_s if self._keda is not None else POLL_S,
         )
 
     def _look_at_services(self) -> None:

@@ -28,11 +28,14 @@ OPERATOR_IN_WATCHED: Table = {
     ("", "secrets", "quire-trust"): {"get", "patch"},
     ("", "secrets", ""): {"create"},
     ("", "events", ""): {"create"},
+    ("autoscaling", "horizontalpodautoscalers", ""): OWN,
+    ("keda.sh", "scaledobjects", ""): OWN,
 }
 OPERATOR_IN_RELEASE: Table = {
     ("", "configmaps", ""): OWN - {"get"},
     ("coordination.k8s.io", "leases", "quire-operator"): {"get", "update"},
     ("coordination.k8s.io", "leases", ""): {"create"},
+    ("discovery.k8s.io", "endpointslices", ""): {"create", "patch"},
 }
 ROUTER_IN_WATCHED: Table = {("", "pods", ""): WATCH}
 ROUTER_IN_RELEASE: Table = {("", "configmaps", ""): WATCH}
