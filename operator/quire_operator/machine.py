@@ -23,6 +23,7 @@ from quire_operator.autoscale.scale_writer import ScaleWriter
 from quire_operator.autoscaler_watch import POLL_S, AutoscalerWatch, tell_news
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
 from quire_operator.keda.service import KedaSettings, serve_keda
@@ -100,7 +101,7 @@ class Machine:
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
         autoscalers = self._autoscalers(platform)
-        reconciler, observations, scaling = self._build(platform, autoscalers)
+        reconciler, asking = self._build(platform, autoscalers)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -114,10 +115,10 @@ class Machine:
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
-            group.create_task(observations.run())
-            group.create_task(scaling.run())
+            for one in asking:
+                group.create_task(one.run())
             if self._keda is not None:
-                group.create_task(serve_keda(self._client, scaling.edges, self._keda))
+                group.create_task(serve_keda(self._client, asking[1].edges, self._keda))
             group.create_task(self._relist())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
@@ -125,7 +126,7 @@ class Machine:
 
     def _build(
         self, platform: Platform, autoscalers: AutoscalerWatch
-    ) -> tuple[Reconciler, Observations, ClusterScaling]:
+    ) -> tuple[Reconciler, tuple[Observations, ClusterScaling, Drainer]]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -136,11 +137,13 @@ class Machine:
             platform=platform,
         )
         events = EventPoster(client)
+        drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),
             events=events,
             release=release,
+            drainer=drainer,
         )
         scaling = ClusterScaling(
             cache=cache,
@@ -164,7 +167,7 @@ class Machine:
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations, scaling
+        return reconciler, (observations, scaling, drainer)
 
     def _autoscalers(self, platform: Platform) -> AutoscalerWatch:
         store = self._cache.children

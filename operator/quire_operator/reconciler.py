@@ -20,6 +20,7 @@ from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.cache import ClusterCache
 from quire_operator.decide import decide_service
 from quire_operator.decision import Decision, ServiceSnapshot
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.keys import ROUTERS, Key, key_of, service_key
 from quire_operator.name_claims import ServiceKey
@@ -49,6 +50,7 @@ class Writers:
     status: StatusWriter
     events: EventPoster
     release: Release
+    drainer: Drainer
 
 
 @dataclass(kw_only=True)
@@ -165,6 +167,8 @@ class Reconciler:
             apply_errors=memory.apply_errors,
             now=self._now(),
             scaling=self._scaling.facts(key),
+            loads=self._scaling.loads(key),
+            empty=self._writers.drainer.empty(key),
         )
         try:
             decision = decide_service(snapshot, self._platform)
@@ -175,6 +179,7 @@ class Reconciler:
         memory.decision = decision
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
+        self._writers.drainer.want(key, decision.leaving)
         told = self._weights(document, decision), traffic_of(document, memory.traffic)
         if told != (memory.weights, memory.traffic):
             memory.weights, memory.traffic = told
@@ -299,6 +304,7 @@ class Reconciler:
         self._gate.forget(key)
         self._observations.forget(key)
         self._scaling.forget(key)
+        self._writers.drainer.forget(key)
         if memory is not None:
             self._writers.status.forget(memory.uid)
             self._cache.forget(memory.uid)

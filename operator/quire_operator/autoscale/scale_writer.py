@@ -13,12 +13,14 @@ from quire_operator.decision import EventNote
 from quire_operator.events import EventPoster
 from quire_operator.metrics import Metrics
 from quire_operator.store import KubeObject, ObjectStore
+from quire_operator.trimming import trim_object
 
 logger = logging.getLogger(__name__)
 
 FIELD_MANAGER = "quire-autoscaler"
 """Writes spec.replicas, and nothing else."""
 _SCALE = "scale"
+_CHANGED = "somebody else has changed the service's spec; it is decided anew"
 
 
 class ScaleWriter:
@@ -31,32 +33,45 @@ class ScaleWriter:
         self._metrics = metrics
 
     async def write(self, document: KubeObject, view: View) -> None:
-        """Make spec.replicas `view.verdict.replicas`, of the version that was decided on: whoever wrote meanwhile is not overruled.
+        """Make spec.replicas `view.verdict.replicas`, of the spec that was decided on: whoever wrote meanwhile is not overruled.
 
         ScaleError if somebody did, or the server refuses or is away.
         """
-        meta, replicas = document["metadata"], view.verdict.replicas
         if replicas_of(document) != view.replicas:
-            raise ScaleError("somebody else has changed spec.replicas; it is decided anew")
+            raise ScaleError(_CHANGED)
+        try:
+            try:
+                written = await self._put(document, view.verdict.replicas)
+            except KubeError as error:
+                if error.status != 409:
+                    raise
+                document = await self._newest(document)
+                written = await self._put(document, view.verdict.replicas)
+        except KubeError as error:
+            raise ScaleError(_told(error)) from None
+        self._documents.put(_scaled(document, view.verdict.replicas, written))
+        await self._note(document, view)
+
+    async def _newest(self, document: KubeObject) -> KubeObject:
+        """The service's newest version, if its spec is still that of `document`: a status that was written meanwhile changes nothing."""
+        meta = document["metadata"]
+        newest = trim_object(await self._client.get(INFERENCE_SERVICE, meta["namespace"], meta["name"]))
+        self._documents.put(newest)
+        if any(newest["metadata"].get(key) != meta.get(key) for key in ("uid", "generation")):
+            raise ScaleError(_CHANGED)
+        return newest
+
+    async def _put(self, document: KubeObject, replicas: int) -> KubeObject:
+        meta = document["metadata"]
         body = {
             "apiVersion": "autoscaling/v1",
             "kind": "Scale",
             "metadata": {key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion")},
             "spec": {"replicas": replicas},
         }
-        try:
-            written = await self._client.replace(
-                INFERENCE_SERVICE,
-                meta["namespace"],
-                meta["name"],
-                body,
-                subresource=_SCALE,
-                field_manager=FIELD_MANAGER,
-            )
-        except KubeError as error:
-            raise ScaleError(_told(error)) from None
-        self._documents.put(_scaled(document, replicas, written))
-        await self._note(document, view)
+        return await self._client.replace(
+            INFERENCE_SERVICE, meta["namespace"], meta["name"], body, subresource=_SCALE, field_manager=FIELD_MANAGER
+        )
 
     async def _note(self, document: KubeObject, view: View) -> None:
         verdict, meta = view.verdict, document["metadata"]
@@ -90,7 +105,7 @@ def _scaled(document: KubeObject, replicas: int, written: Mapping[str, Any]) -> 
 
 def _told(error: KubeError) -> str:
     if error.status == 409:
-        return "somebody else has just written the service; it is decided anew"
+        return "somebody else writes the service all the time; it is decided anew"
     if error.status == 403:
         return "the operator may not update inferenceservices/scale; upgrade the release's chart, or its Roles"
     return str(error)
