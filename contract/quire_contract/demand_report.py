@@ -19,7 +19,7 @@ EDGE_MIN_S = 1.0
 """Edges of one service that follow each other sooner are told as one, at the end of that time: a queue may begin with each request."""
 
 
-class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one worker, as the router knows it."""
 
     in_flight: int
@@ -31,7 +31,7 @@ class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it takes requests."""
 
 
-class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one InferenceService. A request that several services may answer is held for the first of them."""
 
     held: int

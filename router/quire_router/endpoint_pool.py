@@ -18,6 +18,7 @@ from quire_contract.router_config import (
 )
 from quire_contract.router_settings import FaultSettings
 from quire_router.endpoints import Endpoint
+from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionStats
 
 
@@ -40,6 +41,8 @@ class EndpointPool:
         self._routes: dict[str, RouteEntry] = {}
         self._policies: dict[str, RoutingPolicy] = {}
         self._adapters: dict[str, str] = {}
+        self._latency: dict[str, StreamLatency] = {}
+        """By service, also of one that has no worker just now."""
         self._names: tuple[str, ...] = ()
         self.num_services = 0
         """InferenceServices that are served or have endpoints."""
@@ -81,6 +84,10 @@ class EndpointPool:
         """The adapter that the name stands for; empty: none."""
         return self._adapters.get(model, "")
 
+    def latency(self, service: str) -> StreamLatency | None:
+        """Of the service's streams. None: there is no such service."""
+        return self._latency.get(service)
+
     def route(self, name: str) -> RouteEntry | None:
         """The route of that name."""
         return self._routes.get(name)
@@ -102,6 +109,8 @@ class EndpointPool:
         for endpoint in removed:
             del self._by_id[endpoint.id]
             endpoint.ready, endpoint.why_not = False, "removed from the configuration"
+        services = {*(model.service for model in config.models), *(entry.service for entry in config.endpoints)}
+        self._latency = {service: self._latency.get(service) or StreamLatency() for service in services}
         added = []
         for entry in config.endpoints:
             counts = self._stats.of(entry.service, entry.revision)
@@ -112,6 +121,7 @@ class EndpointPool:
                 made = self._by_id[entry.id] = Endpoint(entry, counts)
                 made.on_change = self.on_change
                 added.append(made)
+            self._by_id[entry.id].latency = self._latency[entry.service]
         self.faults = FaultSettings() if config.settings is None else config.settings.faults
         self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
         self._index(config)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from quire_contract.load_report import LoadReport
+from quire_contract.load_report import LOST_AFTER_S, LoadReport
 from quire_contract.router_config import (
     EndpointEntry,
 )
 from quire_contract.router_settings import FaultSettings
 from quire_router import ejection
+from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionCounts
 from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
 
@@ -96,8 +97,8 @@ class Endpoint:
 
     def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
-        self.counts = counts
-        """Of the revision that it runs."""
+        self.counts, self.latency = counts, StreamLatency()
+        """Of the revision that it runs; of the streams of its service: one for all of that."""
         self.id, self.url = entry.id, entry.url.rstrip("/")
         self.ready = False
         self.why_not = "not probed yet"
@@ -201,6 +202,10 @@ class Endpoint:
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
         self.report, self.report_s = None, -math.inf
+
+    def fresh_report(self, now_s: float) -> LoadReport | None:
+        """The newest report. None: there is none, or it is too old to be believed."""
+        return None if now_s - self.report_s > LOST_AFTER_S else self.report
 
     def is_idle(self) -> bool:
         """Nothing of ours runs there, and nothing else is reported."""

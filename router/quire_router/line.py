@@ -13,6 +13,7 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.call import Call
 from quire_router.fair_queue import FairQueue, Ticket
+from quire_router.latency import SlidingHistogram
 from quire_router.meters import Arrivals, DrainRate
 
 LIGHT_PATHS = frozenset({names.PATH_TOKENIZE, names.PATH_DETOKENIZE, names.PATH_COUNT_TOKENS})
@@ -121,6 +122,7 @@ class Line:
         "queue_timeout_s",
         "readiness",
         "service",
+        "waits",
         "watch",
     )
 
@@ -138,6 +140,8 @@ class Line:
         """Requests that may start and have not yet reached their worker's count."""
         self.drain = DrainRate()
         self.arrivals = Arrivals()
+        self.waits = SlidingHistogram()
+        """How long those waited that started; who need not wait counts, with 0."""
         self.watch: frozenset[str] = frozenset()
         """Ids of the workers that those who wait may go to."""
         self.dirty: set[str] = set()

@@ -60,7 +60,9 @@ class WaitingRoom:
         self._ends = False
         self.on_held: Callable[[Line], None] = lambda _: None
         """Called with a line that gets its first waiting request."""
-        metrics.show(self.waiters, self.is_held)
+        self.held_test = self._reach.held_test
+        """Tells, of this moment, which of them wait for a first worker."""
+        metrics.show(self.waiters, self.held_test)
 
     # Passing
 
@@ -82,6 +84,7 @@ class WaitingRoom:
             if target in line.models or line.granted:
                 continue
             if self._reach.has_room(line, target, self._rules, now_s):
+                line.waits.note(0.0, now_s)
                 return target
         return None
 
@@ -136,9 +139,11 @@ class WaitingRoom:
 
     def started(self, waiter: Waiter) -> float:
         """It starts now, before anything else is awaited. How long it waited, in s."""
-        self._take_back_grant(waiter)
-        waiter.state = State.STARTED
-        waited_s = self._clock() - waiter.joined_s
+        line = self._take_back_grant(waiter)
+        waiter.state, now_s = State.STARTED, self._clock()
+        waited_s = now_s - waiter.joined_s
+        if not waiter.is_light:
+            line.waits.note(waited_s, now_s)
         self._metrics.note_wait(waiter.call.model, waited_s)
         return waited_s
 
@@ -204,10 +209,6 @@ class WaitingRoom:
     def waiters(self) -> list[Waiter]:
         """All that wait, each once."""
         return list({waiter: None for line in self._waiting for waiter in line.waiters})
-
-    def is_held(self, waiter: Waiter) -> bool:
-        """Whether it waits for a first worker."""
-        return not any(self._reach.is_usable(target) for target in waiter.call.targets)
 
     # Places
 
@@ -384,14 +385,15 @@ class WaitingRoom:
         line.granted += 1
         waiter.wake()
 
-    def _take_back_grant(self, waiter: Waiter) -> None:
-        """It is counted at its worker from now on, or has gone."""
+    def _take_back_grant(self, waiter: Waiter) -> Line:
+        """It is counted at its worker from now on, or has gone. The line that granted it."""
         line, waiter.line = waiter.line, None
         assert line is not None, "it was granted a start"
         line.granted -= 1
         if line.granted == 0 and line.queue:
             line.looks_everywhere = True
             self._look_soon(line)
+        return line
 
     def _retry_s(self, line: Line, now_s: float) -> int:
         return refusals.retry_after_s(len(line.queue), line.drain.per_s(now_s), line.queue_timeout_s)
