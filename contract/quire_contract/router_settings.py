@@ -138,6 +138,15 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Reserved for the answer of a request that names no maximum."""
 
 
+class ChoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How workers are chosen, beside a service's own policy."""
+
+    slow_start_s: float = 10.0
+    """A worker that has just become ready takes a share of the load that grows from a tenth to a whole one within this time, while others
+    can begin with a request at once. Long enough for what an engine does at its first batches, shorter than the 15 s between two decisions
+    of an autoscaler, which would take the load that is missing there for too few workers. 0: it takes its whole share at once."""
+
+
 class RouterSettingsEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """All sections."""
 
@@ -147,11 +156,12 @@ class RouterSettingsEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     filters: list[FilterEntry] = []
     usage: UsageSettings = UsageSettings()
     limits: LimitSettings = LimitSettings()
+    choice: ChoiceSettings = ChoiceSettings()
 
 
 def settings_problem(settings: RouterSettingsEntry) -> str | None:
     """The first thing that is wrong, beginning with the field's name."""
-    for section in ("admission", "faults", "saving", "usage", "limits"):
+    for section in ("admission", "faults", "saving", "usage", "limits", "choice"):
         for field, value in msgspec.structs.asdict(getattr(settings, section)).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
                 return f"{section}.{field}: is {value}; it must not be negative"

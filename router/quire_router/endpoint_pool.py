@@ -16,7 +16,7 @@ from quire_contract.router_config import (
     RouteTargetEntry,
     RoutingPolicy,
 )
-from quire_contract.router_settings import FaultSettings
+from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_router.endpoints import Endpoint
 from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionStats
@@ -48,6 +48,7 @@ class EndpointPool:
         """InferenceServices that are served or have endpoints."""
         self.faults = FaultSettings()
         """How faults of endpoints are judged."""
+        self.settings = RouterSettingsEntry()
         self.on_change: Callable[[Endpoint], None] = lambda _: None
         """What every endpoint calls, as `Endpoint.on_change` says; to be set before the first configuration."""
         self.is_configured = False
@@ -120,9 +121,12 @@ class EndpointPool:
             else:
                 made = self._by_id[entry.id] = Endpoint(entry, counts)
                 made.on_change = self.on_change
+                if self.is_configured:
+                    made.warmup.begin()
                 added.append(made)
             self._by_id[entry.id].latency = self._latency[entry.service]
-        self.faults = FaultSettings() if config.settings is None else config.settings.faults
+        self.settings = config.settings or RouterSettingsEntry()
+        self.faults = self.settings.faults
         self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
         self._index(config)
         return Changes(added=tuple(added), removed=removed)

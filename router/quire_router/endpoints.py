@@ -18,6 +18,7 @@ from quire_router import ejection
 from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionCounts
 from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
+from quire_router.warmup import Warmup
 
 REPORT_LAG_S = 0.05
 """A reservation counts as unreported until a report arrives this much later: the request had to travel and be admitted first."""
@@ -100,7 +101,7 @@ class Endpoint:
         self.counts, self.latency = counts, StreamLatency()
         """Of the revision that it runs; of the streams of its service: one for all of that."""
         self.id, self.url = entry.id, entry.url.rstrip("/")
-        self.ready = False
+        self.ready, self.warmup = False, Warmup()
         self.why_not = "not probed yet"
         """Why it is not ready, in words."""
         self.draining = False
@@ -144,14 +145,16 @@ class Endpoint:
         """Whether new requests may come here."""
         return self.ready and not self.draining
 
-    def mark_ready(self) -> None:
+    def mark_ready(self, now_s: float = -math.inf) -> None:
         """A probe succeeded."""
+        self.warmup.ready(now_s)
         self.ready, self.why_not, self.draining = True, "", False
         self.on_change(self)
 
     def mark_not_ready(self, why: str) -> None:
         """A probe failed."""
         self.ready, self.why_not = False, why
+        self.warmup.not_ready()
         self.on_change(self)
 
     def mark_down(self, why: str) -> None:
@@ -168,6 +171,7 @@ class Endpoint:
     def restarted(self) -> None:
         """Its engine began a new life at the same address: its prompt bundle may be another one."""
         self.digest = None
+        self.warmup.begin()
         self._adapters_asked.clear()
         self.forget_report()
         self.on_suspect()

@@ -23,6 +23,7 @@ from quire_router.retry_budget import MAX_RETRIES
 from quire_router.route_plan import RoutePlanner
 from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest
 from quire_router.splitting import choose_by_weight
+from quire_router.warmup import share_of
 
 SPECULATIVE_LIFE_S = 2.0
 """How long a block that was sent counts as held where KV events tell the truth: its own event is on the way."""
@@ -248,7 +249,8 @@ class Picker:
         blocks = None if prompt is None else prompt.blocks_for(endpoint)
         matched_tokens, knowledge = self._matched(endpoint, blocks, held, now_s)
         load, promised_tokens = endpoint.load()
-        report = endpoint.report
+        report, settings = endpoint.report, self._pool.settings
+        slots = (0 if report is None else report.max_num_seqs) or settings.admission.in_flight_per_worker
         return Candidate(
             endpoint_id=endpoint.id,
             ready=endpoint.ready,
@@ -264,6 +266,8 @@ class Picker:
             role=endpoint.entry.role,
             adapter_ms=endpoint.adapter_wait_ms(adapter, now_s),
             last_turn=endpoint.last_turn,
+            warmth=share_of(endpoint.warmup.since_s, now_s, settings.choice.slow_start_s),
+            is_busy=load >= slots or (report is not None and report.waiting > 0),
         )
 
     def _matched(
