@@ -35,7 +35,7 @@ class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Of one InferenceService. A request that several services may answer is held for the first of them."""
 
     held: int
-    """Requests that wait in the router."""
+    """Requests that wait in the router, and those of a route that another service answers only because no worker of this one is ready."""
     held_oldest_s: float
     """How long the oldest of them has waited; 0.0: none."""
     held_without_worker: int

@@ -40,6 +40,10 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     comment_s: float = 5.0
     """A stream that waits longer gets its status and a comment line, and another one as often, so that its client knows that it is
     alive; what is refused after that comes as an error event. 0: nothing is sent while it waits."""
+    max_queued_service_percent: int = 50
+    """Of max_queued_mib, for the requests of one service, where there are several services."""
+    max_queued_tenant_percent: int = 50
+    """Of max_queued_requests and max_queued_mib, for the requests of one tenant, where there are several tenants."""
 
 
 class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -173,6 +177,8 @@ def _range_problem(settings: RouterSettingsEntry) -> str | None:
         ("faults", "max_ejected_percent"),
         ("faults", "max_hedged_percent"),
         ("limits", "lease_percent"),
+        ("admission", "max_queued_service_percent"),
+        ("admission", "max_queued_tenant_percent"),
     ):
         if (value := getattr(getattr(settings, section), percent)) > 100:
             return f"{section}.{percent}: is {value}; it must be at most 100"

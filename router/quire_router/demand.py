@@ -102,7 +102,7 @@ class Demand:
         endpoints = self._endpoints()
         for service, line in self._lines().items():
             queued, running, unreported = requests_at(endpoints.get(service, ()), now_s)
-            yield service, len(held_in(line)) + line.granted + unreported, queued + running
+            yield service, len(held_in(line)) + line.granted + line.diverted + unreported, queued + running
 
     def _lines(self) -> dict[str, Line]:
         return {line.service: line for line in self._room.lines if line.service}
@@ -149,9 +149,9 @@ def demand_of(
     queued, running, unreported = requests_at(endpoints, now_s)
     reports = [report for endpoint in endpoints if (report := endpoint.fresh_report(now_s)) is not None]
     return ServiceDemand(
-        held=len(held) + line.granted,
+        held=len(held) + line.granted + line.diverted,
         held_oldest_s=max((now_s - waiter.joined_s for waiter in held), default=0.0),
-        held_without_worker=sum(map(is_held, held)),
+        held_without_worker=sum(map(is_held, held)) + line.diverted,
         queued=queued,
         running=running,
         unreported=unreported,

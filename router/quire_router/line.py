@@ -110,6 +110,7 @@ class Line:
     __slots__ = (
         "arrivals",
         "dirty",
+        "diverted",
         "drain",
         "granted",
         "hint",
@@ -138,6 +139,8 @@ class Line:
         """Model that somebody waits for -> whether a worker of it is ready, and since when."""
         self.granted = 0
         """Requests that may start and have not yet reached their worker's count."""
+        self.diverted = 0
+        """Requests that are being answered by another service only because no worker of this one is ready."""
         self.drain = DrainRate()
         self.arrivals = Arrivals()
         self.waits = SlidingHistogram()

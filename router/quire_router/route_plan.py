@@ -40,6 +40,8 @@ class RoutePlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """None: the name is a model's own."""
     chosen_by: ChosenBy = "name"
     complexity: Complexity | None = None
+    meant: str = ""
+    """The target that would come first if all had a ready worker."""
 
     def shown(self) -> dict[str, Any]:
         """For /debug/route."""
@@ -107,6 +109,7 @@ class RoutePlanner:
             entry=route,
             chosen_by=chosen_by,
             complexity=complexity,
+            meant=ordered[0],
         )
         self.plans[asker.request_id] = plan
         if len(self.plans) > MAX_PLANS:

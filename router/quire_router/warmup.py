@@ -15,25 +15,30 @@ LEAST_SHARE = 0.1
 class Warmup:
     """Of one worker. Times are seconds of a monotonic clock."""
 
-    __slots__ = ("_is_new", "_was_ready", "since_s")
+    __slots__ = ("_is_new", "_is_ready", "_was_ready", "ready_s", "since_s")
 
     def __init__(self) -> None:
-        self._is_new = self._was_ready = False
+        self._is_new = self._is_ready = self._was_ready = False
+        self.ready_s = -math.inf
+        """When it became ready last, new or not."""
         self.since_s = -math.inf
         """When it became ready as a new one; long ago if it never was new."""
 
     def begin(self) -> None:
         """It is a new worker, or a new life of one."""
-        self._is_new = True
+        self._is_new, self._is_ready = True, False
 
     def ready(self, now_s: float) -> None:
         """It takes requests."""
-        self._was_ready = True
+        if not self._is_ready:
+            self.ready_s = now_s
+        self._is_ready = self._was_ready = True
         if self._is_new:
             self._is_new, self.since_s = False, now_s
 
     def not_ready(self) -> None:
         """It takes none. One that was ready before is only away for a while: a new life is told by `begin`."""
+        self._is_ready = False
         if not self._was_ready:
             self._is_new = True
 
