@@ -56,7 +56,9 @@ def _decision(decision: Decision, explain: bool, plan: RoutePlan | None) -> dict
         if plan is not None:
             shown["route"] = plan.shown()
         if decision.split is not None:
-            shown["split"] = {"revision": decision.split.revision, "weights": dict(decision.split.weights)}
+            split = decision.split
+            by = "sticky" if split.is_sticky else "weight"
+            shown["split"] = {"revision": split.revision, "weights": dict(split.weights), "chosen_by": by}
         shown["candidates"] = [_score(score) for score in choice.scores]
     return shown
 

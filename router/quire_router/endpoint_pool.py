@@ -5,6 +5,7 @@ Where it comes from (a file, the cluster's API) is not known here: a source call
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -38,6 +39,7 @@ class EndpointPool:
         self._by_id: dict[str, Endpoint] = {}
         self._by_model: dict[str, tuple[Endpoint, ...]] = {}
         self._weights: dict[str, Mapping[str, int]] = {}
+        self._sticky: dict[str, Literal["none", "tenant", "user"]] = {}
         self._routes: dict[str, RouteEntry] = {}
         self._policies: dict[str, RoutingPolicy] = {}
         self._adapters: dict[str, str] = {}
@@ -76,6 +78,10 @@ class EndpointPool:
     def weights(self, model: str) -> Mapping[str, int] | None:
         """How the model's requests are split among revisions. None: they are not."""
         return self._weights.get(model)
+
+    def sticky(self, model: str) -> Literal["none", "tenant", "user"]:
+        """Whose requests stay at one revision, while they are split."""
+        return self._sticky.get(model, "none")
 
     def policy(self, model: str) -> RoutingPolicy:
         """How a worker of the model is chosen."""
@@ -139,6 +145,8 @@ class EndpointPool:
         self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
         split = {service.id: service.weights for service in config.services if service.weights}
         self._weights = {model.name: split[model.service] for model in config.models if model.service in split}
+        sticky = {service.id: service.sticky for service in config.services if service.weights}
+        self._sticky = {model.name: sticky[model.service] for model in config.models if model.service in sticky}
         policies = {service.id: service.policy for service in config.services}
         self._policies = {model.name: policies[model.service] for model in config.models if model.service in policies}
         self._adapters = {model.name: model.adapter for model in config.models if model.adapter}

@@ -89,7 +89,7 @@ def test_who_is_not_known_is_drawn_by_weight(sticky, asked):
 
     plans = [planner.plan("chat", asked) for _ in range(50)]
 
-    assert sticky_key(entry, asked) is None
+    assert sticky_key(entry.sticky, asked) is None
     assert {plan.targets for plan in plans} == {("small", "large"), ("large", "small")}
     assert {plan.chosen_by for plan in plans} == {"weight"}
 
