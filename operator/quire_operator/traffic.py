@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ _POLICIES: Mapping[str, RoutingPolicy] = {
     "ConsistentHash": "consistent_hash",
     "SessionAffinity": "session_affinity",
 }
+_STICKY: Mapping[str, Literal["none", "tenant", "user"]] = {"None": "none", "Tenant": "tenant", "User": "user"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,4 +66,5 @@ def split_entry(service: str, weights: Mapping[str, int], traffic: Traffic) -> S
         policy=_POLICIES[traffic.routing.policy],
         max_queued_requests=traffic.routing.max_queued_requests,
         queue_timeout_s=None if timeout is None else float(timeout),
+        sticky=_STICKY[traffic.routing.sticky],
     )

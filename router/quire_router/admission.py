@@ -4,6 +4,7 @@ A stream that waits longer than `comment_s` gets its status and a comment line (
 goes on; what goes wrong after that is an error event in the form of the client's API. Anything else waits without a byte.
 """
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
@@ -37,7 +38,7 @@ class AdmissionLayer:
         call = ranked(call)
         target = self._room.pass_at_once(call)
         if target is not None:
-            return await inner(aimed(call, target), outcome)
+            return await self._begin(call, target, outcome, inner)
         if not self._room.may_hold(call):
             return await inner(call, outcome)  # it knows best why nobody can answer
         waiter = self._room.join(call)
@@ -51,7 +52,29 @@ class AdmissionLayer:
         if target is None:
             return self._telling(call, outcome, inner, waiter, comment_s)
         outcome.waited_s = self._room.started(waiter)
-        return await inner(aimed(call, target), outcome)
+        return await self._begin(call, target, outcome, inner)
+
+    async def _begin(self, call: Call, target: str, outcome: Outcome, inner: Source) -> Answer:
+        if call.route is None or target == call.route.meant:
+            return await inner(aimed(call, target), outcome)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._room.elsewhere(call, target))
+            answer = await inner(aimed(call, target), outcome)
+            if answer.parts is None:
+                return answer
+            ends = stack.pop_all()
+
+        async def close() -> None:
+            ends.close()
+            await answer.close()
+
+        return Answer(
+            status=answer.status,
+            headers=answer.headers,
+            parts=answer.parts,
+            is_events=answer.is_events,
+            release=close,
+        )
 
     def _telling(self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float) -> Answer:
         """A stream that begins before its worker is known."""
@@ -72,7 +95,7 @@ class AdmissionLayer:
             while (target := await self._room.wait(waiter, self._clock() + comment_s)) is None:
                 yield COMMENT
             outcome.waited_s = self._room.started(waiter)
-            answer = await inner(aimed(call, target), outcome)
+            answer = await self._begin(call, target, outcome, inner)
         except ApiError as error:
             outcome.late_status = outcome.status = error.status
             outcome.problem, outcome.usage = outcome.problem or error.message, Usage()

@@ -112,15 +112,16 @@ class MendedStream:
         while True:
             attempt = self._attempt
             read, cutter, replay = attempt.response.content.readany, attempt.begun.cutter, attempt.replay
-            problem = ""
+            problem, note_wait = "", attempt.endpoint.latency.note_wait
             yield attempt.begun.data
             try:
                 while replay is None or not replay.is_over:
-                    guard.since_s = now()
+                    guard.since_s = asked_s = now()
                     part = await read()
                     guard.since_s = NOT_WAITING
                     if not part:
                         break
+                    note_wait(asked_s, now())
                     if cutter is not None:
                         part = cutter.cut(part)
                         if replay is not None and part:
