@@ -42,7 +42,12 @@ def choose_provider(
         keda_problems=tuple(scaled_object.keda_problems(policy, autoscalers.minor)),
         hpa_problems=tuple(pod_autoscaler.autoscaler_problems(policy, autoscalers.minor)),
     )
-    others = [KINDS[child["kind"]] for child in children if child["kind"] in KINDS and not _is_abandoned(child, now)]
+    served = {name for name, is_there in (("Keda", autoscalers.has_keda), ("Hpa", autoscalers.has_hpa)) if is_there}
+    others = [
+        KINDS[child["kind"]]
+        for child in children
+        if KINDS.get(child["kind"]) in served and not _is_abandoned(child, now)
+    ]
     leaving = next((name for name in others if name != wanted.name), None)
     return wanted if leaving is None else switching(leaving, wanted)
 

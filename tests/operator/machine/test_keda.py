@@ -94,6 +94,7 @@ async def test_keda_takes_a_service_from_zero_to_many_and_back(keda_cluster) -> 
     assert keda.scalings[0] == ("push", 1)
     assert keda.scalings[-1] == ("poll", 0)
     assert status["provider"] == "Keda"
+    assert [owner["kind"] for owner in live["metadata"]["ownerReferences"]] == ["InferenceService"]
     assert live["metadata"]["finalizers"] == [FINALIZER]
     assert live["metadata"]["labels"][LABEL] == "demo"
     assert live["metadata"]["generation"] == 1  # it was written once, whatever KEDA wrote beside
@@ -187,26 +188,6 @@ async def test_another_provider_writes_only_when_kedas_object_is_gone(keda_clust
 
             await cluster.until(is_built_in)
             assert await cluster.get(SCALED, "demo") is None
-
-
-@pytest.mark.usefixtures("installed")
-async def test_a_deleted_service_takes_its_scaled_object_with_it(keda_cluster) -> None:
-    cluster, ports = keda_cluster, Ports()
-    async with demand_pages(cluster.client, cluster.namespace, 1), cluster.operator(keda=ports.settings):
-        await cluster.service(scaling=SCALING, replicas=0)
-        await cluster.until(lambda: cluster.get(SCALED, "demo"))
-        async with KedaStandIn(cluster.client, cluster.namespace, f"127.0.0.1:{await ports.port}").running():
-
-            async def is_taken():
-                return (await cluster.get(SCALED, "demo"))["metadata"].get("finalizers")
-
-            await cluster.until(is_taken)
-            await cluster.client.delete(SERVICE, cluster.namespace, "demo")
-
-            async def is_gone():
-                return await cluster.get(SCALED, "demo") is None
-
-            await cluster.until(is_gone)
 
 
 async def test_an_hpa_that_the_server_does_not_serve_is_named_with_the_fix(keda_cluster) -> None:
