@@ -169,7 +169,7 @@ class Machine:
         own = platform.namespace
         shards = f"{names.LABEL_ROUTER_CONFIG}={platform.release}"
         found.append(self._reflector(CONFIG_MAP, own, shards, self._cache.shards))
-        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER}"
+        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER},{names.LABEL_INSTANCE}={platform.release}"
         found.append(self._reflector(POD, own, routers, self._cache.routers))
         return found
 
