@@ -160,7 +160,12 @@ def _carry_out(
         manifests=(*_manifests(service, kept, plan, platform), *_scaling_object(service, snapshot, platform)),
         status=status,
         weights=weights,
-        events=(*_created(stored, choice), *plan.events, *transition_events(report, status)),
+        events=(
+            *_created(stored, choice),
+            *plan.events,
+            *_doomed(snapshot, drains),
+            *transition_events(report, status),
+        ),
         requeue_after_s=_look_again(observation, choice, plan, drains),
         is_upgrading=is_upgrading(service, choice, plan),
         wants_canary_stats=plan.watches,
@@ -189,6 +194,20 @@ def _drained(
         )
     )
     return replace(plan, replicas={**plan.replicas, target: drains.replicas}), drains
+
+
+def _doomed(snapshot: ServiceSnapshot, drains: DrainPlan) -> list[EventNote]:
+    """What is told of a replica that must go, once: when it does not drain yet."""
+    return [
+        EventNote(
+            type="Warning",
+            reason="ReplicaDoomed",
+            message=f"pod {name} drains, and another is asked for beside it: {drains.leaving[name].why}"[:1000],
+        )
+        for name in snapshot.doomed
+        if name in drains.leaving
+        and not any(pod["metadata"]["name"] == name and pod_state.is_victim(pod) for pod in snapshot.pods)
+    ]
 
 
 def _kept(

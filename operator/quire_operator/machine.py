@@ -4,6 +4,7 @@ This module builds nothing that decides; it must not know leases or flags.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -15,7 +16,15 @@ from typing import Any
 from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.reflector import Reflector
-from quire_contract.kube.resources import CONFIG_MAP, INFERENCE_SERVICE, PDB_V1, PDB_V1BETA1, POD, ResourceKind
+from quire_contract.kube.resources import (
+    CONFIG_MAP,
+    INFERENCE_SERVICE,
+    NODE,
+    PDB_V1,
+    PDB_V1BETA1,
+    POD,
+    ResourceKind,
+)
 from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
 from quire_operator.autoscale.cluster import ClusterScaling
@@ -30,6 +39,7 @@ from quire_operator.keda.service import KedaSettings, serve_keda
 from quire_operator.keys import ROUTERS, Key, key_of
 from quire_operator.manifests.parts import MANAGER
 from quire_operator.metrics import Metrics
+from quire_operator.node_doom import trim_node
 from quire_operator.observations import Observations
 from quire_operator.platform import Platform
 from quire_operator.reconciler import Reconciler, Writers
@@ -120,6 +130,7 @@ class Machine:
             if self._keda is not None:
                 group.create_task(serve_keda(self._client, asking[1].edges, self._keda))
             group.create_task(self._relist())
+            group.create_task(self._follow_nodes())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
@@ -208,7 +219,7 @@ class Machine:
         own = platform.namespace
         shards = f"{names.LABEL_ROUTER_CONFIG}={platform.release}"
         found.append(self._reflector(CONFIG_MAP, own, shards, self._cache.shards))
-        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER}"
+        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER},{names.LABEL_INSTANCE}={platform.release}"
         found.append(self._reflector(POD, own, routers, self._cache.routers))
         return found
 
@@ -223,6 +234,38 @@ class Machine:
             rng=self._rng,
             transform=trim_pod if kind is POD else trim_object,
         )
+
+    async def _follow_nodes(self) -> None:
+        """Where the release may not see nodes, pods on one that is about to be lost drain when they are told to end, and no sooner."""
+
+        async def may_list() -> bool:
+            try:
+                async with contextlib.aclosing(self._client.list_pages(NODE, None, limit=1)) as pages:
+                    await anext(pages)
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                return False
+            return True
+
+        if not await self._retrying(may_list):
+            log_event(
+                logger,
+                logging.INFO,
+                "nodes are not watched: nothing is known of spot interruptions before pods are told to end",
+                fix="install cluster-wide, or bind a ClusterRole with get, list and watch on nodes",
+            )
+            return
+        book = self._cache.nodes
+        await Reflector(
+            self._client,
+            NODE,
+            namespace=None,
+            on_replace=book.replace,
+            on_event=book.handle,
+            rng=self._rng,
+            transform=trim_node,
+        ).run()
 
     async def _disruption_budgets(self) -> ResourceKind:
         served = await self._retrying(lambda: self._client.serves(PDB_V1))

@@ -169,6 +169,7 @@ class Reconciler:
             scaling=self._scaling.facts(key),
             loads=self._scaling.loads(key),
             empty=self._writers.drainer.empty(key),
+            doomed=self._cache.doomed_of(document),
         )
         try:
             decision = decide_service(snapshot, self._platform)

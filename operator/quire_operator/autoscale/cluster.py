@@ -183,7 +183,11 @@ class ClusterScaling:
         if document is None or _is_true(document, names.ANNOTATION_PAUSED):
             return None
         replicas = replicas_of(document)
-        ready = sum(pod_state.is_ready(pod) and not pod_state.is_victim(pod) for pod in self._cache.pods_of(document))
+        lost = self._cache.doomed_of(document)
+        ready = sum(
+            pod_state.is_ready(pod) and not pod_state.is_victim(pod) and pod["metadata"]["name"] not in lost
+            for pod in self._cache.pods_of(document)
+        )
         created = pod_state.creation_time(document)
         return ScaleState(
             replicas=replicas,

@@ -13,6 +13,7 @@ from quire_contract import names
 from quire_contract.demand_report import DemandReport, ServiceDemand, encode_demand
 from quire_contract.kube import resources
 from quire_contract.kube.client import KubeClient, KubeError
+from quire_operator.platform import Platform
 
 POLL_S = 0.05
 MAX_POLLS = 200
@@ -88,7 +89,7 @@ async def demand_pages(client: KubeClient, namespace: str, number: int = 2) -> A
 
 
 async def _pod(client: KubeClient, namespace: str, page: DemandPage) -> None:
-    labels = {names.LABEL_ROLE: names.ROLE_ROUTER}
+    labels = {names.LABEL_ROLE: names.ROLE_ROUTER, names.LABEL_INSTANCE: Platform().release}
     containers = [{"name": "router", "image": "none"}]
     spec: dict[str, Any] = {"containers": containers, "automountServiceAccountToken": False}
     body = {"metadata": {"name": page.name, "labels": labels}, "spec": spec}

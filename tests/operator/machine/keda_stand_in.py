@@ -194,8 +194,8 @@ class KedaStandIn:
         scale = await self._scale_of(item)
         body = {**scale, "spec": {"replicas": replicas}}
         name = item["spec"]["scaleTargetRef"]["name"]
-        await self._client.replace(INFERENCE_SERVICE, self._namespace, name, body, subresource="scale")
         self.scalings.append((why, replicas))
+        await self._client.replace(INFERENCE_SERVICE, self._namespace, name, body, subresource="scale")
 
     async def _say(self, item: Document, status: str, reason: str, message: str, *, is_active: bool) -> None:
         conditions = [

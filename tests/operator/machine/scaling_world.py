@@ -105,7 +105,7 @@ class Router:
 
 async def add_router_pod(cluster: Any, name: str, address: str) -> None:
     """A pod of the release's router that runs at `address`."""
-    labels = {names.LABEL_ROLE: names.ROLE_ROUTER}
+    labels = {names.LABEL_ROLE: names.ROLE_ROUTER, names.LABEL_INSTANCE: cluster.platform.release}
     container = {"name": "router", "image": "none"}
     spec = {"containers": [container], "schedulerName": "nobody", "automountServiceAccountToken": False}
 
@@ -154,8 +154,9 @@ class Kubelet:
         self.workers: dict[str, Worker] = {}
         self.ended: list[str] = []
         """Pods in the order in which they went."""
-        self.starts = True
-        """Whether new pods become ready."""
+        self.has_nodes = False
+        """Whether each pod is put on a node of its own, of the pod's name."""
+        self.nodes: list[str] = []
         self._stops: dict[str, asyncio.Event] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
         self._shown: dict[str, bool] = {}
@@ -172,6 +173,8 @@ class Kubelet:
             for stop in self._stops.values():
                 stop.set()
             await asyncio.gather(*self._servers.values())
+            for node in self.nodes:
+                await self._cluster.client.delete(resources.NODE, None, node)
             if not task.cancelled():
                 task.result()
 
@@ -195,8 +198,8 @@ class Kubelet:
             body = {"gracePeriodSeconds": 0}
             await self._cluster.client._request("DELETE", path, resources.POD, body=body)
             return
-        if not self.starts and name not in self.workers:
-            return
+        if self.has_nodes and not pod["spec"].get("nodeName"):
+            await self._place(name)
         if name not in self.workers:
             self.workers[name] = worker = Worker(name)
             self._stops[name] = asyncio.Event()
@@ -205,6 +208,16 @@ class Kubelet:
         worker = self.workers[name]
         if self._shown.get(name) != (not worker.is_draining):
             await self._show(worker)
+
+    async def _place(self, name: str) -> None:
+        """A node without room, so that the scheduler puts nothing on it."""
+        client = self._cluster.client
+        self.nodes.append(name)
+        await client.create(resources.NODE, None, {"metadata": {"name": name}})
+        path = resources.POD.path(self._cluster.namespace, name, "binding")
+        target = {"apiVersion": "v1", "kind": "Node", "name": name}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        await client._request("POST", path, resources.POD, body=body)
 
     async def _show(self, worker: Worker) -> None:
         is_ready = not worker.is_draining
