@@ -24,6 +24,10 @@ KINDS: Mapping[str, ProviderName] = {scaled_object.KIND: "Keda", pod_autoscaler.
 LEAVING_FOR = timedelta(seconds=60)
 """A ScaledObject that is being deleted for longer than this has no KEDA that would take its finalizer off, nor one that scales."""
 _MAX_PART = 500
+_TOO_OLD = (
+    "this KEDA knows no fallback.behavior and would set the replicas to spec.scaling.fallback.replicas, however many there are; "
+    "use KEDA 2.17 or later, remove spec.scaling.fallback, or set provider: BuiltIn"
+)
 Said = tuple[str, str, str]
 """Status, reason and message of ScalingReady."""
 
@@ -91,6 +95,9 @@ def reported(
     if provider.name == "Hpa":
         note = pod_autoscaler.zero_note(policy_of(service), autoscalers.minor)
         return _hpa(found, note)
+    fallback = (live.get("spec") or {}).get("fallback")
+    if fallback and "behavior" not in fallback:
+        return "False", "KEDATooOld", _TOO_OLD
     return _keda(found)
 
 

@@ -180,6 +180,16 @@ def test_kedas_conditions_are_told_in_one_with_kedas_own_words(service, children
             assert entry["message"] in message
 
 
+def test_a_keda_that_has_dropped_a_field_is_told_of(service) -> None:
+    subject = service("maxReplicas: 4, fallback: {replicas: 1}")
+    dropped = {**scaled(Ready=READY), "spec": {"fallback": {"failureThreshold": 3, "replicas": 1}}}
+
+    status, reason, message = reported(subject, choose_provider(subject, BOTH, (), NOW), BOTH, [dropped])
+
+    assert (status, reason) == ("False", "KEDATooOld")
+    assert "KEDA 2.17" in message
+
+
 @pytest.mark.parametrize(
     ("conditions", "minor", "said"),
     [

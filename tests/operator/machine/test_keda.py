@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 
 from quire_contract.kube import resources
+from quire_operator.api.validation import parse_service
+from quire_operator.autoscale.policy_of import policy_of
+from quire_operator.comparison import holds
 from quire_operator.keda.endpoint import LeaderAddress
 from quire_operator.keda.service import KedaSettings
+from quire_operator.manifests.pod_autoscaler import autoscaler
 from quire_operator.platform import KedaScaler
 
 from .demand_pages import demand_pages
@@ -204,6 +208,23 @@ async def test_an_hpa_that_the_server_does_not_serve_is_named_with_the_fix(keda_
 
     condition = await cluster.condition(SERVICE, "demo", "ScalingReady")
     assert "use Kubernetes 1.23 or later, or set provider: BuiltIn" in condition["message"]
+
+
+async def test_an_hpa_is_what_a_server_takes_and_is_found_as_it_was_written(keda_cluster) -> None:
+    cluster = keda_cluster
+    document = await cluster.service(scaling={**SCALING, "behavior": {"scaleDown": {"selectPolicy": "Disabled"}}})
+    service = parse_service(document)
+    manifest = autoscaler(service, policy_of(service), 20)
+    # An older server has the same fields under an older name.
+    kind = resources.HPA_V2
+    if not await cluster.client.serves(kind):
+        kind = replace(kind, version="v2beta2")
+        manifest = {**manifest, "apiVersion": kind.api_version}
+
+    live = await cluster.client.create(kind, cluster.namespace, manifest)
+
+    assert holds(live["spec"], manifest["spec"])
+    assert live["spec"]["maxReplicas"] == 4
 
 
 async def test_the_scalers_service_leads_to_the_operator_that_leads_now(keda_cluster) -> None:
