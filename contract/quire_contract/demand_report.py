@@ -19,7 +19,7 @@ EDGE_MIN_S = 1.0
 """Edges of one service that follow each other sooner are told as one, at the end of that time: a queue may begin with each request."""
 
 
-class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one worker, as the router knows it."""
 
     in_flight: int
@@ -31,11 +31,11 @@ class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it takes requests."""
 
 
-class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one InferenceService. A request that several services may answer is held for the first of them."""
 
     held: int
-    """Requests that wait in the router."""
+    """Requests that wait in the router, and those of a route that another service answers only because no worker of this one is ready."""
     held_oldest_s: float
     """How long the oldest of them has waited; 0.0: none."""
     held_without_worker: int

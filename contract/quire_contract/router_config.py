@@ -59,6 +59,8 @@ class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Longest wait there while its workers are full; None: as the settings say."""
     hold_timeout_s: float | None = None
     """Longest wait there for its first ready worker, while it wakes from zero; None: as the settings say."""
+    sticky: Literal["none", "tenant", "user"] = "none"
+    """Whose requests stay at one revision while `weights` splits them, as at a route's target."""
 
 
 class RouteTargetEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -40,6 +40,10 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     comment_s: float = 5.0
     """A stream that waits longer gets its status and a comment line, and another one as often, so that its client knows that it is
     alive; what is refused after that comes as an error event. 0: nothing is sent while it waits."""
+    max_queued_service_percent: int = 50
+    """Of max_queued_mib, for the requests of one service, where there are several services."""
+    max_queued_tenant_percent: int = 50
+    """Of max_queued_requests and max_queued_mib, for the requests of one tenant, where there are several tenants."""
 
 
 class FaultSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -138,6 +142,15 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Reserved for the answer of a request that names no maximum."""
 
 
+class ChoiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How workers are chosen, beside a service's own policy."""
+
+    slow_start_s: float = 10.0
+    """A worker that has just become ready takes a share of the load that grows from a tenth to a whole one within this time, while others
+    can begin with a request at once. Long enough for what an engine does at its first batches, shorter than the 15 s between two decisions
+    of an autoscaler, which would take the load that is missing there for too few workers. 0: it takes its whole share at once."""
+
+
 class RouterSettingsEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """All sections."""
 
@@ -147,11 +160,12 @@ class RouterSettingsEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     filters: list[FilterEntry] = []
     usage: UsageSettings = UsageSettings()
     limits: LimitSettings = LimitSettings()
+    choice: ChoiceSettings = ChoiceSettings()
 
 
 def settings_problem(settings: RouterSettingsEntry) -> str | None:
     """The first thing that is wrong, beginning with the field's name."""
-    for section in ("admission", "faults", "saving", "usage", "limits"):
+    for section in ("admission", "faults", "saving", "usage", "limits", "choice"):
         for field, value in msgspec.structs.asdict(getattr(settings, section)).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
                 return f"{section}.{field}: is {value}; it must not be negative"
@@ -163,6 +177,8 @@ def _range_problem(settings: RouterSettingsEntry) -> str | None:
         ("faults", "max_ejected_percent"),
         ("faults", "max_hedged_percent"),
         ("limits", "lease_percent"),
+        ("admission", "max_queued_service_percent"),
+        ("admission", "max_queued_tenant_percent"),
     ):
         if (value := getattr(getattr(settings, section), percent)) > 100:
             return f"{section}.{percent}: is {value}; it must be at most 100"

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvloop
 
+from quire_contract import names
 from quire_contract.kube.access import KubeAccess, KubeAccessError
 from quire_contract.kube.client import KubeClient
 from quire_contract.kube.resources import ResourceKind
@@ -20,10 +21,12 @@ from quire_contract.telemetry import configure_logging, log_event
 from quire_operator.config import ConfigError, OperatorConfig, parse_config, with_namespace
 from quire_operator.handlers import quieten_kopf, run_kopf
 from quire_operator.health import serve_health
+from quire_operator.keda.endpoint import LeaderAddress
+from quire_operator.keda.service import KedaSettings
 from quire_operator.leader import LeaderElection, LeadershipLostError
 from quire_operator.machine import Machine, Scope
 from quire_operator.metrics import Metrics
-from quire_operator.platform import VERSION
+from quire_operator.platform import VERSION, Platform
 
 logger = logging.getLogger("quire_operator")
 
@@ -74,6 +77,7 @@ async def _run(config: OperatorConfig, access: KubeAccess) -> int:
                 metrics=metrics,
                 watch_documents=lambda listener: run_kopf(access, namespaces, listener, take_signals),
                 rng=rng,
+                keda=_keda(config, platform),
             )
             metrics.leader.set_function(lambda: float(election.holds()))
             ports = (config.health_port, config.metrics_port)
@@ -81,6 +85,16 @@ async def _run(config: OperatorConfig, access: KubeAccess) -> int:
             is_ready = _readiness(election, machine)
             async with serve_health(metrics, is_ready, host=platform.bind_host, ports=ports):
                 return await _lead(election, machine, stop)
+
+
+def _keda(config: OperatorConfig, platform: Platform) -> KedaSettings | None:
+    if config.scaler_port is None:
+        return None
+    leader, pod, ip = None, os.environ.get(names.ENV_POD_NAME), os.environ.get(names.ENV_POD_IP)
+    if config.scaler_service and pod and ip and platform.namespace:
+        service, namespace = config.scaler_service, platform.namespace
+        leader = LeaderAddress(namespace=namespace, service=service, pod=pod, ip=ip, port=config.scaler_port)
+    return KedaSettings(host=platform.bind_host, port=config.scaler_port, tls=config.scaler_tls, leader=leader)
 
 
 async def _lead(election: LeaderElection, machine: Machine, stop: asyncio.Event) -> int:

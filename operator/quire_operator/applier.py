@@ -145,6 +145,8 @@ class Applier:
         except KubeError as error:
             if error.status not in (404, 409):  # gone, or already another one
                 raise
+            if error.status == 404:  # its kind may have gone with it, and its watch
+                self._children.forget(kind.kind, meta["namespace"], meta["name"])
         self._applied.pop(_key(child), None)
         self._metrics.prunes.labels(kind.kind).inc()
         log_event(logger, logging.INFO, "removed", kind=kind.kind, namespace=meta["namespace"], name=meta["name"])

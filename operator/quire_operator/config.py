@@ -14,6 +14,7 @@ import msgspec
 import yaml
 from pydantic.alias_generators import to_camel
 
+from quire_operator.keda.server import ScalerTls
 from quire_operator.platform import Platform
 
 ALL_NAMESPACES = "*"
@@ -45,6 +46,12 @@ class OperatorConfig:
     """debug, info, warning or error."""
     log_json: bool
     """JSON lines instead of key=value."""
+    scaler_port: int | None = None
+    """Where the leader serves KEDA's external scaler; None: it does not."""
+    scaler_tls: ScalerTls | None = None
+    """The scaler's certificates; None: plain."""
+    scaler_service: str | None = None
+    """The Service without selector that is led to the leader's scaler; None: there is none."""
 
 
 def parse_config(arguments: Sequence[str], *, identity: str) -> OperatorConfig:
@@ -63,7 +70,21 @@ def parse_config(arguments: Sequence[str], *, identity: str) -> OperatorConfig:
         kubeconfig=flags.kubeconfig,
         log_level=flags.log_level,
         log_json=flags.log_json,
+        scaler_port=flags.scaler_port,
+        scaler_tls=_scaler_tls(flags),
+        scaler_service=flags.scaler_service,
     )
+
+
+def _scaler_tls(flags: argparse.Namespace) -> ScalerTls | None:
+    cert, key, client_ca = flags.scaler_tls_cert, flags.scaler_tls_key, flags.scaler_tls_client_ca
+    if (cert is None) != (key is None):
+        raise ConfigError("--scaler-tls-cert and --scaler-tls-key belong together; give both, or neither")
+    if cert is None:
+        if client_ca is not None:
+            raise ConfigError("--scaler-tls-client-ca needs --scaler-tls-cert and --scaler-tls-key")
+        return None
+    return ScalerTls(cert=cert, key=key, client_ca=client_ca)
 
 
 def with_namespace(config: OperatorConfig, own: str) -> tuple[Platform, tuple[str, ...]]:
@@ -129,4 +150,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-json", action="store_true", help="JSON lines instead of key=value")
+    scaler = parser.add_argument_group("KEDA's external scaler, which the leader serves")
+    scaler.add_argument("--scaler-port", type=int, metavar="PORT", help="where it listens (default: it is not served)")
+    scaler.add_argument(
+        "--scaler-service",
+        metavar="NAME",
+        help="Service without selector in the operator's namespace that is led to the leader "
+        "(needs POD_NAME and POD_IP in the environment)",
+    )
+    scaler.add_argument(
+        "--scaler-tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM (default: no TLS)"
+    )
+    scaler.add_argument("--scaler-tls-key", type=Path, metavar="FILE", help="its private key")
+    scaler.add_argument(
+        "--scaler-tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="who signs KEDA's certificate (default: none is asked for)",
+    )
     return parser

@@ -16,7 +16,7 @@ import msgspec
 from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.resources import POD
-from quire_contract.telemetry import log_event
+from quire_contract.telemetry import Trouble, log_event
 from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
 from quire_operator.drain_plan import Leaving, cost_of
@@ -33,7 +33,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_AT_ONCE = 32
 _MAX_ANSWER_BYTES = 65_536
 _GONE = frozenset({404, 409})
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError)
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError, ValueError, KeyError, TypeError)
 
 
 class Drainer:
@@ -57,6 +57,8 @@ class Drainer:
         self._wanted: dict[Key, Mapping[str, Leaving]] = {}
         self._empty: dict[Key, set[str]] = {}
         self._news = asyncio.Event()
+        self._troubles: dict[str, Trouble] = {}
+        """By pod."""
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
 
     def empty(self, key: Key) -> frozenset[str]:
@@ -78,6 +80,8 @@ class Drainer:
         """The service is gone, or nothing of it drains."""
         self._wanted.pop(key, None)
         self._empty.pop(key, None)
+        if not self._wanted:
+            self._troubles.clear()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -114,10 +118,17 @@ class Drainer:
             return bool(told["draining"]) and int(told["num_requests"]) == 0
         except KubeError as error:
             if error.status not in _GONE:
-                log_event(logger, logging.WARNING, "pod not marked", pod=_name(pod), reason=str(error))
+                self._complain("pod not marked", pod, str(error))
         except _NO_ANSWER as error:
-            log_event(logger, logging.WARNING, "worker not told to drain", pod=_name(pod), reason=repr(error))
+            self._complain("worker not told to drain", pod, repr(error))
         return False
+
+    def _complain(self, what: str, pod: KubeObject, reason: str) -> None:
+        name = _name(pod)
+        if self._troubles.setdefault(name, Trouble()).is_news(f"{what} {reason}"):
+            log_event(
+                logger, logging.WARNING, what, pod=name, namespace=pod["metadata"]["namespace"], reason=reason[:300]
+            )
 
     async def _mark(self, pod: KubeObject, leaving: Leaving) -> None:
         annotations: dict[str, str | None] = {}

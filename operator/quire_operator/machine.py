@@ -29,7 +29,7 @@ from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
 from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.autoscale.scale_writer import ScaleWriter
-from quire_operator.autoscaler_watch import AutoscalerWatch, tell_news
+from quire_operator.autoscaler_watch import POLL_S, AutoscalerWatch, tell_news
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
 from quire_operator.drainer import Drainer
@@ -201,7 +201,8 @@ class Machine:
             store=store,
             namespaces=self._scope.watched,
             on_change=self._look_at_services,
-            serves_keda=platform.keda is not None,
+            serves_keda=platform.keda is not None and self._keda is not None,
+            poll_s=self._keda.look_s if self._keda is not None else POLL_S,
         )
 
     def _look_at_services(self) -> None:
@@ -218,7 +219,7 @@ class Machine:
         own = platform.namespace
         shards = f"{names.LABEL_ROUTER_CONFIG}={platform.release}"
         found.append(self._reflector(CONFIG_MAP, own, shards, self._cache.shards))
-        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER}"
+        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER},{names.LABEL_INSTANCE}={platform.release}"
         found.append(self._reflector(POD, own, routers, self._cache.routers))
         return found
 

@@ -24,6 +24,10 @@ KINDS: Mapping[str, ProviderName] = {scaled_object.KIND: "Keda", pod_autoscaler.
 LEAVING_FOR = timedelta(seconds=60)
 """A ScaledObject that is being deleted for longer than this has no KEDA that would take its finalizer off, nor one that scales."""
 _MAX_PART = 500
+_TOO_OLD = (
+    "this KEDA knows no fallback.behavior and would set the replicas to spec.scaling.fallback.replicas, however many there are; "
+    "use KEDA 2.17 or later, remove spec.scaling.fallback, or set provider: BuiltIn"
+)
 Said = tuple[str, str, str]
 """Status, reason and message of ScalingReady."""
 
@@ -42,7 +46,12 @@ def choose_provider(
         keda_problems=tuple(scaled_object.keda_problems(policy, autoscalers.minor)),
         hpa_problems=tuple(pod_autoscaler.autoscaler_problems(policy, autoscalers.minor)),
     )
-    others = [KINDS[child["kind"]] for child in children if child["kind"] in KINDS and not _is_abandoned(child, now)]
+    served = {name for name, is_there in (("Keda", autoscalers.has_keda), ("Hpa", autoscalers.has_hpa)) if is_there}
+    others = [
+        KINDS[child["kind"]]
+        for child in children
+        if KINDS.get(child["kind"]) in served and not _is_abandoned(child, now)
+    ]
     leaving = next((name for name in others if name != wanted.name), None)
     return wanted if leaving is None else switching(leaving, wanted)
 
@@ -86,6 +95,9 @@ def reported(
     if provider.name == "Hpa":
         note = pod_autoscaler.zero_note(policy_of(service), autoscalers.minor)
         return _hpa(found, note)
+    fallback = (live.get("spec") or {}).get("fallback")
+    if fallback and "behavior" not in fallback:
+        return "False", "KEDATooOld", _TOO_OLD
     return _keda(found)
 
 

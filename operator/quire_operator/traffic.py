@@ -3,7 +3,7 @@ pods."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ _POLICIES: Mapping[str, RoutingPolicy] = {
     "ConsistentHash": "consistent_hash",
     "SessionAffinity": "session_affinity",
 }
+_STICKY: Mapping[str, Literal["none", "tenant", "user"]] = {"None": "none", "Tenant": "tenant", "User": "user"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,4 +85,5 @@ def split_entry(service: str, weights: Mapping[str, int], traffic: Traffic) -> S
         max_queued_requests=traffic.routing.max_queued_requests,
         queue_timeout_s=None if timeout is None else float(timeout),
         hold_timeout_s=traffic.hold_timeout_s,
+        sticky=_STICKY[traffic.routing.sticky],
     )

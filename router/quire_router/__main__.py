@@ -37,7 +37,7 @@ from quire_router.calls import CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.config_metrics import ConfigMetrics
 from quire_router.connections import client_session
-from quire_router.demand import Demand
+from quire_router.demand import Demand, DemandMetrics
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.filtering.build import filter_layer
 from quire_router.filtering.rules import FilterCompiler
@@ -183,6 +183,7 @@ async def running(
         router = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
         demand = Demand(pool=pool, room=room, router=router, boot=boot, clock=time.monotonic, wall_clock=time.time)
         room.on_held = demand.note_held
+        metrics.registry.register(DemandMetrics(demand))
         opened = saving_parts(live=live, pool=pool, metrics=metrics, shared=shared)
         saving = await stack.enter_async_context(opened)
         limits = Limits(max_body_bytes=settings.max_body_bytes)

@@ -4,6 +4,7 @@ A stream that waits longer than `comment_s` gets its status and a comment line (
 goes on; what goes wrong after that is an error event in the form of the client's API. Anything else waits without a byte.
 """
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
@@ -41,7 +42,7 @@ class AdmissionLayer:
         target = self._room.pass_at_once(call)
         if target is not None:
             try:
-                return await inner(aimed(call, target), outcome)
+                return await self._begin(call, target, outcome, inner)
             except NobodyLeftError:
                 if not self._room.may_hold(call):
                     raise
@@ -64,11 +65,34 @@ class AdmissionLayer:
             return self._telling(call, outcome, inner, waiter, comment_s)
         outcome.waited_s += self._room.started(waiter)
         try:
-            return await inner(aimed(call, target), outcome)
+            return await self._begin(call, target, outcome, inner)
         except NobodyLeftError:
             if num_returns == MAX_RETURNS or not self._room.may_hold(call):
                 raise
         return await self._hold(call, outcome, inner, num_returns + 1)
+
+    async def _begin(self, call: Call, target: str, outcome: Outcome, inner: Source) -> Answer:
+        if call.route is None or target == call.route.meant:
+            return await inner(aimed(call, target), outcome)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._room.elsewhere(call, target))
+            answer = await inner(aimed(call, target), outcome)
+            if answer.parts is None:
+                return answer
+            ends = stack.pop_all()
+
+        async def close() -> None:
+            ends.close()
+            await answer.close()
+
+        return Answer(
+            status=answer.status,
+            headers=answer.headers,
+            parts=answer.parts,
+            is_events=answer.is_events,
+            release=close,
+            attach=answer.attach,
+        )
 
     def _telling(self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float) -> Answer:
         """A stream that begins before its worker is known."""
@@ -92,7 +116,7 @@ class AdmissionLayer:
                     yield COMMENT
                 outcome.waited_s += self._room.started(waiter)
                 try:
-                    answer = await inner(aimed(call, target), outcome)
+                    answer = await self._begin(call, target, outcome, inner)
                 except NobodyLeftError:
                     if num_returns == MAX_RETURNS or not self._room.may_hold(call):
                         raise

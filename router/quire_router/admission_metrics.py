@@ -66,20 +66,20 @@ class AdmissionMetrics:
             self.wait_s.remove(model)
         self._models = set(models)
 
-    def show(self, waiting: Callable[[], Iterable[Waiter]], is_held: Callable[[Waiter], bool]) -> None:
+    def show(self, waiting: Callable[[], Iterable[Waiter]], held_test: Callable[[], Callable[[Waiter], bool]]) -> None:
         """Show those that are `waiting` whenever somebody scrapes. Call once."""
-        self._registry.register(_Lengths(waiting, is_held, lambda: self._models))
+        self._registry.register(_Lengths(waiting, held_test, lambda: self._models))
 
 
 class _Lengths(Collector):
     def __init__(
         self,
         waiting: Callable[[], Iterable[Waiter]],
-        is_held: Callable[[Waiter], bool],
+        held_test: Callable[[], Callable[[Waiter], bool]],
         models: Callable[[], Iterable[str]],
     ) -> None:
         self._waiting = waiting
-        self._is_held = is_held
+        self._held_test = held_test
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
@@ -87,10 +87,11 @@ class _Lengths(Collector):
         held = Tally(dict.fromkeys(self._models(), 0))
         length = Tally({(model, band): 0 for model in held for band in BANDS})
         size_bytes = 0
+        is_held = self._held_test()
         for waiter in self._waiting():
             length[waiter.call.model, band_of(waiter.call.priority)] += 1
             size_bytes += len(waiter.call.body)
-            if self._is_held(waiter):
+            if is_held(waiter):
                 held[waiter.call.model] += 1
         lengths = GaugeMetricFamily(
             names.QUIRE_ROUTER_QUEUE_LENGTH, "Requests that wait in the router.", labels=["model", "band"]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quire_contract.openai.errors import invalid
+from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.kv_index import KvIndex
 from quire_router.picker import Decision
@@ -32,9 +33,9 @@ def explain_decisions(
     return [_decision(d, explain, plans.get(d.request_id)) for d in found[: int(limit)]]
 
 
-def describe_endpoints(endpoints: Iterable[Endpoint], index: KvIndex, now_s: float) -> list[dict[str, Any]]:
+def describe_endpoints(pool: EndpointPool, index: KvIndex, now_s: float) -> list[dict[str, Any]]:
     """The state that choices are made from."""
-    return [_endpoint(endpoint, index, now_s) for endpoint in endpoints]
+    return [_endpoint(endpoint, index, now_s, pool.settings.choice.slow_start_s) for endpoint in pool]
 
 
 def _decision(decision: Decision, explain: bool, plan: RoutePlan | None) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def _decision(decision: Decision, explain: bool, plan: RoutePlan | None) -> dict
         if plan is not None:
             shown["route"] = plan.shown()
         if decision.split is not None:
-            shown["split"] = {"revision": decision.split.revision, "weights": dict(decision.split.weights)}
+            split = decision.split
+            by = "sticky" if split.is_sticky else "weight"
+            shown["split"] = {"revision": split.revision, "weights": dict(split.weights), "chosen_by": by}
         shown["candidates"] = [_score(score) for score in choice.scores]
     return shown
 
@@ -75,7 +78,7 @@ def _score(score: Score) -> dict[str, Any]:
     return shown if score.dropped is None else shown | {"dropped": score.dropped}
 
 
-def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any]:
+def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float, slow_start_s: float) -> dict[str, Any]:
     report = endpoint.report
     load, promised_tokens = endpoint.load()
     return {
@@ -100,4 +103,5 @@ def _endpoint(endpoint: Endpoint, index: KvIndex, now_s: float) -> dict[str, Any
         "adapters": report and report.adapters,
         "report_age_s": report and round(now_s - endpoint.report_s, 3),
         "ms_per_token": endpoint.learnt_ms_per_token,
+        "warming_up_s": round(warming_s, 1) if (warming_s := now_s - endpoint.warmup.since_s) < slow_start_s else None,
     }

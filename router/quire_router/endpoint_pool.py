@@ -5,6 +5,7 @@ Where it comes from (a file, the cluster's API) is not known here: a source call
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -16,8 +17,9 @@ from quire_contract.router_config import (
     RouteTargetEntry,
     RoutingPolicy,
 )
-from quire_contract.router_settings import FaultSettings
+from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_router.endpoints import Endpoint
+from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionStats
 
 
@@ -37,14 +39,18 @@ class EndpointPool:
         self._by_id: dict[str, Endpoint] = {}
         self._by_model: dict[str, tuple[Endpoint, ...]] = {}
         self._weights: dict[str, Mapping[str, int]] = {}
+        self._sticky: dict[str, Literal["none", "tenant", "user"]] = {}
         self._routes: dict[str, RouteEntry] = {}
         self._policies: dict[str, RoutingPolicy] = {}
         self._adapters: dict[str, str] = {}
+        self._latency: dict[str, StreamLatency] = {}
+        """By service, also of one that has no worker just now."""
         self._names: tuple[str, ...] = ()
         self.num_services = 0
         """InferenceServices that are served or have endpoints."""
         self.faults = FaultSettings()
         """How faults of endpoints are judged."""
+        self.settings = RouterSettingsEntry()
         self.on_change: Callable[[Endpoint], None] = lambda _: None
         """What every endpoint calls, as `Endpoint.on_change` says; to be set before the first configuration."""
         self.is_configured = False
@@ -73,6 +79,10 @@ class EndpointPool:
         """How the model's requests are split among revisions. None: they are not."""
         return self._weights.get(model)
 
+    def sticky(self, model: str) -> Literal["none", "tenant", "user"]:
+        """Whose requests stay at one revision, while they are split."""
+        return self._sticky.get(model, "none")
+
     def policy(self, model: str) -> RoutingPolicy:
         """How a worker of the model is chosen."""
         return self._policies.get(model, "kv_aware")
@@ -80,6 +90,10 @@ class EndpointPool:
     def adapter(self, model: str) -> str:
         """The adapter that the name stands for; empty: none."""
         return self._adapters.get(model, "")
+
+    def latency(self, service: str) -> StreamLatency | None:
+        """Of the service's streams. None: there is no such service."""
+        return self._latency.get(service)
 
     def route(self, name: str) -> RouteEntry | None:
         """The route of that name."""
@@ -102,6 +116,8 @@ class EndpointPool:
         for endpoint in removed:
             del self._by_id[endpoint.id]
             endpoint.ready, endpoint.why_not = False, "removed from the configuration"
+        services = {*(model.service for model in config.models), *(entry.service for entry in config.endpoints)}
+        self._latency = {service: self._latency.get(service) or StreamLatency() for service in services}
         added = []
         for entry in config.endpoints:
             counts = self._stats.of(entry.service, entry.revision)
@@ -111,8 +127,12 @@ class EndpointPool:
             else:
                 made = self._by_id[entry.id] = Endpoint(entry, counts)
                 made.on_change = self.on_change
+                if self.is_configured:
+                    made.warmup.begin()
                 added.append(made)
-        self.faults = FaultSettings() if config.settings is None else config.settings.faults
+            self._by_id[entry.id].latency = self._latency[entry.service]
+        self.settings = config.settings or RouterSettingsEntry()
+        self.faults = self.settings.faults
         self._stats.forget_unused({(entry.service, entry.revision) for entry in config.endpoints})
         self._index(config)
         return Changes(added=tuple(added), removed=removed)
@@ -125,6 +145,8 @@ class EndpointPool:
         self._by_model = {name: tuple(endpoints) for name, endpoints in by_model.items()}
         split = {service.id: service.weights for service in config.services if service.weights}
         self._weights = {model.name: split[model.service] for model in config.models if model.service in split}
+        sticky = {service.id: service.sticky for service in config.services if service.weights}
+        self._sticky = {model.name: sticky[model.service] for model in config.models if model.service in sticky}
         policies = {service.id: service.policy for service in config.services}
         self._policies = {model.name: policies[model.service] for model in config.models if model.service in policies}
         self._adapters = {model.name: model.adapter for model in config.models if model.adapter}

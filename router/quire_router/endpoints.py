@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from quire_contract.load_report import LoadReport
+from quire_contract.load_report import LOST_AFTER_S, LoadReport
 from quire_contract.router_config import (
     EndpointEntry,
 )
 from quire_contract.router_settings import FaultSettings
 from quire_router import ejection
+from quire_router.latency import StreamLatency
 from quire_router.revision_stats import RevisionCounts
 from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, DECODE_MS_PER_REQUEST, DEFAULT_MS_PER_TOKEN
+from quire_router.warmup import Warmup
 
 REPORT_LAG_S = 0.05
 """A reservation counts as unreported until a report arrives this much later: the request had to travel and be admitted first."""
@@ -99,10 +101,10 @@ class Endpoint:
 
     def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
-        self.counts = counts
-        """Of the revision that it runs."""
+        self.counts, self.latency = counts, StreamLatency()
+        """Of the revision that it runs; of the streams of its service: one for all of that."""
         self.id, self.url = entry.id, entry.url.rstrip("/")
-        self.ready = False
+        self.ready, self.warmup = False, Warmup()
         self.why_not = "not probed yet"
         """Why it is not ready, in words."""
         self.draining = False
@@ -146,14 +148,16 @@ class Endpoint:
         """Whether new requests may come here."""
         return self.ready and not self.draining
 
-    def mark_ready(self) -> None:
+    def mark_ready(self, now_s: float = -math.inf) -> None:
         """A probe succeeded."""
+        self.warmup.ready(now_s)
         self.ready, self.why_not, self.draining = True, "", False
         self.on_change(self)
 
     def mark_not_ready(self, why: str) -> None:
         """A probe failed."""
         self.ready, self.why_not = False, why
+        self.warmup.not_ready()
         self.on_change(self)
 
     def mark_down(self, why: str) -> None:
@@ -170,6 +174,7 @@ class Endpoint:
     def restarted(self) -> None:
         """Its engine began a new life at the same address: its prompt bundle may be another one."""
         self.digest = None
+        self.warmup.begin()
         self._adapters_asked.clear()
         self.forget_report()
         self.on_suspect()
@@ -207,6 +212,10 @@ class Endpoint:
         """The event socket is gone: fall back to what we know ourselves."""
         self.report, self.report_s = None, -math.inf
         self._reported_ms_per_token = None
+
+    def fresh_report(self, now_s: float) -> LoadReport | None:
+        """The newest report. None: there is none, or it is too old to be believed."""
+        return None if now_s - self.report_s > LOST_AFTER_S else self.report
 
     def is_idle(self) -> bool:
         """Nothing of ours runs there, and nothing else is reported."""

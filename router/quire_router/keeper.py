@@ -76,7 +76,7 @@ class EndpointKeeper:
         )
 
     def check(self, config: RouterConfig, source: str) -> None:
-        """RouterConfigError if `config` is not one to apply; `source` names it there."""
+        """RouterConfigError if `config` is not one to apply; `source` names it there. Takes long: for threads."""
         self._live.check(config, source)
 
     async def close(self) -> None:
@@ -130,9 +130,7 @@ class FileSource:
     async def load(self) -> None:
         """Apply the file as it is. RouterConfigError if it cannot be used."""
         self._seen = _version_of(self._path)
-        config = read_config(self._path)
-        self._keeper.check(config, str(self._path))
-        await self._keeper.apply(config)
+        await self._keeper.apply(await asyncio.to_thread(self._read))
         self.last_contact_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
@@ -153,8 +151,7 @@ class FileSource:
             return False
         self._seen = version
         try:
-            config = read_config(self._path)
-            self._keeper.check(config, str(self._path))
+            config = await asyncio.to_thread(self._read)
         except RouterConfigError as error:
             self.num_refused = 1
             self.num_refusals += 1
@@ -163,6 +160,12 @@ class FileSource:
         await self._keeper.apply(config)
         self.num_refused = 0
         return True
+
+    def _read(self) -> RouterConfig:
+        """The file's content, in a thread: thousands of a filter's words take longer to compile than streams may wait."""
+        config = read_config(self._path)
+        self._keeper.check(config, str(self._path))
+        return config
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:

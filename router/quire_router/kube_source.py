@@ -7,9 +7,11 @@ not keep the rest from being served. Changes that come together are applied toge
 """
 
 import asyncio
+import functools
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quire_contract import names
@@ -90,6 +92,8 @@ class KubernetesSource:
         self._state = "none"
         self._trouble = Trouble()
         self._shards = Shards(keeper.check)
+        self._news: deque[Callable[[], None]] = deque()
+        """What was told and is not looked at yet."""
         scopes = [None] if ALL_NAMESPACES in namespaces else list(dict.fromkeys(namespaces))
         self._pods: Mapping[str | None, Pods] = {scope: Pods() for scope in scopes}
         selector = f"{names.LABEL_ROUTER_CONFIG}={release}"
@@ -132,11 +136,11 @@ class KubernetesSource:
 
     def _reflector(self, kind: ResourceKind, namespace: str | None, selector: str, cache: Shards | Pods) -> Reflector:
         def replace(documents: list[Document]) -> None:
-            cache.replace(documents)
+            self._news.append(functools.partial(cache.replace, documents))
             self._changed.set()
 
         def change(event: str, document: Document) -> None:
-            cache.change(event, document)
+            self._news.append(functools.partial(cache.change, event, document))
             self._changed.set()
 
         return Reflector(
@@ -195,7 +199,13 @@ class KubernetesSource:
             for task in waiting:
                 task.cancel()
 
+    def _take_news(self) -> None:
+        """In a thread: reading half a MiB and compiling thousands of a filter's words takes longer than streams may wait."""
+        while self._news:
+            self._news.popleft()()
+
     async def _apply(self) -> None:
+        await asyncio.to_thread(self._take_news)
         pods = [pod for scope in self._pods.values() for pod in scope.known]
         wanted = desired_config(self._shards.ordered, pods, self._home)
         config = desired_with_lost(wanted, self._shards.lost, self._applied or self._last_saved)

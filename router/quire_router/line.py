@@ -14,6 +14,7 @@ from quire_contract.router_config import ServiceEntry
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.call import Call
 from quire_router.fair_queue import FairQueue, Ticket
+from quire_router.latency import SlidingHistogram
 from quire_router.meters import Arrivals, DrainRate
 
 LIGHT_PATHS = frozenset({names.PATH_TOKENIZE, names.PATH_DETOKENIZE, names.PATH_COUNT_TOKENS})
@@ -110,6 +111,7 @@ class Line:
     __slots__ = (
         "arrivals",
         "dirty",
+        "diverted",
         "drain",
         "granted",
         "hint",
@@ -123,6 +125,7 @@ class Line:
         "queue_timeout_s",
         "readiness",
         "service",
+        "waits",
         "watch",
     )
 
@@ -138,8 +141,12 @@ class Line:
         """Model that somebody waits for -> whether a worker of it is ready, and since when."""
         self.granted = 0
         """Requests that may start and have not yet reached their worker's count."""
+        self.diverted = 0
+        """Requests that are being answered by another service only because no worker of this one is ready."""
         self.drain = DrainRate()
         self.arrivals = Arrivals()
+        self.waits = SlidingHistogram()
+        """How long those waited that started; who need not wait counts, with 0."""
         self.watch: frozenset[str] = frozenset()
         """Ids of the workers that those who wait may go to."""
         self.dirty: set[str] = set()

@@ -163,14 +163,16 @@ class MendedStream:
         """What comes next from the worker, as far as it is for the client and has not taken the short way. None: nothing more comes."""
         response, cutter, replay = attempt.response, attempt.begun.cutter, attempt.replay
         if self._sink is not None and cutter is not None and isinstance(response, WorkerResponse):
-            await Relay(response, cutter, replay, self._guard, self._sink).run()
+            await Relay(response, cutter, replay, self._guard, self._sink, attempt.endpoint.latency.note_wait).run()
             if replay is not None and replay.is_over:
                 return None
-        self._guard.since_s = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        self._guard.since_s = asked_s = now()
         part = await response.content.readany()
         self._guard.since_s = NOT_WAITING
         if not part:
             return None
+        attempt.endpoint.latency.note_wait(asked_s, now())
         if cutter is not None:
             part = cutter.cut(part)
             if replay is not None and part:

@@ -20,9 +20,10 @@ from quire_router.metrics import RouterMetrics
 from quire_router.policies import POLICIES_BY_CONTENT, choose_by
 from quire_router.prompts import PromptBlocks, PromptReader, read_text
 from quire_router.retry_budget import MAX_RETRIES
-from quire_router.route_plan import RoutePlanner
+from quire_router.route_plan import RoutePlanner, Sticky
 from quire_router.scoring import Candidate, Choice, Knowledge, RouteRequest
-from quire_router.splitting import choose_by_weight
+from quire_router.splitting import choose_by_hash, choose_by_weight
+from quire_router.warmup import share_of
 
 SPECULATIVE_LIFE_S = 2.0
 """How long a block that was sent counts as held where KV events tell the truth: its own event is on the way."""
@@ -45,6 +46,8 @@ class ReadablePrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Time it took, in seconds."""
     session_key: int | None = None
     """Hash of what names the client's session. None: nothing does."""
+    split_key: bytes | None = None
+    """What stays at one revision while requests are split. None: each request is drawn."""
 
     def blocks_for(self, endpoint: Endpoint) -> PromptBlocks | None:
         """As this endpoint's cache names them."""
@@ -57,6 +60,8 @@ class Split(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     revision: str | None
     """None: no revision with a weight has an endpoint left."""
     weights: Mapping[str, int]
+    is_sticky: bool = False
+    """Chosen by whose request it is; otherwise drawn."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -111,6 +116,7 @@ class Picker:
         cache_salt: str | None = None,
         tenant: str = "",
         session_key: int | None = None,
+        split_key: bytes | None = None,
     ) -> ReadablePrompt:
         """Read the prompt of a body of `num_bytes` with the bundle of every endpoint that may get it.
 
@@ -128,7 +134,14 @@ class Picker:
                     by_digest[digest] = blocks
         needs_text = not by_digest or any(e.digest is None for e in endpoints)
         text = read_text(fields, keys) if needs_text else None
-        return ReadablePrompt(by_digest=by_digest, text=text, read_s=self._clock() - started_s, session_key=session_key)
+        read_s = self._clock() - started_s
+        return ReadablePrompt(
+            by_digest=by_digest, text=text, read_s=read_s, session_key=session_key, split_key=split_key
+        )
+
+    def sticky(self, model: str) -> Sticky:
+        """Whose requests stay at one revision of the model."""
+        return self._pool.sticky(model)
 
     def pick(
         self, request_id: str, model: str, prompt: ReadablePrompt | None, tried: frozenset[str]
@@ -138,7 +151,11 @@ class Picker:
         `prompt` None: it has none (a call that does not generate)."""
         endpoints = self._pool.serving(model) or ()
         weights = self._pool.weights(model)
-        split = None if weights is None else self._split(endpoints, weights, tried)
+        split = (
+            None
+            if weights is None
+            else self._split(endpoints, weights, tried, None if prompt is None else prompt.split_key)
+        )
         if split is not None:
             endpoints = _of_split(endpoints, split)
         now_s = self._clock()
@@ -199,8 +216,12 @@ class Picker:
         matched = (self._matched(e, prompt.blocks_for(e), held.get(e.id, 0), now_s)[0] for e in endpoints)
         return max(1, best_known.num_tokens - max(matched, default=0))
 
-    def _split(self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str]) -> Split:
+    def _split(
+        self, endpoints: Sequence[Endpoint], weights: Mapping[str, int], tried: frozenset[str], key: bytes | None
+    ) -> Split:
         usable = {e.entry.revision for e in endpoints if e.is_usable and e.id not in tried}
+        if key is not None:
+            return Split(revision=choose_by_hash(weights, usable, key), weights=weights, is_sticky=True)
         return Split(revision=choose_by_weight(weights, usable, self._rng), weights=weights)
 
     def _snapshot(
@@ -248,7 +269,8 @@ class Picker:
         blocks = None if prompt is None else prompt.blocks_for(endpoint)
         matched_tokens, knowledge = self._matched(endpoint, blocks, held, now_s)
         load, promised_tokens = endpoint.load()
-        report = endpoint.report
+        report, settings = endpoint.report, self._pool.settings
+        slots = (0 if report is None else report.max_num_seqs) or settings.admission.in_flight_per_worker
         return Candidate(
             endpoint_id=endpoint.id,
             ready=endpoint.ready,
@@ -264,6 +286,8 @@ class Picker:
             role=endpoint.entry.role,
             adapter_ms=endpoint.adapter_wait_ms(adapter, now_s),
             last_turn=endpoint.last_turn,
+            warmth=share_of(endpoint.warmup.since_s, now_s, settings.choice.slow_start_s),
+            is_busy=load >= slots or (report is not None and report.waiting > 0),
         )
 
     def _matched(

@@ -141,7 +141,7 @@ class Prober:
         if status == 200:
             if not self._endpoint.ready:
                 log_event(log, logging.INFO, "ready", endpoint=self._endpoint.id)
-            self._endpoint.mark_ready()
+            self._endpoint.mark_ready(self._answered_s)
             return
         self._endpoint.draining = reason == names.REASON_DRAINING
         self._down(reason or f"answers its readiness probe with {status}")

@@ -1,12 +1,12 @@
 """Which workers may answer a call now, and how much more they can take together. Reads the pool; decides nothing about who waits."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.call import Call
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
-from quire_router.line import Line
+from quire_router.line import Line, Waiter
 from quire_router.room import Room, room_at
 
 
@@ -24,6 +24,21 @@ class Reach:
         """Whether there is such a worker."""
         weights = self._pool.weights(model)
         return any(_is_usable(endpoint, weights) for endpoint in self._pool.serving(model) or ())
+
+    def held_test(self) -> Callable[[Waiter], bool]:
+        """Whether a request waits for a first worker: a test for this moment only, that looks at each model's workers once."""
+        usable: dict[str, bool] = {}
+
+        def is_held(waiter: Waiter) -> bool:
+            for target in waiter.call.targets:
+                found = usable.get(target)
+                if found is None:
+                    found = usable[target] = self.is_usable(target)
+                if found:
+                    return False
+            return True
+
+        return is_held
 
     def eligible(self, call: Call) -> tuple[str, ...]:
         """The targets that may answer, in order of preference: fallbacks only while no other target has a ready worker."""

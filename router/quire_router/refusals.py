@@ -45,7 +45,18 @@ def retry_after_s(queued: int, rate_per_s: float | None, unknown_s: float) -> in
 
 def queue_is_full(model: str, retry_s: int) -> ApiError:
     """429 for a newcomer."""
-    return _capacity(f"As many requests wait for the model `{model}` as may.", CODE_QUEUE_FULL, retry_s)
+    return _capacity(
+        f"As many requests wait for the model `{model}` as may, or hold as much memory.", CODE_QUEUE_FULL, retry_s
+    )
+
+
+def tenants_share_is_full(model: str, retry_s: int) -> ApiError:
+    """429 for a newcomer whose tenant has its share of the waiting requests."""
+    return _capacity(
+        f"As many requests of this tenant wait as may, or hold as much memory; this one is for the model `{model}`.",
+        CODE_QUEUE_FULL,
+        retry_s,
+    )
 
 
 def memory_is_full(model: str, retry_s: int) -> ApiError:

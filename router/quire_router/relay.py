@@ -23,14 +23,34 @@ Sink = Callable[[bytes], bool]
 Attach = Callable[[Sink], None]
 """Tells a stream of the sink that its parts may go to from now on. All of its next part's predecessors must have been taken."""
 
+NoteWait = Callable[[float, float], None]
+"""Told when a stream's next event was asked for, and when it came."""
+
 
 class Relay:
     """One worker's part of a stream. Used once."""
 
-    __slots__ = ("_content", "_cutter", "_guard", "_is_taking", "_now", "_replay", "_response", "_sink", "_turn")
+    __slots__ = (
+        "_content",
+        "_cutter",
+        "_guard",
+        "_is_taking",
+        "_note_wait",
+        "_now",
+        "_replay",
+        "_response",
+        "_sink",
+        "_turn",
+    )
 
     def __init__(
-        self, response: WorkerResponse, cutter: EventCutter, replay: Replay | None, guard: IdleGuard, sink: Sink
+        self,
+        response: WorkerResponse,
+        cutter: EventCutter,
+        replay: Replay | None,
+        guard: IdleGuard,
+        sink: Sink,
+        note_wait: NoteWait,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._response = response
@@ -39,6 +59,7 @@ class Relay:
         self._replay = replay
         self._guard = guard
         self._sink = sink
+        self._note_wait = note_wait
         self._now = loop.time
         self._turn: asyncio.Future[None] = loop.create_future()
         self._is_taking = False
@@ -57,12 +78,15 @@ class Relay:
         """All that has arrived."""
         if self._is_taking or self._turn.done():
             return
+        asked_s, now_s = self._guard.since_s, self._now()
+        if asked_s != NOT_WAITING:
+            self._note_wait(asked_s, now_s)
         self._is_taking = True  # reading may let the connection read on, which arrives here again
         try:
             if self._is_stopped():
                 self._turn.set_result(None)
             else:
-                self._guard.since_s = self._now()
+                self._guard.since_s = now_s
         finally:
             self._is_taking = False
 

@@ -2,7 +2,8 @@
 
 A worker is full when its queue is longer than `waiting_per_worker`, or when requests use more than `kv_use_limit` of its KV blocks while it
 runs something. Room beyond the queue counts too: free slots of the batch. One that reports nothing, or nothing any more, is full by our own
-count of requests there; a report that is late never stops requests, it only stops being believed.
+count of requests there; a report that is late never stops requests, it only stops being believed. One that has just become ready, and will
+report, gets a few requests until it has: all that was held for it might not fit, and who waits there cannot go to the next one.
 """
 
 import math
@@ -60,6 +61,8 @@ def room_by_count(in_flight: int, rules: AdmissionSettings) -> Room:
 def room_at(endpoint: Endpoint, rules: AdmissionSettings, now_s: float) -> Room:
     """Room at `endpoint`, which takes requests."""
     report = endpoint.report
+    if report is None and endpoint.entry.events is not None and now_s - endpoint.warmup.ready_s < LOST_AFTER_S:
+        return Room(max(0, max(1, rules.waiting_per_worker) - endpoint.num_in_flight), math.inf)
     if report is None or now_s - endpoint.report_s > LOST_AFTER_S:
         return room_by_count(endpoint.num_in_flight, rules)
     load, tokens = endpoint.load()

@@ -26,6 +26,7 @@ MAX_PLANS = 512
 MAX_USER_CHARS = 1024
 """What is beyond does not tell users apart."""
 
+Sticky = Literal["none", "tenant", "user"]
 ChosenBy = Literal["header", "complexity", "sticky", "weight", "name"]
 
 
@@ -40,6 +41,8 @@ class RoutePlan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """None: the name is a model's own."""
     chosen_by: ChosenBy = "name"
     complexity: Complexity | None = None
+    meant: str = ""
+    """The target that would come first if all had a ready worker."""
 
     def shown(self) -> dict[str, Any]:
         """For /debug/route."""
@@ -107,6 +110,7 @@ class RoutePlanner:
             entry=route,
             chosen_by=chosen_by,
             complexity=complexity,
+            meant=ordered[0],
         )
         self.plans[asker.request_id] = plan
         if len(self.plans) > MAX_PLANS:
@@ -122,19 +126,19 @@ class RoutePlanner:
             complexity = complexity_of(asker.fields, is_structured=is_structured(asker.body))
             step = next(s for s in route.complexity if s.below is None or complexity.score < s.below)
             return _first(step.model, route), "complexity", complexity
-        key = sticky_key(route, asker)
+        key = sticky_key(route.sticky, asker)
         if key is None:
             return order_targets(route, self._rng), "weight", None
         return order_by_hash(route, key), "sticky", None
 
 
-def sticky_key(route: RouteEntry, asker: Asker) -> bytes | None:
+def sticky_key(sticky: Sticky, asker: Asker) -> bytes | None:
     """Whose requests stay together. None: nobody's, or it is not known whose this one is."""
-    if route.sticky == "none":
+    if sticky == "none":
         return None
     key = presented_key(asker.headers)
     whose = asker.tenant_id if asker.tenant_id is not None else key
-    if route.sticky == "tenant":
+    if sticky == "tenant":
         return None if whose is None else _joined(whose)
     user = _user_of(asker.body)
     return None if user is None else _joined(whose or "", user)

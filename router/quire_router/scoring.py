@@ -1,6 +1,7 @@
 """Choose the endpoint for a request: a pure function of the request, a snapshot of the candidates and a random source.
 
-    drop    not ready | draining | tried before | ejected (while others are in) | silent (while others speak) | over the bounded-load guard
+    drop    not ready | draining | tried before | ejected (while others are in) | silent (while others speak) | warming up, with its
+            share of the load (while others can begin) | over the bounded-load guard
     score   cost in milliseconds = uncached tokens to prefill + work already promised + decode load + wait for free blocks
     pick    least cost, but the longest prefix is left only for a clear gain; of those within a hair of each other the one with the
             longer prefix, then the one given less work lately, then any
@@ -86,6 +87,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Wait until it has the request's adapter: 0 where that is loaded, or none is asked for."""
     last_turn: int = 0
     """Number of this router's latest choice that fell on it; 0: none did."""
+    warmth: float = 1.0
+    """The share of a usual endpoint's load that it may have; below 1 for one that has just become ready."""
+    is_busy: bool = False
+    """A further request would wait there before it runs."""
 
 
 class RouteRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -189,7 +194,30 @@ def drop_unfit(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str
         found = [c.endpoint_id for c in snapshot if avoided(c) and c.endpoint_id not in dropped]
         if found and len(found) + len(dropped) < len(snapshot):
             dropped.update(dict.fromkeys(found, word))
+    if any(c.warmth < 1 for c in snapshot):
+        dropped |= warming(request, [c for c in snapshot if c.endpoint_id not in dropped])
     return dropped
+
+
+def warming(request: RouteRequest, left: Sequence[Candidate]) -> dict[str, str]:
+    """Of those left, the ones that warm up and have their share of the load already, and why each is out.
+
+    The share is of the warm ones' mean load. One request at a time they always get, so nothing waits while one of them is idle; and all
+    that comes as soon as no warm one could begin with it, or where all are new."""
+    warm = [c for c in left if c.warmth >= 1]
+    if not any(_can_begin(request, c) for c in warm):
+        return {}
+    mean = sum(c.load for c in warm) / len(warm)
+    return {
+        c.endpoint_id: f"warming up: has its {c.warmth:.0%} of the others' load"
+        for c in left
+        if c.warmth < 1 and c.load + 1 > max(1.0, c.warmth * mean)
+    }
+
+
+def _can_begin(request: RouteRequest, candidate: Candidate) -> bool:
+    uncached = max(0, (request.num_tokens or 0) - candidate.matched_tokens)
+    return not candidate.is_busy and (candidate.free_tokens is None or candidate.free_tokens >= uncached)
 
 
 def _is_ejected(candidate: Candidate) -> bool:

@@ -27,6 +27,12 @@ def choose_by_weight(weights: Mapping[str, int], usable: Collection[str], rng: r
     return rng.choices(list(left), list(left.values()))[0]
 
 
+def choose_by_hash(weights: Mapping[str, int], usable: Collection[str], key: bytes) -> str | None:
+    """The same for requests that stay together, as `order_by_hash` has it: who cannot answer now leaves its keys to others for a while."""
+    left = [name for name, weight in weights.items() if weight > 0 and name in usable]
+    return min(left, key=lambda name: _distance(key, name) / weights[name], default=None)
+
+
 def order_targets(route: RouteEntry, rng: random.Random) -> tuple[str, ...]:
     """The models that may answer for a route: the one whose turn it is, the other targets, then the fallbacks in their order."""
     weights = {target.model: target.weight for target in route.targets}

@@ -155,7 +155,7 @@ class Upstreams:
                 self._refused(reservation, error.reason)
                 raise
             use.close = response.close
-            self._note_begun(reservation, response, attempt.begun, is_new=request.replay is None)
+            self._note_begun(request.call, reservation, response, attempt.begun, is_new=request.replay is None)
         except BaseException:
             if response is not None:
                 response.close()
@@ -192,11 +192,13 @@ class Upstreams:
         return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
 
     def _note_begun(
-        self, reservation: Reservation, response: aiohttp.ClientResponse, begun: Begun, *, is_new: bool
+        self, call: Call, reservation: Reservation, response: aiohttp.ClientResponse, begun: Begun, *, is_new: bool
     ) -> None:
         endpoint, now_s = reservation.endpoint, self._clock()
         is_stream = begun.cutter is not None
         reservation.first_byte(now_s, is_stream=is_stream and is_new)
+        if is_stream and is_new and response.status < 400:
+            endpoint.latency.ttft.note(now_s - call.arrived_s, now_s)
         endpoint.counts.answered(response.status, now_s - reservation.started_s if is_stream and is_new else None)
         if response.status >= 500:
             if response.headers.get(names.HEADER_REASON, "") not in NOT_ITS_FAULT:

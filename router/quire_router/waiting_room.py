@@ -9,7 +9,8 @@ It must not know HTTP: `admission` is the layer around it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, model_not_found
@@ -21,10 +22,11 @@ from quire_router.call import Call
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.fair_queue import Ticket
+from quire_router.holding import Holding
 from quire_router.line import LIGHT_PATHS, Limit, Line, State, Waiter, new_waiter, time_limit
+from quire_router.lines import Lines
 from quire_router.reach import Reach
 
-MEBIBYTE = 1024 * 1024
 MIN_RECHECK_S = 1.0
 """Who waits looks anew whether its limit is another one by now, at most so often."""
 
@@ -48,19 +50,19 @@ class WaitingRoom:
         self._clock = clock
         self._rules = AdmissionSettings()
         self._output_tokens = LimitSettings().default_output_tokens
-        self._lines: dict[str, Line] = {}
-        self._line_of: dict[str, Line] = {}
-        """By model."""
+        self._lines = Lines()
         self._waiting: dict[Line, None] = {}
         """Lines that somebody waits in; the one that was served last comes last."""
         self._due: dict[Line, None] = {}
         """Lines to look at before the event loop goes on."""
-        self._queued_bytes = 0
+        self.holding = Holding()
         self._num_tickets = 0
         self._ends = False
         self.on_held: Callable[[Line], None] = lambda _: None
-        """Called with a line that gets its first waiting request."""
-        metrics.show(self.waiters, self.is_held)
+        """Called with a line that gets its first waiting request, or is missed for the first time."""
+        self.held_test = self._reach.held_test
+        """Tells, of this moment, which of them wait for a first worker."""
+        metrics.show(self.waiters, self.held_test)
 
     # Passing
 
@@ -72,22 +74,41 @@ class WaitingRoom:
     def pass_at_once(self, call: Call) -> str | None:
         """The target at which `call` may start now. None: it has to wait. Who passes takes its place before awaiting anything."""
         now_s = self._clock()
-        self._line(call.targets[0]).arrivals.note(now_s)
+        self._lines.of(call.targets[0]).arrivals.note(now_s)
         for target in self._reach.eligible(call):
             if call.path in LIGHT_PATHS:
                 if self._reach.is_usable(target):
                     return target
                 continue
-            line = self._line(target)
+            line = self._lines.of(target)
             if target in line.models or line.granted:
                 continue
             if self._reach.has_room(line, target, self._rules, now_s):
+                line.waits.note(0.0, now_s)
                 return target
         return None
 
+    @contextlib.contextmanager
+    def elsewhere(self, call: Call, target: str) -> Iterator[None]:
+        """While a route's `call` is answered by `target`: if it was meant for a model without a ready worker, that is missed as long."""
+        meant = target if call.route is None else call.route.meant or target
+        line = self._lines.of(meant)
+        if line is self._lines.of(target) or self._reach.is_usable(meant):
+            yield
+            return
+        line.diverted += 1
+        if line.diverted == 1 and not line.queue:
+            self.on_held(line)
+        try:
+            yield
+        finally:
+            line.diverted -= 1
+
     def may_hold(self, call: Call) -> bool:
         """Whether `call` may wait at all: requests for models without a worker only if there is time for one to come."""
-        return any(self._line(target).hold_timeout_s > 0 or self._reach.is_usable(target) for target in call.targets)
+        return any(
+            self._lines.of(target).hold_timeout_s > 0 or self._reach.is_usable(target) for target in call.targets
+        )
 
     # Waiting
 
@@ -101,9 +122,9 @@ class WaitingRoom:
         )
         places: dict[Line, list[str]] = {}
         for target in call.targets:
-            places.setdefault(self._line(target), []).append(target)
+            places.setdefault(self._lines.of(target), []).append(target)
         self._make_room(waiter, places, now_s)
-        self._queued_bytes += waiter.ticket.size_bytes
+        self.holding.add(waiter, list(places))
         for line, targets in places.items():
             self._enter(line, waiter, tuple(targets), now_s)
             if is_back:
@@ -140,9 +161,11 @@ class WaitingRoom:
 
     def started(self, waiter: Waiter) -> float:
         """It starts now, before anything else is awaited. How long it waited, in s."""
-        self._take_back_grant(waiter)
-        waiter.state = State.STARTED
-        waited_s = self._clock() - waiter.joined_s
+        line = self._take_back_grant(waiter)
+        waiter.state, now_s = State.STARTED, self._clock()
+        waited_s = now_s - waiter.joined_s
+        if not waiter.is_light:
+            line.waits.note(waited_s, now_s)
         self._metrics.note_wait(waiter.call.model, waited_s)
         return waited_s
 
@@ -171,16 +194,8 @@ class WaitingRoom:
         settings = config.settings
         self._rules = AdmissionSettings() if settings is None else settings.admission
         self._output_tokens = (LimitSettings() if settings is None else settings.limits).default_output_tokens
-        service_of = {model.name: model.service for model in config.models}
-        services = {service.id: service for service in config.services}
-        self._line_of = {}
-        for model, service in service_of.items():
-            key = f"service {service}" if service else f"model {model}"
-            line = self._lines.get(key) or self._lines.setdefault(key, Line(key, service))
-            self._line_of[model] = line
-            line.limit(self._rules, services.get(service))
-        used = {*self._line_of.values(), *self._waiting}
-        self._lines = {key: line for key, line in self._lines.items() if line in used}
+        self.holding.apply(self._rules, config)
+        self._lines.apply(config, self._rules, self._waiting)
         self._metrics.declare(self._pool.models)
         for line in list(self._waiting):
             for waiter in line.waiters:
@@ -200,54 +215,47 @@ class WaitingRoom:
     @property
     def lines(self) -> Iterator[Line]:
         """All lines."""
-        return iter(self._lines.values())
+        return iter(self._lines)
 
     def waiters(self) -> list[Waiter]:
         """All that wait, each once."""
         return list({waiter: None for line in self._waiting for waiter in line.waiters})
 
-    def is_held(self, waiter: Waiter) -> bool:
-        """Whether it waits for a first worker."""
-        return not any(self._reach.is_usable(target) for target in waiter.call.targets)
-
     # Places
-
-    def _line(self, model: str) -> Line:
-        line = self._line_of.get(model)
-        if line is None:  # a route's target that nobody declared
-            key = f"model {model}"
-            line = self._line_of[model] = self._lines.get(key) or self._lines.setdefault(key, Line(key, ""))
-            line.limit(self._rules, None)
-        return line
 
     def _make_room(self, waiter: Waiter, places: dict[Line, list[str]], now_s: float) -> None:
         """Take lines without a place for `waiter` out of `places`, or somebody else out of them. ApiError, and nothing changed, if all are
         full or the body cannot be kept."""
         ticket, model = waiter.ticket, waiter.call.model
+        if not self.holding.tenant_has_share(waiter):
+            raise refusals.tenants_share_is_full(model, self._no_place(places, now_s))
         victims: dict[Line, Waiter] = {}
         for line in list(places):
-            if len(line.queue) < line.max_queued_requests:
+            has_share = self.holding.has_share(line, waiter)
+            if has_share and len(line.queue) < line.max_queued_requests:
                 continue
-            victim = line.queue.victim_for(ticket, "tickets")
+            victim = line.queue.victim_for(ticket, "tickets") if has_share else None
             if victim is None:
                 del places[line]
             else:
                 victims[line] = victim.owner
         if not places:
-            lines = {self._line(target) for target in waiter.call.targets}
-            retry_s = refusals.soonest(self._retry_s(line, now_s) for line in lines)
-            self._metrics.dropped.labels(names.REASON_QUEUE_FULL).inc()
-            raise refusals.queue_is_full(model, retry_s)
-        too_many = self._queued_bytes + ticket.size_bytes - self._rules.max_queued_mib * MEBIBYTE
+            lines = {self._lines.of(target) for target in waiter.call.targets}
+            raise refusals.queue_is_full(model, self._no_place(lines, now_s))
+        too_many = self.holding.too_many_bytes(waiter)
         if too_many > 0:
             large = self._large_victim(ticket, too_many)
             if large is None:
-                self._metrics.dropped.labels(names.REASON_QUEUE_FULL).inc()
-                raise refusals.memory_is_full(model, refusals.soonest(self._retry_s(line, now_s) for line in places))
+                raise refusals.memory_is_full(model, self._no_place(places, now_s))
             self._displace(large, now_s)
         for line, owner in victims.items():
             if line in owner.places and len(line.queue) >= line.max_queued_requests:
                 self._displace_from(line, owner, now_s)
+
+    def _no_place(self, lines: Iterable[Line], now_s: float) -> int:
+        """A newcomer is refused. When to come back, in s."""
+        self._metrics.dropped.labels(names.REASON_QUEUE_FULL).inc()
+        return refusals.soonest(self._retry_s(line, now_s) for line in lines)
 
     def _large_victim(self, ticket: Ticket[Waiter], too_many_bytes: int) -> Waiter | None:
         for line in self._waiting:
@@ -265,6 +273,7 @@ class WaitingRoom:
             self._displace(waiter, now_s)
         else:
             line.forget(waiter, is_queued=True)
+            self.holding.leave(waiter, line)
 
     def _enter(self, line: Line, waiter: Waiter, targets: tuple[str, ...], now_s: float) -> None:
         is_first = not line.queue
@@ -283,7 +292,7 @@ class WaitingRoom:
 
     def _remove(self, waiter: Waiter, popped_from: Line | None = None) -> None:
         now_s = self._clock()
-        self._queued_bytes -= waiter.ticket.size_bytes
+        self.holding.remove(waiter, list(waiter.places))
         for line in list(waiter.places):
             line.forget(waiter, is_queued=line is not popped_from)
             if not line.queue:
@@ -383,14 +392,15 @@ class WaitingRoom:
         line.granted += 1
         waiter.wake()
 
-    def _take_back_grant(self, waiter: Waiter) -> None:
-        """It is counted at its worker from now on, or has gone."""
+    def _take_back_grant(self, waiter: Waiter) -> Line:
+        """It is counted at its worker from now on, or has gone. The line that granted it."""
         line, waiter.line = waiter.line, None
         assert line is not None, "it was granted a start"
         line.granted -= 1
         if line.granted == 0 and line.queue:
             line.looks_everywhere = True
             self._look_soon(line)
+        return line
 
     def _retry_s(self, line: Line, now_s: float) -> int:
         return refusals.retry_after_s(len(line.queue), line.drain.per_s(now_s), line.queue_timeout_s)

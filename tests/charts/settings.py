@@ -15,6 +15,11 @@ EVERYTHING: dict[str, Any] = {
         "admin": {"enabled": True},
     },
     "redis": {"mode": "bundled"},
+    "keda": {
+        "tlsSecret": "scaler-tls",
+        "authentication": {"name": "quire-scaler"},
+        "prometheusAddress": "http://prometheus:9090",
+    },
     "metrics": {
         "serviceMonitor": {"enabled": True},
         "podMonitor": {"enabled": True},

@@ -25,6 +25,10 @@ def role(name: str) -> Manifest:
     return {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "quire", "quire.dev/role": name}}}
 
 
+def namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
 def workers(*namespaces: str) -> Manifest:
     names = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(namespaces)}
     selector = {"matchExpressions": [names]} if namespaces else {}
@@ -57,7 +61,7 @@ def test_for_every_namespace_workers_are_reached_in_all(chart: Chart) -> None:
     assert rules(policy, "egress")[-1][1] == [workers()]
 
 
-def test_the_operator_reaches_routers_and_fetchers_and_nobody_reaches_it(chart: Chart) -> None:
+def test_the_operator_reaches_routers_and_fetchers_and_only_keda_reaches_it(chart: Chart) -> None:
     policy = one(chart.render(), "NetworkPolicy", "quire-operator")
 
     assert rules(policy, "egress") == [
@@ -66,17 +70,20 @@ def test_the_operator_reaches_routers_and_fetchers_and_nobody_reaches_it(chart: 
         ({(8080, "TCP")}, [role("router")]),
         ({(8000, "TCP"), (8001, "TCP")}, [workers("llm")]),
     ]
-    assert policy["spec"]["ingress"] == []
+    assert rules(policy, "ingress") == [({(9091, "TCP")}, [namespace("keda")])]
 
 
 def test_scrapers_come_in_where_they_are_named(chart: Chart) -> None:
-    scraper = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    scraper = namespace("monitoring")
     client = {"podSelector": {"matchLabels": {"app": "chat"}}}
     values = {"networkPolicy": {"metricsFrom": [scraper], "clientsFrom": [client], "apiServerCIDRs": ["10.0.0.1/32"]}}
 
     objects = chart.render(values)
 
-    assert rules(one(objects, "NetworkPolicy", "quire-operator"), "ingress") == [({(9090, "TCP")}, [scraper])]
+    assert rules(one(objects, "NetworkPolicy", "quire-operator"), "ingress") == [
+        ({(9090, "TCP")}, [scraper]),
+        ({(9091, "TCP")}, [namespace("keda")]),
+    ]
     router = one(objects, "NetworkPolicy", "quire-router")
     assert rules(router, "ingress") == [({(8080, "TCP")}, [client, scraper, role("operator"), role("test")])]
     assert (API, [{"ipBlock": {"cidr": "10.0.0.1/32"}}]) in rules(router, "egress")
@@ -177,7 +184,9 @@ def test_services_and_budgets_select_pods_that_exist(chart: Chart, values: dict[
         for item in objects
         if item["kind"] in {"Deployment", "StatefulSet"}
     ]
-    selectors = [item["spec"]["selector"] for item in of_kind(objects, "Service").values()]
+    services = of_kind(objects, "Service")
+    assert "selector" not in services.pop("quire-scaler")["spec"]  # the leading operator leads it
+    selectors = [item["spec"]["selector"] for item in services.values()]
     selectors += [item["spec"]["selector"]["matchLabels"] for item in of_kind(objects, "PodDisruptionBudget").values()]
 
     for selector in selectors:

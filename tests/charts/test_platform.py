@@ -10,7 +10,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from quire_operator.config import OperatorConfig, parse_config, with_namespace
-from quire_operator.platform import ModelCache, Platform, SpotPool
+from quire_operator.platform import KedaScaler, ModelCache, Platform, SpotPool
 
 from .chart import Chart, one
 from .settings import EVERYTHING
@@ -49,6 +49,11 @@ ALL_GIVEN: dict[str, Any] = {
     "proxy": {"httpsProxy": "http://proxy:3128", "httpProxy": "http://proxy:3129", "noProxy": "example.com"},
     "privateCA": {"configMap": "our-ca"},
     "networkPolicy": {"enabled": False, "metricsFrom": [SCRAPER], "modelCIDRs": ["10.0.0.0/8"]},
+    "keda": {
+        "tlsSecret": "scaler-tls",
+        "authentication": {"name": "scaler-clients", "kind": "TriggerAuthentication"},
+        "prometheusAddress": "http://prometheus:9090",
+    },
 }
 ALL_READ = Platform(
     release="llms",
@@ -82,6 +87,13 @@ ALL_READ = Platform(
     bind_host="::",
     run_as_user=1000,
     spot=SpotPool(label_key="example.com/spot", label_value="true"),
+    keda=KedaScaler(
+        address="llms-scaler.llm.svc:9090",
+        tls=True,
+        authentication="scaler-clients",
+        authentication_kind="TriggerAuthentication",
+        prometheus_address="http://prometheus:9090",
+    ),
 )
 
 
@@ -105,7 +117,9 @@ def read(chart: Chart, folder: Path, values: dict[str, Any] | None = None, relea
 
 
 def test_without_values_the_operator_has_its_own_defaults(chart: Chart, tmp_path: Path) -> None:
-    assert read(chart, tmp_path).platform == Platform(namespace="llm")
+    expected = Platform(namespace="llm", keda=KedaScaler(address="quire-scaler.llm.svc:9090"))
+
+    assert read(chart, tmp_path).platform == expected
 
 
 def test_names_of_digits_stay_text(chart: Chart) -> None:
@@ -124,6 +138,7 @@ def test_no_field_is_left_to_its_default(chart: Chart) -> None:
 
     assert keys.keys() == camel_fields(Platform) - OF_THE_ROUTERS
     assert keys["modelCache"].keys() == camel_fields(ModelCache)
+    assert keys["keda"].keys() == camel_fields(KedaScaler)
 
 
 def test_the_operator_finds_the_routers_by_the_prefix_of_the_releases_objects(chart: Chart, tmp_path: Path) -> None:
@@ -152,6 +167,6 @@ def test_ports_lease_and_log_level_are_those_of_the_pod_and_the_roles(chart: Cha
 
     (container,) = one(objects, "Deployment", "quire-operator")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"health": config.health_port, "metrics": config.metrics_port}
+    assert ports == {"health": config.health_port, "metrics": config.metrics_port, "grpc": config.scaler_port}
     assert one(objects, "Lease", config.lease_name)["metadata"]["namespace"] == "llm"
     assert (config.log_level, config.log_json) == ("debug", True)

@@ -40,6 +40,7 @@ FLIPPED: dict[str, Any] = {
     "redis.maxMemory": "64mb",
     "redis.persistence.size": "7Gi",
     "redis.persistence.whenDeleted": "Delete",
+    "keda.authentication.kind": "TriggerAuthentication",
     "networkPolicy.clientsFrom": [{"podSelector": {}}],
     "networkPolicy.metricsFrom": [{"podSelector": {}}],
     "networkPolicy.apiServerCIDRs": ["10.0.0.1/32"],

@@ -112,6 +112,13 @@ def test_a_scaled_object_that_no_keda_ends_holds_up_nobody(service) -> None:
     assert choose_provider(subject, BOTH, [ended], NOW + timedelta(seconds=31)).name == "BuiltIn"
 
 
+def test_an_object_whose_kind_has_gone_holds_up_nobody(service) -> None:
+    gone = Autoscalers(has_hpa=True, minor=31)
+
+    assert choose_provider(service(), gone, [SCALED], NOW).name == "BuiltIn"
+    assert choose_provider(service("maxReplicas: 4, provider: BuiltIn"), BOTH, [SCALED], NOW).name == "Keda"
+
+
 def test_capacity_is_the_target_and_is_kept_at_zero_replicas(service) -> None:
     subject = service("maxReplicas: 4, minReplicas: 0")
 
@@ -171,6 +178,16 @@ def test_kedas_conditions_are_told_in_one_with_kedas_own_words(service, children
     for child in children:
         for entry in child.get("status", {}).get("conditions", ()):
             assert entry["message"] in message
+
+
+def test_a_keda_that_has_dropped_a_field_is_told_of(service) -> None:
+    subject = service("maxReplicas: 4, fallback: {replicas: 1}")
+    dropped = {**scaled(Ready=READY), "spec": {"fallback": {"failureThreshold": 3, "replicas": 1}}}
+
+    status, reason, message = reported(subject, choose_provider(subject, BOTH, (), NOW), BOTH, [dropped])
+
+    assert (status, reason) == ("False", "KEDATooOld")
+    assert "KEDA 2.17" in message
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from quire_operator.router_shards import service_entry
 from quire_operator.traffic import PLAIN, traffic_of
 
 Make = Callable[..., dict[str, Any]]
-SPEC = "{routing: {policy: SessionAffinity, maxQueuedRequests: 9, queueTimeoutSeconds: 30}, price: {input: '0.15', output: '0.6'}}"
+ROUTING = "{policy: SessionAffinity, maxQueuedRequests: 9, queueTimeoutSeconds: 30, sticky: User}"
+SPEC = f"{{routing: {ROUTING}, price: {{input: '0.15', output: '0.6'}}}}"
 
 
 def test_routing_and_price_reach_routers(document: Make) -> None:
@@ -23,7 +24,12 @@ def test_routing_and_price_reach_routers(document: Make) -> None:
         ModelEntry(name=name, service="team/llama", price=price) for name in ("llama", "alias")
     )
     assert entry.service == ServiceEntry(
-        id="team/llama", weights={"r1": 100}, policy="session_affinity", max_queued_requests=9, queue_timeout_s=30.0
+        id="team/llama",
+        weights={"r1": 100},
+        policy="session_affinity",
+        max_queued_requests=9,
+        queue_timeout_s=30.0,
+        sticky="user",
     )
 
 

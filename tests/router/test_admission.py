@@ -81,7 +81,7 @@ def is_at_rest(router):
     room = room_of(router)
     return (
         not room._waiting
-        and room._queued_bytes == 0
+        and room.holding.size_bytes == 0
         and all(line.granted == line.num_light == 0 and not line.models for line in room.lines)
         and all(endpoint.num_in_flight == 0 for endpoint in router.app._pool)
     )
@@ -655,7 +655,7 @@ async def test_two_thousand_requests_are_held_and_leave_nothing_behind(start_rou
 
     tasks = [asyncio.create_task(answered(router, call)) for call in calls]
     await until_waiting(router, until, 2000)
-    held_bytes = room_of(router)._queued_bytes
+    held_bytes = room_of(router).holding.size_bytes
     one_more = await answered(router, call_of("tenant 0", 2001))
     for task in tasks:
         task.cancel()

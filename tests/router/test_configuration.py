@@ -1,10 +1,18 @@
 """The configuration file while the router runs, the flags, and small parts without a file of their own."""
 
+import threading
+
 import pytest
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_router.config import parse_args
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.keeper import EndpointKeeper, FileSource
+from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.live_config import LiveConfig
+from quire_router.prompts import PromptReader
 from quire_router.retry_budget import RetryBudget
+from quire_router.revision_stats import RevisionStats
 
 
 async def test_a_new_file_changes_the_pool_and_keeps_what_is_known_of_the_rest(
@@ -42,6 +50,26 @@ async def test_a_bad_file_keeps_the_last_good_one_and_the_log_says_why(
     assert status == 200
     assert "modles" in logged()
     assert str(router.config_path) in logged()
+
+
+async def test_a_file_is_read_and_its_filters_compiled_in_a_thread_and_applied_in_the_event_loops(tmp_path):
+    checked, applied = [], []
+    live = LiveConfig(lambda config, source: checked.append(threading.current_thread()))
+    live.follow(lambda config: applied.append(threading.current_thread()))
+    keeper = EndpointKeeper(
+        EndpointPool(RevisionStats("boot")), KvIndex(), SentIndex(), PromptReader(None), lambda endpoint: [], live
+    )
+    source = FileSource(tmp_path / "router.json", keeper)
+    write_config(tmp_path / "router.json", RouterConfig(models=[], endpoints=[]))
+
+    await source.load()
+    write_config(tmp_path / "router.json", RouterConfig(models=[ModelEntry(name="m")], endpoints=[]))
+    was_news = await source.poll()
+
+    assert was_news
+    assert applied == [threading.main_thread()] * 2
+    assert threading.main_thread() not in checked
+    assert len(checked) == 2
 
 
 async def test_a_changed_address_is_another_endpoint(start_router, start_upstream, make_config, until):

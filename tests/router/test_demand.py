@@ -3,14 +3,17 @@
 import asyncio
 
 import pytest
+from aiohttp import web
 
-from quire_contract.demand_report import DemandReport, ServiceDemand, decode_demand, encode_demand
+from quire_contract.demand_report import DemandReport, ServiceDemand, WorkerDemand, decode_demand, encode_demand
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
 from quire_contract.wire import WireError
+from quire_router.latency import RATIO
 
+POLL_S = 0.005
 BODY = {"model": "m", "prompt": "hello"}
 DEMAND = ServiceDemand(
     held=1,
@@ -189,3 +192,101 @@ async def test_a_router_that_ends_keeps_nobody_waiting(start, trust, until):
     told = await asyncio.wait_for(waiting, 5)
 
     assert told.edge == known.edge
+
+
+def report_of(pod, **values):
+    usual = {"running": 0, "waiting": 0, "free_blocks": 9, "total_blocks": 9, "uncached_tokens": 0}
+    return LoadReport(pod=pod, model="m", epoch="e", ts=0.0, kv_seq=0, **usual | values)
+
+
+async def test_kv_capacity_and_each_worker_are_told_of_those_that_report(start, start_upstream, trust):
+    workers = [await start_upstream(name) for name in "abc"]
+    router = await start(*workers)
+    await router.until_ready(3)
+    now_s = room_of(router)._clock()
+    pool = router.app._pool
+    pool.get("a").take_report(report_of("a", running=3, free_blocks=6, total_blocks=10, max_num_seqs=8), now_s)
+    pool.get("b").take_report(report_of("b", waiting=1, draining=True, total_blocks=20, max_num_seqs=16), now_s)
+    pool.get("c").take_report(report_of("c", running=50, max_num_seqs=99), now_s - 60)
+
+    told = (await demand(router, trust)).services["ns/svc"]
+
+    assert (told.kv_used_tokens, told.kv_total_tokens, told.max_num_seqs, told.reporting) == (15 * 16, 30 * 16, 24, 2)
+    assert told.workers == {
+        "a": WorkerDemand(in_flight=3, kv_used_tokens=4 * 16),
+        "b": WorkerDemand(in_flight=1, kv_used_tokens=11 * 16, draining=True, ready=False),
+        "c": WorkerDemand(in_flight=0),
+    }
+
+
+async def test_latencies_of_the_last_minute_are_told_once_there_are_any(start, start_upstream, trust):
+    go = asyncio.Event()
+
+    async def two_events(request, upstream):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        await go.wait()
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    worker = await start_upstream("a", two_events)
+    router = await start(worker)
+    await router.until_ready(1)
+    before = (await demand(router, trust)).services["ns/svc"]
+
+    async with router.post({**BODY, "stream": True}) as answer:
+        await answer.content.readuntil(b"\n\n")
+        await asyncio.sleep(POLL_S)
+        go.set()
+        await answer.read()
+    told = (await demand(router, trust)).services
+
+    assert (before.queue_wait_p95_s, before.ttft_p95_s, before.inter_token_p95_s) == (None, None, None)
+    assert told["ns/svc"].queue_wait_p95_s == 0.0
+    assert 0 <= told["ns/svc"].ttft_p95_s < 10
+    assert POLL_S / RATIO <= told["ns/svc"].inter_token_p95_s < 10
+    assert (told["ns/other"].queue_wait_p95_s, told["ns/other"].ttft_p95_s) == (None, None)
+
+
+async def test_a_wait_for_a_worker_is_part_of_both_latencies(start, start_upstream, trust, until):
+    worker = await start_upstream("a")
+    worker.ready_status = 503
+    router = await start(worker)
+    task = asyncio.create_task(ask_stream(router))
+    await until(lambda: len(room_of(router).waiters()) == 1)
+    room_of(router).waiters()[0].joined_s -= 30
+
+    worker.ready_status = 200
+    status = await task
+    told = (await demand(router, trust)).services["ns/svc"]
+
+    assert status == 200
+    assert 30 / RATIO <= told.queue_wait_p95_s <= 40 * RATIO
+
+
+async def ask_stream(router):
+    async with router.post({**BODY, "stream": True}) as answer:
+        await answer.read()
+        return answer.status
+
+
+async def test_metrics_tell_what_is_this_routers_own_apart_from_what_workers_told_everybody(
+    start, start_upstream, trust, until
+):
+    worker = await start_upstream("a")
+    router = await start(worker)
+    await router.until_ready(1)
+    report = report_of("a", running=4, waiting=2)
+    tasks = asking(router, 3, model="n")
+    await until(lambda: len(room_of(router).waiters()) == 3)
+    router.app._pool.get("a").take_report(report, room_of(router)._clock())
+
+    text = router.app._metrics.render().decode()
+    for task in tasks:
+        task.cancel()
+
+    assert 'quire_router_demand_own_requests{service="ns/svc"} 0.0' in text
+    assert 'quire_router_demand_worker_requests{service="ns/svc"} 6.0' in text
+    assert 'quire_router_demand_own_requests{service="ns/other"} 3.0' in text
+    assert 'quire_router_demand_worker_requests{service="ns/other"} 0.0' in text

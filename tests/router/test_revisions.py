@@ -16,7 +16,7 @@ REFUSE_AT_ONCE = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_tim
 """Nobody waits for a first worker."""
 
 
-def split_config(weights, **upstreams):
+def split_config(weights, sticky="none", **upstreams):
     """`upstreams`: revision -> its workers."""
     return RouterConfig(
         models=[ModelEntry(name="m", service="ns/svc")],
@@ -25,7 +25,7 @@ def split_config(weights, **upstreams):
             for revision, workers in upstreams.items()
             for u in workers
         ],
-        services=[ServiceEntry(id="ns/svc", weights=weights)],
+        services=[ServiceEntry(id="ns/svc", weights=weights, sticky=sticky)],
         settings=REFUSE_AT_ONCE,
     )
 
@@ -101,7 +101,11 @@ async def test_a_canary_that_was_rolled_back_gets_nothing_even_when_the_rest_is_
     assert with_both == {"s": 20}
     assert (answer.status, error["code"]) == (503, "not_ready")
     assert "no revision with a weight is ready" in error["message"]
-    assert decision["split"] == {"revision": None, "weights": {"stable": 100, "canary": 0}}
+    assert decision["split"] == {
+        "revision": None,
+        "weights": {"stable": 100, "canary": 0},
+        "chosen_by": "weight",
+    }
     assert canary.num_calls == 0
 
 
@@ -164,7 +168,11 @@ async def test_an_explained_choice_names_the_revision_and_only_its_workers(start
         shown = await answer.json()
 
     (decision,) = shown["decisions"]
-    assert decision["split"] == {"revision": "canary", "weights": {"stable": 0, "canary": 1}}
+    assert decision["split"] == {
+        "revision": "canary",
+        "weights": {"stable": 0, "canary": 1},
+        "chosen_by": "weight",
+    }
     assert [candidate["endpoint"] for candidate in decision["candidates"]] == ["c"]
     assert {e["id"]: (e["service"], e["revision"]) for e in shown["endpoints"]} == {
         "s": ("ns/svc", "stable"),
@@ -254,3 +262,59 @@ async def test_without_a_trust_folder_nobody_is_shown_the_counters(start_upstrea
 
     async with router.get("/internal/revision-stats") as answer:
         assert answer.status == 401
+
+
+async def revisions_of(router, users, key=None):
+    """User -> the workers that answered two requests of it."""
+    found = {}
+    for user in users:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with (
+            router.post({**BODY, "user": user}, headers=headers) as first,
+            router.post({**BODY, "user": user}, headers=headers) as second,
+        ):
+            found[user] = {answer.headers["x-quire-worker"] for answer in (first, second)}
+    return found
+
+
+async def test_a_sticky_canary_keeps_each_user_at_one_revision_and_grows_without_moving_others(
+    start_upstream, start_router, until
+):
+    workers = {name: [await start_upstream(name)] for name in ("stable", "canary")}
+    router = await start_router(split_config({"stable": 80, "canary": 20}, "user", **workers))
+    await router.until_ready(2)
+    users = [f"user-{number}" for number in range(150)]
+
+    small = await revisions_of(router, users)
+    write_config(router.config_path, split_config({"stable": 50, "canary": 50}, "user", **workers))
+    await until(lambda: router.app._pool.weights("m") == {"stable": 50, "canary": 50})
+    large = await revisions_of(router, users)
+    async with router.get("/debug/route", params={"explain": "1", "limit": "1"}) as answer:
+        decision = (await answer.json())["decisions"][0]
+
+    early, later = ({user for user in users if found[user] == {"canary"}} for found in (small, large))
+    assert all(len(found[user]) == 1 for found in (small, large) for user in users)
+    assert 15 <= len(early) <= 45
+    assert 55 <= len(later) <= 95
+    assert early < later
+    assert decision["split"]["chosen_by"] == "sticky"
+
+
+async def test_a_sticky_tenant_without_its_revision_goes_to_another_and_a_rolled_back_canary_gets_nobody(
+    start_upstream, start_router, until
+):
+    workers = {name: [await start_upstream(name)] for name in ("stable", "canary")}
+    router = await start_router(split_config({"stable": 1, "canary": 10_000}, "tenant", **workers))
+    await router.until_ready(2)
+
+    canary = await revisions_of(router, ["a"], key="k")
+    workers["canary"][0].ready_status = 503
+    await router.until_ready(1)
+    without = await revisions_of(router, ["a"], key="k")
+    workers["canary"][0].ready_status = 200
+    await router.until_ready(2)
+    write_config(router.config_path, split_config({"stable": 1, "canary": 0}, "tenant", **workers))
+    await until(lambda: router.app._pool.weights("m") == {"stable": 1, "canary": 0})
+    back = await revisions_of(router, ["a"], key="k")
+
+    assert [found["a"] for found in (canary, without, back)] == [{"canary"}, {"stable"}, {"stable"}]

@@ -7,6 +7,11 @@
 {{- printf "%s-%s" (include "quire.fullname" .root) .component -}}
 {{- end }}
 
+{{- /* The Service of the operator's external scaler for KEDA. */ -}}
+{{- define "quire.scalerName" -}}
+{{- printf "%s-scaler" (include "quire.fullname" .) -}}
+{{- end }}
+
 {{- define "quire.serviceAccount" -}}
 {{- $account := (index .root.Values .component).serviceAccount -}}
 {{- default (ternary (include "quire.name" .) "default" $account.create) $account.name -}}

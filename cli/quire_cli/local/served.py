@@ -25,6 +25,7 @@ from quire_operator.api.validation import Problem, parse_resource
 from quire_operator.manifests.router import router_config
 from quire_operator.name_claims import ServiceKey
 from quire_operator.tenants import tenant_entry
+from quire_router.filtering.unknown import unknown_names
 
 POLL_S = 0.25
 _FOLLOWED = ("routing", "price", "replicas", "scaling")
@@ -108,7 +109,6 @@ def _settings(path: Path, errors: list[str]) -> RouterSettingsEntry | None:
 def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
     """What is allowed and most likely a mistake: names that nothing has. On a cluster they may come later; here nobody brings them."""
     names = sorted({model.name for model in config.models} | {route.model for route in config.routes})
-    ids = sorted(tenant.id for tenant in config.tenants)
     warnings: list[str] = []
     of_id = {tenant.id: tenant for tenant in config.tenants}
     for document in loaded.others:
@@ -124,14 +124,7 @@ def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
             if model not in names:
                 message = f"nothing here serves {model!r}; served here: {', '.join(names)}"
                 warnings.append(document.describe(Problem(path=f"spec.models[{i}]", message=message)))
-    for i, entry in enumerate(config.settings.filters if config.settings is not None else ()):
-        for field, given, known in (("models", entry.models, names), ("tenants", entry.tenants, ids)):
-            missing = [one for one in given if one not in known]
-            if missing:
-                here = ", ".join(known) or "none"
-                warnings.append(
-                    f"settings: filters[{i}].{field}: there is no {', '.join(map(repr, missing))}; here are: {here}"
-                )
+    warnings += [f"settings: {line}" for line in unknown_names(config)]
     return [f"warning: {line}" for line in warnings]
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from quire_contract import names
 _TIMEOUT_S = 60.0
 MAX_ROWS = 10_000
 """The most that the admin API gives at once; a CSV has all."""
+MAX_NAMED = 10
+"""Tenants that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +76,45 @@ def find_admin(url: str | None, token_file: Path | None, environ: Mapping[str, s
 
 
 def fetch_usage(admin: AdminApi, query: UsageQuery, shown: str) -> list[str]:
-    """The lines to print; `shown` is table, csv or json."""
-    text = asyncio.run(_ask(admin, query.parameters("csv" if shown == "csv" else "json")))
+    """The lines to print; `shown` is table, csv or json. CommandError for a tenant that has used nothing and that nobody knows."""
+    text = asyncio.run(_ask(admin, names.PATH_ADMIN_USAGE, query.parameters("csv" if shown == "csv" else "json")))
     if shown == "csv":
-        return text.splitlines()
+        lines = text.splitlines()
+        if len(lines) < 2:
+            _check_known(admin, query.tenant)
+        return lines
+    answer = _json(admin, text)
+    if isinstance(answer, dict) and not answer.get("data"):
+        _check_known(admin, query.tenant)
+    return json.dumps(answer, indent=2).splitlines() if shown == "json" else usage_table(answer)
+
+
+def _check_known(admin: AdminApi, tenant: str) -> None:
+    """Somebody who never was is not somebody who used nothing."""
+    if _ids(admin, {"tenant": tenant}):
+        return
+    known = _ids(admin, {})
+    alike = get_close_matches(tenant, known, n=1, cutoff=0.6) or [one for one in known if one.endswith(f"/{tenant}")]
+    hint = f"; did you mean {alike[0]}?" if alike else f"; there are: {', '.join(known[:MAX_NAMED])}" if known else ""
+    raise CommandError(
+        f"there is no tenant {tenant}{hint}",
+        *(["a tenant of a cluster is named with its namespace: -n NAMESPACE"] if "/" in "".join(known) else []),
+        exit_code=EXIT_FAILED,
+    )
+
+
+def _ids(admin: AdminApi, parameters: Mapping[str, str]) -> list[str]:
+    """Of the tenants that the router knows, the first hundred at most."""
+    answer = _json(admin, asyncio.run(_ask(admin, names.PATH_ADMIN_TENANTS, parameters)))
+    rows = answer.get("data") if isinstance(answer, dict) else None
+    return [str(row.get("id")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _json(admin: AdminApi, text: str) -> Any:
     try:
-        answer = json.loads(text)
+        return json.loads(text)
     except ValueError:
         raise CommandError(f"{admin.url}: answers something else than JSON; is it the admin port?") from None
-    return json.dumps(answer, indent=2).splitlines() if shown == "json" else usage_table(answer)
 
 
 def usage_table(answer: Any) -> list[str]:
@@ -108,13 +141,13 @@ def _cell(title: str, value: Any) -> str:
     return str(value)
 
 
-async def _ask(admin: AdminApi, parameters: Mapping[str, str]) -> str:
+async def _ask(admin: AdminApi, path: str, parameters: Mapping[str, str]) -> str:
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {admin.token}"}
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=False) as http,
-            http.get(admin.url + names.PATH_ADMIN_USAGE, params=parameters, headers=headers) as answer,
+            http.get(admin.url + path, params=parameters, headers=headers) as answer,
         ):
             text = await answer.text()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:

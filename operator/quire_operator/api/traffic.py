@@ -21,6 +21,8 @@ class RoutingSpec(ApiModel):
     """Requests that may wait in a router while the workers are full; further ones get 429. As the routers' settings say when absent."""
     queue_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     """Longest wait there. As the routers' settings say when absent."""
+    sticky: Literal["None", "Tenant", "User"] = "None"
+    """Whose requests stay at one revision while a canary splits them: a tenant's, or those with one `user`."""
 
 
 class PriceSpec(ApiModel):

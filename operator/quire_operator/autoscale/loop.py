@@ -160,7 +160,10 @@ class Autoscaler:
     async def _follow(self, service: str, known: _Service) -> None:
         while True:
             known.woken.clear()
-            await self.look(service)
+            try:
+                await self.look(service)
+            except Exception:  # a loop that must live: what is wrong with one service stops no other
+                logger.exception("a look at %s failed; it is taken again", service)
             wait_s = known.target.polling_interval_s
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s if known.retry_s is None else min(known.retry_s, wait_s)):

@@ -1,9 +1,9 @@
 """Leads the scaler's Service to the leading operator, and to no other one.
 
 The Service has no selector; the leader writes its EndpointSlice, with one address: its own. Readiness could not say who leads, for a
-standby must be ready, or no rolling update would end; a label on the leader's pod would take the right to change pods, and would stay
-behind when a process dies in its pod. A slice has one writer, is taken over whole by the next leader, and goes with its Service. This
-module must not know what is served.
+standby must be ready, or no rolling update would end; a label on the leader's pod would stay behind when the process dies in its pod, and
+two pods would have it while the next leader begins. A slice is taken over whole by the next leader, and goes with its Service. This module
+must not know what is served.
 """
 
 import asyncio

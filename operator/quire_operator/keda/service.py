@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from quire_contract.kube.client import KubeClient
 from quire_contract.telemetry import log_event
+from quire_operator.autoscaler_watch import POLL_S
 from quire_operator.keda.endpoint import LeaderAddress, LeaderEndpoint
 from quire_operator.keda.scaler import DemandSource, ExternalScaler
 from quire_operator.keda.server import ScalerTls, serve_scaler
@@ -28,6 +29,8 @@ class KedaSettings:
     """Where the Service is to lead; None: there is none to be led."""
     on_port: Callable[[int], None] = lambda port: None
     """Told the port once it listens."""
+    look_s: float = POLL_S
+    """How often it is looked whether KEDA or HPAs have come or gone."""
 
 
 async def serve_keda(client: KubeClient, source: DemandSource, settings: KedaSettings) -> None:

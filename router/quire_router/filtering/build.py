@@ -11,6 +11,7 @@ from quire_contract.openai.limits import Limits
 from quire_router.filtering.layer import FilterLayer
 from quire_router.filtering.moderator import Moderator
 from quire_router.filtering.rules import FilterCompiler
+from quire_router.filtering.unknown import UnknownNames
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
 
@@ -28,6 +29,7 @@ async def filter_layer(
         ThreadPoolExecutor(FILTER_THREADS, "filter") as executor,
         ThreadPoolExecutor(LONG_THREADS, "filter-long") as long,
     ):
+        live.follow(UnknownNames().apply)
         async with aiohttp.ClientSession(trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as session:
             yield FilterLayer(
                 live=live,

@@ -25,6 +25,7 @@ from quire_contract.kube.access import KubeAccess
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.reflector import Reflector
 from quire_operator.handlers import copy_of, run_kopf
+from quire_operator.keda.service import KedaSettings
 from quire_operator.machine import Machine, Scope
 from quire_operator.metrics import Metrics
 from quire_operator.platform import Platform
@@ -85,7 +86,9 @@ class Cluster:
         self.platform = Platform(namespace=namespace)
 
     @asynccontextmanager
-    async def operator(self, counter: WriteCounter | None = None, *, kopf: bool = False) -> AsyncIterator[asyncio.Task]:
+    async def operator(
+        self, counter: WriteCounter | None = None, *, kopf: bool = False, keda: KedaSettings | None = None
+    ) -> AsyncIterator[asyncio.Task]:
         """An operator; its task. Without `kopf` a reflector stands in for it, which starts and stops faster."""
         counter = counter or WriteCounter()
         async with KubeClient(
@@ -98,6 +101,7 @@ class Cluster:
                 metrics=Metrics(),
                 watch_documents=self._kopf if kopf else lambda listener: self._reflect(client, listener),
                 rng=random.Random(1),
+                keda=keda,
             )
             task = asyncio.create_task(machine.run())
             ready = asyncio.create_task(machine.working.wait())

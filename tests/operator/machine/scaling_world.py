@@ -105,7 +105,7 @@ class Router:
 
 async def add_router_pod(cluster: Any, name: str, address: str) -> None:
     """A pod of the release's router that runs at `address`."""
-    labels = {names.LABEL_ROLE: names.ROLE_ROUTER}
+    labels = {names.LABEL_ROLE: names.ROLE_ROUTER, names.LABEL_INSTANCE: cluster.platform.release}
     container = {"name": "router", "image": "none"}
     spec = {"containers": [container], "schedulerName": "nobody", "automountServiceAccountToken": False}
 
