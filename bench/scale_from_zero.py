@@ -110,8 +110,7 @@ async def cycle(up: Up, http: aiohttp.ClientSession, url: str, folder: Path, bur
     """Seconds of PHASES since the first request."""
     begun_s = time.time()
     asked = [asyncio.create_task(first_token_s(http, url)) for _ in range(burst)]
-    _, started = await up.line(r"worker-\w+-\d+: starting \(pid (\d+)\)", begun_s)
-    process_s = psutil.Process(int(started[1])).create_time()
+    process_s, _ = await up.line(r"worker-\w+-\d+: starting \(pid \d+\)", begun_s)
     ready_s, _ = await up.line(r"worker-\w+-\d+: ready", begun_s)
     answers = await asyncio.gather(*asked)
     decided = next(one for one in reversed(decisions(folder)) if _unix(one["at"]) >= begun_s - 0.001)
