@@ -11,6 +11,7 @@ from quire_contract.kube.resources import INFERENCE_SERVICE, MODEL_ROUTE, POD, T
 from quire_operator.child_kinds import controller_of
 from quire_operator.keys import ROUTERS, Key, key_of, service_key
 from quire_operator.name_claims import NameClaims
+from quire_operator.node_doom import NodeBook, is_disrupted
 from quire_operator.router_shards import SHARDS
 from quire_operator.store import KubeObject, ObjectStore
 from quire_operator.tenants import TenantBook
@@ -31,7 +32,10 @@ class ClusterCache:
         self.documents = ObjectStore(key_of, self._document_changed)
         self.children = ObjectStore(_owner_uid, self._child_changed)
         self.pods = ObjectStore(_pod_service, self._pod_changed)
-        self.routers = ObjectStore(lambda pod: POD.kind, lambda index: None)
+        self.routers = ObjectStore(lambda pod: POD.kind, lambda index: self.on_routers())
+        self.on_routers: Callable[[], None] = lambda: None
+        """Called when a router's pod came, changed or went; for one who wants to know."""
+        self.nodes = NodeBook(self._node_changed)
         self.shards = ObjectStore(lambda shard: SHARDS, lambda index: enqueue(ROUTERS))
         self._key_of_uid: dict[str, Key] = {}
 
@@ -51,6 +55,15 @@ class ClusterCache:
     def pods_of(self, document: Mapping[str, Any]) -> tuple[KubeObject, ...]:
         """The service's pods."""
         return self.pods.of((document["metadata"]["namespace"], document["metadata"]["name"]))
+
+    def doomed_of(self, document: Mapping[str, Any]) -> dict[str, str]:
+        """The service's pods that are about to be lost through no fault of theirs, and why."""
+        found = {}
+        for pod in self.pods_of(document):
+            told = self.nodes.doom((pod.get("spec") or {}).get("nodeName")) or is_disrupted(pod)
+            if told:
+                found[str(pod["metadata"]["name"])] = told
+        return found
 
     def services_of(self, namespace: str) -> list[KubeObject]:
         """The services of a namespace that are not being deleted, oldest first."""
@@ -123,6 +136,12 @@ class ClusterCache:
         key = service_key(*index)
         if self.document(key) is not None:
             self._enqueue(key)
+
+    def _node_changed(self, name: str) -> None:
+        for pod in self.pods.all():
+            index = _pod_service(pod)
+            if index is not None and (pod.get("spec") or {}).get("nodeName") == name:
+                self._pod_changed(index)
 
     def forget(self, uid: str) -> None:
         """A service that is gone; its uid never comes back."""

@@ -6,7 +6,7 @@ they are in the snapshot.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from quire_operator.api.status import RolloutStatus
 from quire_operator.api.validation import InvalidResourceError, NotYetSupportedError, parse_service
 from quire_operator.decision import Decision, EventNote, ServiceSnapshot
 from quire_operator.desired_state import desired_state, refuse_unsupported
+from quire_operator.drain_plan import DrainInput, DrainPlan, doomed_only, plan_drains
 from quire_operator.manifests.parts import Manifest
 from quire_operator.observation import Observation, observe
 from quire_operator.platform import Platform
@@ -106,6 +107,7 @@ def _leave_alone(
         stored=stored,
         rollout=rollout,
         weights=weights,
+        scaling=snapshot.scaling,
     )
     status = build_status(report)
     return Decision(
@@ -136,6 +138,7 @@ def _carry_out(
             now=snapshot.now,
         )
     )
+    plan, drains = _drained(snapshot, service, choice, plan, observation)
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
     report = Report(
@@ -149,18 +152,61 @@ def _carry_out(
         rollout=plan.rollout,
         weights=weights,
         queued_image=choice.queued_image,
+        scaling=snapshot.scaling,
     )
     status = build_status(report)
     return Decision(
         manifests=_manifests(service, kept, plan, platform),
         status=status,
         weights=weights,
-        events=(*_created(stored, choice), *plan.events, *transition_events(report, status)),
-        requeue_after_s=_look_again(observation, choice, plan),
+        events=(
+            *_created(stored, choice),
+            *plan.events,
+            *_doomed(snapshot, drains),
+            *transition_events(report, status),
+        ),
+        requeue_after_s=_look_again(observation, choice, plan, drains),
         is_upgrading=is_upgrading(service, choice, plan),
         wants_canary_stats=plan.watches,
         wants_fetch_progress=bool(observation.fetching_pods),
+        leaving=drains.leaving,
     )
+
+
+def _drained(
+    snapshot: ServiceSnapshot, service: InferenceService, choice: Choice, plan: RevisionPlan, observation: Observation
+) -> tuple[RevisionPlan, DrainPlan]:
+    """The plan with those added that must drain first. While revisions are exchanged, pods drain as they are told to end."""
+    target = choice.target.name
+    if plan.rollout is not None or target not in plan.replicas:
+        return plan, DrainPlan(leaving=doomed_only(snapshot.pods, snapshot.doomed, snapshot.empty))
+    drains = plan_drains(
+        DrainInput(
+            pods=[pod for pod in snapshot.pods if pod_state.revision(pod) == target],
+            told=observation.of(target).desired,
+            wanted=plan.replicas[target],
+            loads=snapshot.loads,
+            empty=snapshot.empty,
+            doomed=snapshot.doomed,
+            drain_timeout_s=float(service.spec.engine.drain_timeout_seconds),
+            now=snapshot.now,
+        )
+    )
+    return replace(plan, replicas={**plan.replicas, target: drains.replicas}), drains
+
+
+def _doomed(snapshot: ServiceSnapshot, drains: DrainPlan) -> list[EventNote]:
+    """What is told of a replica that must go, once: when it does not drain yet."""
+    return [
+        EventNote(
+            type="Warning",
+            reason="ReplicaDoomed",
+            message=f"pod {name} drains, and another is asked for beside it: {drains.leaving[name].why}"[:1000],
+        )
+        for name in snapshot.doomed
+        if name in drains.leaving
+        and not any(pod["metadata"]["name"] == name and pod_state.is_victim(pod) for pod in snapshot.pods)
+    ]
 
 
 def _kept(
@@ -192,8 +238,9 @@ def _created(stored: list[StoredRevision], choice: Choice) -> list[EventNote]:
     return [EventNote(type="Normal", reason="RevisionCreated", message=message[:1000])]
 
 
-def _look_again(observation: Observation, choice: Choice, plan: RevisionPlan) -> float | None:
+def _look_again(observation: Observation, choice: Choice, plan: RevisionPlan, drains: DrainPlan) -> float | None:
     moments = [
+        seconds_until(drains.look_again, observation.now),
         plan.look_again_s,
         seconds_until(observation.deadline(choice.target.name), observation.now),
         FETCH_LOOK_EVERY_S if observation.fetching_pods else None,

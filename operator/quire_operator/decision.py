@@ -28,6 +28,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from quire_operator.api.validation import Problem
+from quire_operator.autoscale.report import ScalingFacts
+from quire_operator.autoscale.signal import WorkerLoad
+from quire_operator.drain_plan import Leaving
 from quire_operator.manifests.parts import Manifest
 
 
@@ -105,6 +108,14 @@ class ServiceSnapshot:
     """What the API server refused at the last apply: path is the object ("Deployment/x"), message the server's."""
     now: datetime
     """UTC, aware."""
+    scaling: ScalingFacts | None = None
+    """What the autoscaler says; None: the service does not scale."""
+    loads: Mapping[str, WorkerLoad] = field(default_factory=dict)
+    """Of workers, by the name of the pod, as routers say."""
+    empty: frozenset[str] = frozenset()
+    """Pods that drain and have nothing left."""
+    doomed: Mapping[str, str] = field(default_factory=dict)
+    """Pods whose node is about to be lost, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +139,5 @@ class Decision:
     """(stable revision, canary revision) whose counts the next snapshot needs, from status.rollout.stepStartedAt on."""
     wants_fetch_progress: bool
     """A pod is fetching its model."""
+    leaving: Mapping[str, Leaving] = field(default_factory=dict)
+    """Pods that shall drain, by name; others that do are taken back."""

@@ -102,7 +102,7 @@ def diagnose_pod(pod: Manifest, now: datetime, progress: FetchProgress | None) -
         return _gone(pod, now)
     if pod_state.is_finished(pod):
         return _evicted(pod, now)
-    if pod_state.is_ready(pod):
+    if pod_state.is_ready(pod) or pod_state.is_victim(pod):
         return _recent_oom(pod, now)
     return _unscheduled(pod) or _failing_container(pod, progress) or _waiting(pod, now, progress)
 

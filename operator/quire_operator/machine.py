@@ -4,6 +4,7 @@ This module builds nothing that decides; it must not know leases or flags.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -15,16 +16,20 @@ from typing import Any
 from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.reflector import Reflector
-from quire_contract.kube.resources import CONFIG_MAP, PDB_V1, PDB_V1BETA1, POD, ResourceKind
+from quire_contract.kube.resources import CONFIG_MAP, NODE, PDB_V1, PDB_V1BETA1, POD, ResourceKind
 from quire_contract.telemetry import log_event
 from quire_operator.applier import Applier
+from quire_operator.autoscale.cluster import ClusterScaling
+from quire_operator.autoscale.scale_writer import ScaleWriter
 from quire_operator.cache import OWN_KINDS, ClusterCache
 from quire_operator.child_kinds import watched_kinds
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.handlers import Listener
 from quire_operator.keys import ROUTERS, Key
 from quire_operator.manifests.parts import MANAGER
 from quire_operator.metrics import Metrics
+from quire_operator.node_doom import trim_node
 from quire_operator.observations import Observations
 from quire_operator.platform import Platform
 from quire_operator.reconciler import Reconciler, Writers
@@ -92,7 +97,7 @@ class Machine:
         """Until cancelled, or something in here fails that must not."""
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
-        reconciler, observations = self._build(platform)
+        reconciler, asking = self._build(platform)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -104,13 +109,15 @@ class Machine:
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
-            group.create_task(observations.run())
+            for one in asking:
+                group.create_task(one.run())
             group.create_task(self._relist())
+            group.create_task(self._follow_nodes())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
-    def _build(self, platform: Platform) -> tuple[Reconciler, Observations]:
+    def _build(self, platform: Platform) -> tuple[Reconciler, tuple[Observations, ClusterScaling, Drainer]]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -120,23 +127,37 @@ class Machine:
             owner=RouterOwner(client, platform, time.monotonic),
             platform=platform,
         )
+        events = EventPoster(client)
+        drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),
-            events=EventPoster(client),
+            events=events,
             release=release,
+            drainer=drainer,
         )
+        scaling = ClusterScaling(
+            cache=cache,
+            enqueue=self._queue.add,
+            token=trust.token,
+            writer=ScaleWriter(client, cache.documents, events, metrics),
+            metrics=metrics,
+            now=self._now,
+            rng=self._rng,
+        )
+        cache.on_routers = scaling.routers_changed
         observations = Observations(cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         reconciler = Reconciler(
             cache=cache,
             queue=self._queue,
             writers=writers,
             observations=observations,
+            scaling=scaling,
             platform=platform,
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations
+        return reconciler, (observations, scaling, drainer)
 
     def _reflectors(self, platform: Platform) -> list[Reflector]:
         budgets = PDB_V1 if platform.pod_disruption_budget_api == PDB_V1.api_version else PDB_V1BETA1
@@ -148,7 +169,7 @@ class Machine:
         own = platform.namespace
         shards = f"{names.LABEL_ROUTER_CONFIG}={platform.release}"
         found.append(self._reflector(CONFIG_MAP, own, shards, self._cache.shards))
-        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER}"
+        routers = f"{names.LABEL_ROLE}={names.ROLE_ROUTER},{names.LABEL_INSTANCE}={platform.release}"
         found.append(self._reflector(POD, own, routers, self._cache.routers))
         return found
 
@@ -163,6 +184,38 @@ class Machine:
             rng=self._rng,
             transform=trim_pod if kind is POD else trim_object,
         )
+
+    async def _follow_nodes(self) -> None:
+        """Where the release may not see nodes, pods on one that is about to be lost drain when they are told to end, and no sooner."""
+
+        async def may_list() -> bool:
+            try:
+                async with contextlib.aclosing(self._client.list_pages(NODE, None, limit=1)) as pages:
+                    await anext(pages)
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                return False
+            return True
+
+        if not await self._retrying(may_list):
+            log_event(
+                logger,
+                logging.INFO,
+                "nodes are not watched: nothing is known of spot interruptions before pods are told to end",
+                fix="install cluster-wide, or bind a ClusterRole with get, list and watch on nodes",
+            )
+            return
+        book = self._cache.nodes
+        await Reflector(
+            self._client,
+            NODE,
+            namespace=None,
+            on_replace=book.replace,
+            on_event=book.handle,
+            rng=self._rng,
+            transform=trim_node,
+        ).run()
 
     async def _disruption_budgets(self) -> ResourceKind:
         served = await self._retrying(lambda: self._client.serves(PDB_V1))

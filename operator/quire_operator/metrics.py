@@ -41,3 +41,29 @@ class Metrics:
             ["ready"],
             registry=registry,
         )
+        self.scalings = Counter(
+            "quire_operator_scalings_total",
+            "Changes of the number of replicas that were written.",
+            ["direction", "reason"],
+            registry=registry,
+        )
+        self._demand = self._by_service("quire_operator_demand_requests", "Held, queued and running, over all routers.")
+        self._demand_age = self._by_service(
+            "quire_operator_demand_age_seconds", "How long ago all routers were last heard."
+        )
+        self._desired = self._by_service("quire_operator_desired_replicas", "What the autoscaler asks for.")
+
+    def show_scaling(self, service: str, *, demand: int | None, age_s: float, desired: int) -> None:
+        """Of "namespace/name", at its last look. An unknown demand shows the last that was known, and its age grows."""
+        if demand is not None:
+            self._demand.labels(service).set(demand)
+        self._demand_age.labels(service).set(age_s)
+        self._desired.labels(service).set(desired)
+
+    def forget_service(self, service: str) -> None:
+        """It is gone, or scales no more."""
+        for gauge in (self._demand, self._demand_age, self._desired):
+            gauge.remove_by_labels({"service": service})
+
+    def _by_service(self, name: str, about: str) -> Gauge:
+        return Gauge(name, about, ["service"], registry=self.registry)

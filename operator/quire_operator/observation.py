@@ -112,7 +112,11 @@ class Observation:
     def stuck_since(self, revision: str) -> datetime | None:
         """Since when the oldest pod of the revision that does not serve has existed; None if all serve."""
         views = self._by_revision.get(revision, [])
-        waiting = [view.pod for view in views if pod_state.is_alive(view.pod) and not pod_state.is_ready(view.pod)]
+        waiting = [
+            view.pod
+            for view in views
+            if pod_state.is_alive(view.pod) and not pod_state.is_ready(view.pod) and not pod_state.is_victim(view.pod)
+        ]
         times = [moment for pod in waiting if (moment := pod_state.creation_time(pod))]
         deployment = self.deployments.get(revision)
         if deployment and not waiting and int(deployment["spec"].get("replicas", 1)) > len(views):

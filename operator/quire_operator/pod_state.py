@@ -10,6 +10,9 @@ from quire_contract import names
 from quire_operator.manifests.parts import Manifest
 from quire_operator.timestamps import parse_time
 
+ANNOTATION_LEAVING = "quire.dev/leaving"
+"""On a worker's pod: since when and why it drains, so that whoever leads next goes on with it or takes it back."""
+
 
 @dataclass(frozen=True)
 class Termination:
@@ -90,6 +93,19 @@ def is_terminating(pod: Manifest) -> bool:
 def is_finished(pod: Manifest) -> bool:
     """Ended for good; it will not be restarted and counts for nothing."""
     return pod.get("status", {}).get("phase") in {"Failed", "Succeeded"}
+
+
+def is_running(pod: Manifest) -> bool:
+    """Its processes run: of a router that has crashed nothing can be asked, and nothing waits in it."""
+    if pod.get("status", {}).get("phase") != "Running":
+        return False
+    reported = containers(pod)
+    return not reported or any(entry.running_since for entry in reported)
+
+
+def is_victim(pod: Manifest) -> bool:
+    """Chosen to go: it drains, and takes no new requests."""
+    return ANNOTATION_LEAVING in (pod["metadata"].get("annotations") or {})
 
 
 def is_alive(pod: Manifest) -> bool:

@@ -16,9 +16,11 @@ from quire_contract.telemetry import log_event
 from quire_operator.acceptance import accepted_status, decide_route, tenant_status
 from quire_operator.api.validation import Problem
 from quire_operator.applier import Applier, ServiceGoneError, refusal
+from quire_operator.autoscale.cluster import ClusterScaling
 from quire_operator.cache import ClusterCache
 from quire_operator.decide import decide_service
 from quire_operator.decision import Decision, ServiceSnapshot
+from quire_operator.drainer import Drainer
 from quire_operator.events import EventPoster
 from quire_operator.keys import ROUTERS, Key, key_of, service_key
 from quire_operator.name_claims import ServiceKey
@@ -48,6 +50,7 @@ class Writers:
     status: StatusWriter
     events: EventPoster
     release: Release
+    drainer: Drainer
 
 
 @dataclass(kw_only=True)
@@ -73,11 +76,13 @@ class Reconciler:
         queue: WorkQueue[Key],
         writers: Writers,
         observations: Observations,
+        scaling: ClusterScaling,
         platform: Platform,
         now: Callable[[], datetime],
         rng: random.Random,
     ) -> None:
         """`now` gives UTC; `rng` spreads the resync."""
+        self._scaling = scaling
         self._cache = cache
         self._queue = queue
         self._writers = writers
@@ -150,6 +155,7 @@ class Reconciler:
         """No await in here: the gate counts on it."""
         name = (key.namespace, key.name)
         may_upgrade = self._gate.may_upgrade(key)
+        self._scaling.follow(key, document)
         snapshot = ServiceSnapshot(
             document=document,
             children=self._cache.children_of(document),
@@ -160,6 +166,10 @@ class Reconciler:
             fetches=self._observations.fetches(key),
             apply_errors=memory.apply_errors,
             now=self._now(),
+            scaling=self._scaling.facts(key),
+            loads=self._scaling.loads(key),
+            empty=self._writers.drainer.empty(key),
+            doomed=self._cache.doomed_of(document),
         )
         try:
             decision = decide_service(snapshot, self._platform)
@@ -170,6 +180,7 @@ class Reconciler:
         memory.decision = decision
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
+        self._writers.drainer.want(key, decision.leaving)
         told = self._weights(document, decision), traffic_of(document, memory.traffic)
         if told != (memory.weights, memory.traffic):
             memory.weights, memory.traffic = told
@@ -293,6 +304,8 @@ class Reconciler:
         memory = self._memories.pop(key, None)
         self._gate.forget(key)
         self._observations.forget(key)
+        self._scaling.forget(key)
+        self._writers.drainer.forget(key)
         if memory is not None:
             self._writers.status.forget(memory.uid)
             self._cache.forget(memory.uid)

@@ -5,6 +5,7 @@
     WorkloadReady  all wanted replicas serve
     Progressing    False: a change or a start is stuck and waits for a person (or a canary was rolled back)
     UpToDate       all pods are of the spec's revision and of the release's image
+    ScalingReady   demand is known, and the provider of spec.scaling is there to follow it; only for services that scale
     Paused         only there while the service is paused
     Ready          sums up: the accepted spec's name is answered by at least one replica
 
@@ -22,6 +23,7 @@ from typing import Any
 from quire_contract import names
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.status import RolloutStatus
+from quire_operator.autoscale.report import ScalingFacts, scaling_ready, scaling_status
 from quire_operator.decision import EventNote
 from quire_operator.findings import HARMLESS, ORDER, Finding, describe_progress
 from quire_operator.manifests import fetch
@@ -71,6 +73,8 @@ class Report:
     weights: Mapping[str, int]
     queued_image: str | None = None
     """A new default image that waits for its turn."""
+    scaling: ScalingFacts | None = None
+    """What the autoscaler says, if the service scales."""
 
     @property
     def previous(self) -> Mapping[str, Any]:
@@ -101,7 +105,7 @@ def build_status(report: Report) -> dict[str, Any]:
         "revisions": _revisions(report),
         "rollout": _rollout(report.rollout),
         "fetch": _fetch(observation),
-        "scaling": report.previous.get("scaling"),
+        "scaling": scaling_status(report.scaling, report.service, report.previous.get("scaling")),
     }
     return {key: content for key, content in status.items() if content is not None}
 
@@ -119,6 +123,9 @@ def transition_events(report: Report, status: Mapping[str, Any]) -> list[EventNo
             "the operator changes nothing until the annotation is gone" if "Paused" in after else "the operator goes on"
         )
         events.append(EventNote(type="Normal", reason="Paused" if "Paused" in after else "Resumed", message=told))
+    scaling = after.get("ScalingReady")
+    if scaling and scaling["status"] == "False" and _differs(before, scaling, "reason"):
+        events.append(_warning(scaling["reason"], scaling["message"]))
     for kind in ("WorkloadReady", "Progressing"):
         entry = after[kind]
         is_trouble = entry["reason"] in ORDER and entry["reason"] not in HARMLESS
@@ -151,6 +158,9 @@ def _conditions(report: Report) -> list[dict[str, Any]]:
         told = f"the operator changes nothing while annotation {names.ANNOTATION_PAUSED} is true; remove it to go on"
         verdicts.append(Verdict(type="Paused", status="True", reason="PausedByAnnotation", message=told))
     before = {entry["type"]: entry for entry in report.previous.get("conditions", ())}
+    if report.scaling is not None:
+        status, reason, message = scaling_ready(report.scaling, before.get("ScalingReady"))
+        verdicts.append(Verdict(type="ScalingReady", status=status, reason=reason, message=message))
     generation = int(report.document["metadata"].get("generation", 0))
     return [_dated(verdict, before.get(verdict.type), generation, report.observation.now) for verdict in verdicts]
 
@@ -176,7 +186,9 @@ def _ready(report: Report, findings: Sequence[Finding], workload: Verdict, progr
         on = f"; {observation.ready} replicas of the last good spec go on serving" if observation.ready else ""
         return Verdict(type="Ready", status="False", reason=reason, message=message + on)
     if report.wanted == 0:
-        message = f"no replicas are wanted; kubectl scale infsvc/{report.document['metadata']['name']} --replicas=1"
+        name = report.document["metadata"]["name"]
+        wakes = "a request wakes it" if report.scaling else f"kubectl scale infsvc/{name} --replicas=1"
+        message = f"no replicas are wanted; {wakes}"
         return Verdict(type="Ready", status="False", reason="ScaledToZero", message=message)
     serving = observation.serving(report.served_name)
     if serving == 0:

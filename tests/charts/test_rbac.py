@@ -23,7 +23,8 @@ OPERATOR_IN_WATCHED: Table = {
     ("", "serviceaccounts", ""): OWN,
     ("policy", "poddisruptionbudgets", ""): OWN,
     ("networking.k8s.io", "networkpolicies", ""): OWN,
-    ("", "pods", ""): WATCH,
+    ("quire.dev", "inferenceservices/scale", ""): {"update"},
+    ("", "pods", ""): WATCH | {"patch"},
     ("", "persistentvolumeclaims", ""): {"get", "create"},
     ("", "secrets", "quire-trust"): {"get", "patch"},
     ("", "secrets", ""): {"create"},
@@ -34,6 +35,7 @@ OPERATOR_IN_RELEASE: Table = {
     ("coordination.k8s.io", "leases", "quire-operator"): {"get", "update"},
     ("coordination.k8s.io", "leases", ""): {"create"},
 }
+OPERATOR_IN_CLUSTER: Table = {("", "nodes", ""): READ}
 ROUTER_IN_WATCHED: Table = {("", "pods", ""): WATCH}
 ROUTER_IN_RELEASE: Table = {("", "configmaps", ""): WATCH}
 
@@ -71,11 +73,11 @@ def test_by_default_there_is_a_role_for_each_namespace_and_nothing_for_the_clust
     }
 
 
-def test_for_every_namespace_there_are_cluster_roles_with_the_same_rules(chart: Chart) -> None:
+def test_for_every_namespace_there_are_cluster_roles_with_the_same_rules_and_nodes_are_seen(chart: Chart) -> None:
     found = {key: table(role) for key, role in roles(chart.render({"clusterWide": True})).items()}
 
     assert found == {
-        ("ClusterRole", "", "llm-quire-operator"): OPERATOR_IN_WATCHED,
+        ("ClusterRole", "", "llm-quire-operator"): {**OPERATOR_IN_WATCHED, **OPERATOR_IN_CLUSTER},
         ("Role", "llm", "quire-operator-release"): OPERATOR_IN_RELEASE,
         ("ClusterRole", "", "llm-quire-router"): ROUTER_IN_WATCHED,
         ("Role", "llm", "quire-router-release"): ROUTER_IN_RELEASE,

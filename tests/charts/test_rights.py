@@ -20,7 +20,9 @@ SERVICE = """
 apiVersion: quire.dev/v1alpha1
 kind: InferenceService
 metadata: {name: llama}
-spec: {model: {uri: "hf://example/llama"}}
+spec:
+  model: {uri: "hf://example/llama"}
+  scaling: {provider: BuiltIn, minReplicas: 2, maxReplicas: 3}
 ---
 apiVersion: quire.dev/v1alpha1
 kind: ModelRoute
@@ -132,14 +134,20 @@ def test_the_charts_rights_are_enough_for_operator_and_router(
     def has_status(kind: str, name: str) -> bool:
         return bool(kubectl("get", kind, name, "-n", released, "-o", "jsonpath={.status.conditions}"))
 
+    def replicas() -> str:
+        return kubectl("get", "infsvc", "llama", "-n", released, "-o", "jsonpath={.spec.replicas}")
+
     for kind in (*CHILDREN, "configmaps"):
         wait_for(lambda kind=kind: is_made(kind), 60.0, f"{kind}\n{operator.read_text()}")  # type: ignore[misc]
     wait_for(lambda: has_status("infsvc", "llama"), 30.0, "the service's status")
+    wait_for(lambda: replicas() == "2", 30.0, f"replicas by the autoscaler\n{operator.read_text()}")
     wait_for(lambda: kubectl.run("get", "secret", "quire-trust", "-n", released).returncode == 0, 30.0, "trust")
     wait_for(lambda: kubectl.run("get", "pvc", "quire-models", "-n", released).returncode == 0, 30.0, "the claim")
     wait_for(lambda: is_ready(http), 60.0, f"the router\n{router.read_text()}")
     kubectl("delete", "infsvc", "llama", "-n", released)
     wait_for(lambda: not is_made("deployments"), 60.0, "the end of the children")
 
+    account_name = f"system:serviceaccount:{released}:quire-operator"
+    assert kubectl("auth", "can-i", "patch", "pods", "-n", released, "--as", account_name).strip() == "yes"
     assert refusals(operator) == []
     assert refusals(router) == []

@@ -68,6 +68,8 @@ SERVICES = [
         "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 2}"
         ", {name: a, start: '07:00', end: '09:00', maxReplicas: 1}]}"
     ),
+    "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 3}]}",
+    "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 3, maxReplicas: 4}]}",
     "scaling: {maxReplicas: 2, fallback: {replicas: 3}}",
     "scaling: {maxReplicas: 2, fallback: {replicas: 2}}",
     "scaling: {maxReplicas: 2, standby: {}}",

@@ -62,6 +62,14 @@ INVALID = [
     ),
     ("scaling: {minReplicas: 3, maxReplicas: 2}", "spec.scaling.minReplicas: is larger than maxReplicas"),
     ("scaling: {}", "spec.scaling.maxReplicas: is required"),
+    (
+        "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 1, timeZone: Europe/Berln}]}",
+        "spec.scaling.schedules[0].timeZone: 'Europe/Berln' is no time zone that is known here; did you mean Europe/Berlin?",
+    ),
+    (
+        "scaling: {maxReplicas: 2, schedules: [{name: a, start: '07:00', end: '09:00', minReplicas: 1, timeZone: Europe}]}",
+        "spec.scaling.schedules[0].timeZone: 'Europe' is no time zone that is known here",
+    ),
     ("rollout: {canary: {steps: [5, 100]}}", "spec.rollout.canary.steps: each step lies between 1 and 99"),
     ("adapters: {}", "spec.adapters: must be a list, not an object"),
     (

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from quire_operator.api.base import ApiModel, Rule
 from quire_operator.api.model_uri import ModelUriText
-from quire_operator.api.types import Percent, ServedName
+from quire_operator.api.types import Percent, ServedName, TimeZone
 from quire_operator.api.workload import AcceleratorSpec, ResourcesSpec, SecretReference
 
 Seconds = Annotated[int, Field(ge=0, le=86_400)]
@@ -73,7 +73,7 @@ class ScalingSchedule(ApiModel):
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     """What it is called in reasons."""
-    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+/-]*$")] = "UTC"
+    time_zone: TimeZone = "UTC"
     """IANA name, such as Europe/Berlin."""
     weekdays: Annotated[
         tuple[Literal["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"], ...],
@@ -135,6 +135,12 @@ class ScalingStandby(ApiModel):
 
 def _schedule_names_differ(scaling: "ScalingSpec") -> bool:
     return len({one.name for one in scaling.schedules}) == len(scaling.schedules)
+
+
+def _schedule_minimums_fit(scaling: "ScalingSpec") -> bool:
+    return all(
+        one.max_replicas is not None or (one.min_replicas or 0) <= scaling.max_replicas for one in scaling.schedules
+    )
 
 
 def _target_metrics_differ(scaling: "ScalingSpec") -> bool:
@@ -202,6 +208,13 @@ class ScalingSpec(ApiModel):
             cel="!has(self.schedules) || self.schedules.all(a, self.schedules.exists_one(b, a.name == b.name))",
             check=_schedule_names_differ,
             message="a schedule's name is used twice; rename one",
+            field="schedules",
+        ),
+        Rule(
+            cel="!has(self.schedules) || self.schedules.all(a, !has(a.minReplicas) || has(a.maxReplicas)"
+            " || a.minReplicas <= self.maxReplicas)",
+            check=_schedule_minimums_fit,
+            message="a schedule's minReplicas is larger than maxReplicas; lower it, or give the schedule a maxReplicas",
             field="schedules",
         ),
         Rule(

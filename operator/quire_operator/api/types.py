@@ -3,9 +3,11 @@
 This module must not know any resource. Kubernetes quantities follow apimachinery's `resource.Quantity` (suffix form, no exponents).
 """
 
+import difflib
 import re
 from decimal import Decimal
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -86,3 +88,21 @@ def _power_friendly(value: int) -> int:
 
 BlockSize = Annotated[int, Field(ge=16, le=256, multiple_of=16), AfterValidator(_power_friendly)]
 """Slots of a KV block."""
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        near = difflib.get_close_matches(name, available_timezones(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "write an IANA name such as Europe/Berlin or UTC"
+        raise PydanticCustomError(
+            "time_zone", "{name} is no time zone that is known here; {hint}", {"name": repr(name), "hint": hint}
+        ) from None
+    return name
+
+
+TimeZone = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_+/-]*$"), AfterValidator(_known_zone)
+]
+"""An IANA name. The API server sees its form only; that it exists is for whoever has the time zones' rules."""

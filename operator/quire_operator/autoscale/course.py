@@ -15,9 +15,6 @@ from quire_operator.autoscale.signal import Demand, Signal
 from quire_operator.autoscale.verdict import Verdict
 
 MAX_EVENTS = 5
-WATCH_S = 60.0
-"""So long, or for cooldown_s if that is less, a process watches before it takes the last replica: what came while nobody looked is
-unknown to it."""
 Decide = Callable[[Signal, Policy, History, float], Verdict]
 
 
@@ -67,6 +64,8 @@ class View:
     """When demand was last above activation."""
     scalings: tuple[Scaling, ...]
     """The last changes, newest first."""
+    refusal: str = ""
+    """Why the verdict was not carried out; empty: it was, or nobody tried."""
 
 
 @dataclass(kw_only=True)
@@ -80,15 +79,12 @@ class Course:
     _demand: Demand | None = field(default=None)
     """The last complete one."""
 
-    def begin(self, state: ScaleState, memory: Memory, cooldown_s: float, now_s: float) -> None:
+    def begin(self, state: ScaleState, memory: Memory, now_s: float) -> None:
         """Go on where an earlier process ended. Does nothing on a course that has begun."""
         if self.history is not None:
             return
-        last_active_s = memory.last_active_s
-        if last_active_s is not None and state.replicas:
-            last_active_s = min(now_s, max(last_active_s, now_s - cooldown_s + min(cooldown_s, WATCH_S)))
         self.history = History.begin(
-            created_s=state.created_s, replicas=state.replicas, now_s=now_s, last_active_s=last_active_s
+            created_s=state.created_s, replicas=state.replicas, now_s=now_s, last_active_s=memory.last_active_s
         )
         self.scalings = memory.scalings[:MAX_EVENTS]
 
@@ -117,7 +113,9 @@ class Course:
     def refused(self, before: History) -> None:
         """It could not be written: no change was made, and none counts against the rate limits."""
         if self.history is not None:
-            self.history = replace(self.history, ups=before.ups, downs=before.downs)
+            self.history = replace(
+                self.history, ups=before.ups, downs=before.downs, loading_since_s=before.loading_since_s
+            )
 
     def _verdict(self, reading: Reading, state: ScaleState, policy: Policy, history: History, now_s: float) -> Verdict:
         """An incomplete demand may only add replicas, or keep the service awake."""

@@ -97,7 +97,7 @@ def _resized(scene: _Scene) -> Verdict:
     targets = _targets(scene)
     until_s = panic_until(scene.policy.panic, targets, scene.signal, scene.history, scene.now_s)
     scene = replace(scene, history=replace(scene.history, panic_until_s=until_s))
-    fallen = fall_back(scene.policy.fallback, scene.signal)
+    fallen = fall_back(scene.policy, scene.signal)
     recommended = _recommended(scene, targets, fallen)
     current, history, policy, now_s = scene.signal.replicas, scene.history, scene.policy, scene.now_s
     step = _hold(scene, recommended)
@@ -160,7 +160,7 @@ def _cooling(scene: _Scene, step: Step) -> Step:
     if scene.bounds.fewest or not scene.activity.is_idle or step.reason not in _STILL:
         return step
     left_s = idle_until(scene.policy, scene.history) - scene.now_s
-    return step.then(step.replicas, "CoolingDown", f"idle; may sleep in {max(0.0, left_s):.0f} s")
+    return step.then(step.replicas, "CoolingDown", f"idle, may sleep in {max(0.0, left_s):.0f} s")
 
 
 def _verdict(scene: _Scene, step: Step, *, asked: int | None = None, is_fallback: bool = False) -> Verdict:
@@ -176,7 +176,7 @@ def _verdict(scene: _Scene, step: Step, *, asked: int | None = None, is_fallback
         downs=(*recent(history.downs, policy, now_s), *downs),
         loading_since_s=now_s if step.replicas > current else history.loading_since_s,
     )
-    is_plain = step.reason in ("AboveTarget", "BelowTarget", "OnTarget")
+    is_plain = step.reason in ("AboveTarget", "BelowTarget", "OnTarget", "WithinTolerance")
     return Verdict(
         replicas=step.replicas,
         reason="Fallback" if is_fallback and is_plain else step.reason,

@@ -4,14 +4,15 @@ Source: kedacore/keda pkg/fallback/fallback.go. It takes the place of the unknow
 it as for any other. Unlike KEDA's it never leads to zero.
 """
 
-from quire_operator.autoscale.policy import Fallback
-from quire_operator.autoscale.recommend import Ask
+from quire_operator.autoscale.policy import Policy
+from quire_operator.autoscale.recommend import Ask, is_within
 from quire_operator.autoscale.signal import Signal
 from quire_operator.autoscale.step import count
 
 
-def fall_back(fallback: Fallback | None, signal: Signal) -> Ask | None:
-    """What it asks for; None: there is none, or not enough readings have failed."""
+def fall_back(policy: Policy, signal: Signal) -> Ask | None:
+    """What it asks for; None: there is none, or not enough readings have failed. A number within the tolerance changes nothing."""
+    fallback = policy.fallback
     if fallback is None or signal.num_failures <= fallback.failure_threshold:
         return None
     current, fixed = signal.replicas, fallback.replicas
@@ -25,4 +26,6 @@ def fall_back(fallback: Fallback | None, signal: Signal) -> Ask | None:
         case "CurrentReplicasIfLower":
             replicas = min(current, fixed)
     words = f"{signal.num_failures} readings of demand failed, fallback {fallback.behavior} asks for {count(replicas)}"
+    if is_within(policy, replicas / current):
+        return Ask(replicas=current, words=f"{words}, within the tolerance of {count(current)}", is_within=True)
     return Ask(replicas=replicas, words=words)

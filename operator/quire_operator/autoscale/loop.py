@@ -132,7 +132,7 @@ class Autoscaler:
             return None
         reading, now_s = self._read(service), self._wall_clock()
         policy = target.policy(None if reading.demand is None else reading.demand.capacity)
-        course.begin(state, target.memory(), policy.cooldown_s, now_s)
+        course.begin(state, target.memory(), now_s)
         before = course.history
         assert before is not None
         view = course.step(reading, state, policy, now_s)
@@ -143,6 +143,7 @@ class Autoscaler:
             except ScaleError as error:
                 course.refused(before)
                 self._note_refused(service, known, view, error)
+                view = replace(view, refusal=str(error))
             else:
                 known.retry_s = None
                 course.written(view.verdict, now_s)
@@ -159,7 +160,10 @@ class Autoscaler:
     async def _follow(self, service: str, known: _Service) -> None:
         while True:
             known.woken.clear()
-            await self.look(service)
+            try:
+                await self.look(service)
+            except Exception:  # a loop that must live: what is wrong with one service stops no other
+                logger.exception("a look at %s failed; it is taken again", service)
             wait_s = known.target.polling_interval_s
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s if known.retry_s is None else min(known.retry_s, wait_s)):

@@ -70,7 +70,7 @@ def _reading(signal: Signal, metric: Metric) -> float | None:
 def _ask_of_total(signal: Signal, policy: Policy, target: Target, reading: float) -> Ask:
     """AverageValue: so many of `target.value` each."""
     words = f"{_NAMES[target.metric]} {reading:g} at {target.value:g} a replica"
-    if _is_within(policy, reading / (target.value * signal.replicas)):
+    if is_within(policy, reading / (target.value * signal.replicas)):
         return _within(signal, policy, words)
     replicas = whole(reading / target.value)
     return Ask(replicas=replicas, words=f"{words} asks for {count(replicas)}")
@@ -80,7 +80,7 @@ def _ask_of_ratio(signal: Signal, policy: Policy, target: Target, reading: float
     """Value: the ready replicas times how far off it is. While one loads, what it would change is not in the reading yet."""
     words = f"{_NAMES[target.metric]} {_shown(target.metric, reading)} against {_shown(target.metric, target.value)}"
     ratio = reading / target.value
-    if _is_within(policy, ratio):
+    if is_within(policy, ratio):
         return _within(signal, policy, words)
     if ratio > 1.0 and is_loading:
         held = f"{words}, while {signal.replicas - signal.ready} of {count(signal.replicas)} load"
@@ -98,7 +98,8 @@ def _within(signal: Signal, policy: Policy, words: str) -> Ask:
     )
 
 
-def _is_within(policy: Policy, ratio: float) -> bool:
+def is_within(policy: Policy, ratio: float) -> bool:
+    """Whether a metric that is `ratio` times its target changes nothing."""
     return 1.0 - policy.down.tolerance <= ratio <= 1.0 + policy.up.tolerance
 
 
