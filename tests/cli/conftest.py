@@ -3,6 +3,7 @@
 The stand-ins are real processes that answer probes; what a worker does otherwise is told by its model folder's config.json.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -169,8 +170,9 @@ def quire(bin_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     yield start
     for command in started:
         if command.process.poll() is None:
-            for process in [*command.children(), command.process]:
-                process.kill()
+            for process in [psutil.Process(command.process.pid), *command.children()]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         command.process.communicate()
 
 
