@@ -40,6 +40,7 @@ from quire_operator.revisions import (
     revision_name,
     stored_revisions,
 )
+from quire_operator.starts import unreported
 from quire_operator.status_report import Report, build_status, problems_text, transition_events
 
 FETCH_LOOK_EVERY_S = 10.0
@@ -117,6 +118,7 @@ def _leave_alone(
         is_upgrading=False,
         wants_canary_stats=None,
         wants_fetch_progress=bool(observation.fetching_pods),
+        wants_startup=_unreported(snapshot),
     )
 
 
@@ -160,6 +162,7 @@ def _carry_out(
         is_upgrading=is_upgrading(service, choice, plan),
         wants_canary_stats=plan.watches,
         wants_fetch_progress=bool(observation.fetching_pods),
+        wants_startup=_unreported(snapshot),
     )
 
 
@@ -205,6 +208,10 @@ def _look_again(observation: Observation, choice: Choice, plan: RevisionPlan) ->
         ),
     ]
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _unreported(snapshot: ServiceSnapshot) -> str | None:
+    return unreported(snapshot.pods, _status(snapshot).get("lastStart"), snapshot.now)
 
 
 def _status(snapshot: ServiceSnapshot) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from quire_contract.startup_report import StartupReport
 from quire_operator.api.validation import Problem
 from quire_operator.manifests.parts import Manifest
 
@@ -105,6 +106,8 @@ class ServiceSnapshot:
     """What the API server refused at the last apply: path is the object ("Deployment/x"), message the server's."""
     now: datetime
     """UTC, aware."""
+    startups: Mapping[str, StartupReport] = field(default_factory=dict)
+    """What workers told of their start, by pod name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +131,5 @@ class Decision:
     """(stable revision, canary revision) whose counts the next snapshot needs, from status.rollout.stepStartedAt on."""
     wants_fetch_progress: bool
     """A pod is fetching its model."""
+    wants_startup: str | None = None
+    """The pod whose worker is to be asked how it started."""

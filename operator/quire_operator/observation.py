@@ -5,11 +5,12 @@ beyond the served name, nor write status.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from quire_contract import names
+from quire_contract.startup_report import StartupReport
 from quire_operator import pod_state
 from quire_operator.decision import FetchProgress, ServiceSnapshot
 from quire_operator.findings import (
@@ -58,6 +59,8 @@ class Observation:
     fetches: Mapping[str, FetchProgress]
     """By pod name."""
     now: datetime
+    startups: Mapping[str, StartupReport] = field(default_factory=dict)
+    """By pod name."""
 
     @cached_property
     def _by_revision(self) -> dict[str, list[PodView]]:
@@ -162,6 +165,7 @@ def observe(snapshot: ServiceSnapshot) -> Observation:
         refusals=_refusals(snapshot, deployments.values()),
         fetches=snapshot.fetches,
         now=snapshot.now,
+        startups=snapshot.startups,
     )
 
 

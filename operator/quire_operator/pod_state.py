@@ -49,6 +49,10 @@ class Termination:
         """Its `message`."""
         return self._told.get("message", "")
 
+    def json_told(self, key: str) -> str:
+        """Any other of its entries, as text; "" if it has none."""
+        return self._told.get(key, "")
+
     @cached_property
     def _told(self) -> dict[str, str]:
         try:

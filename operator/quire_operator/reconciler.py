@@ -158,6 +158,7 @@ class Reconciler:
             may_upgrade=may_upgrade,
             canary=self._observations.canary(key),
             fetches=self._observations.fetches(key),
+            startups=self._observations.startups(key),
             apply_errors=memory.apply_errors,
             now=self._now(),
         )

@@ -28,6 +28,7 @@ from quire_operator.manifests import fetch
 from quire_operator.observation import Observation, fetcher
 from quire_operator.platform import Platform
 from quire_operator.revisions import StoredRevision
+from quire_operator.starts import next_start
 from quire_operator.timestamps import format_time
 
 MAX_MESSAGE = 2000
@@ -102,6 +103,9 @@ def build_status(report: Report) -> dict[str, Any]:
         "rollout": _rollout(report.rollout),
         "fetch": _fetch(observation),
         "scaling": report.previous.get("scaling"),
+        "lastStart": next_start(
+            [view.pod for view in observation.pods], report.observation.startups, report.previous.get("lastStart")
+        ),
     }
     return {key: content for key, content in status.items() if content is not None}
 
