@@ -40,6 +40,7 @@ from quire_operator.revisions import (
     revision_name,
     stored_revisions,
 )
+from quire_operator.standby import with_standby
 from quire_operator.starts import unreported
 from quire_operator.status_report import Report, build_status, problems_text, transition_events
 
@@ -138,6 +139,7 @@ def _carry_out(
             now=snapshot.now,
         )
     )
+    plan, standby = with_standby(service, plan, choice.target.name, observation)
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
     report = Report(
@@ -163,6 +165,8 @@ def _carry_out(
         wants_canary_stats=plan.watches,
         wants_fetch_progress=bool(observation.fetching_pods),
         wants_startup=_unreported(snapshot),
+        sleep=standby.asleep,
+        wake=standby.awake,
     )
 
 

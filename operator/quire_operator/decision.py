@@ -133,3 +133,7 @@ class Decision:
     """A pod is fetching its model."""
     wants_startup: str | None = None
     """The pod whose worker is to be asked how it started."""
+    sleep: frozenset[str] = frozenset()
+    """Pods that are to be put to sleep now."""
+    wake: frozenset[str] = frozenset()
+    """Pods that are to be woken now."""

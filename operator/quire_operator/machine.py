@@ -30,6 +30,7 @@ from quire_operator.platform import Platform
 from quire_operator.reconciler import Reconciler, Writers
 from quire_operator.release import Release
 from quire_operator.router_shards import RouterOwner, RouterShards
+from quire_operator.sleeper import Sleeper
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import ObjectStore
 from quire_operator.trimming import trim_object, trim_pod
@@ -92,7 +93,7 @@ class Machine:
         """Until cancelled, or something in here fails that must not."""
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
-        reconciler, observations = self._build(platform)
+        reconciler, observations, sleeper = self._build(platform)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -105,12 +106,13 @@ class Machine:
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
             group.create_task(observations.run())
+            group.create_task(sleeper.run())
             group.create_task(self._relist())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
-    def _build(self, platform: Platform) -> tuple[Reconciler, Observations]:
+    def _build(self, platform: Platform) -> tuple[Reconciler, Observations, Sleeper]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -127,16 +129,18 @@ class Machine:
             release=release,
         )
         observations = Observations(cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
+        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token)
         reconciler = Reconciler(
             cache=cache,
             queue=self._queue,
             writers=writers,
             observations=observations,
+            sleeper=sleeper,
             platform=platform,
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations
+        return reconciler, observations, sleeper
 
     def _reflectors(self, platform: Platform) -> list[Reflector]:
         budgets = PDB_V1 if platform.pod_disruption_budget_api == PDB_V1.api_version else PDB_V1BETA1

@@ -94,8 +94,13 @@ class Observation:
 
     @property
     def replicas(self) -> int:
-        """Living pods."""
-        return sum(pod_state.is_alive(view.pod) for view in self.pods)
+        """Living pods that do not sleep."""
+        return sum(pod_state.is_alive(view.pod) for view in self.pods) - self.asleep()
+
+    def asleep(self, revision: str | None = None) -> int:
+        """Pods that sleep; of one revision, or of all."""
+        views = self.pods if revision is None else self._by_revision.get(revision, [])
+        return sum(pod_state.is_asleep(view.pod) for view in views)
 
     @property
     def ready(self) -> int:
@@ -115,7 +120,7 @@ class Observation:
     def stuck_since(self, revision: str) -> datetime | None:
         """Since when the oldest pod of the revision that does not serve has existed; None if all serve."""
         views = self._by_revision.get(revision, [])
-        waiting = [view.pod for view in views if pod_state.is_alive(view.pod) and not pod_state.is_ready(view.pod)]
+        waiting = [view.pod for view in views if _comes_up(view.pod)]
         times = [moment for pod in waiting if (moment := pod_state.creation_time(pod))]
         deployment = self.deployments.get(revision)
         if deployment and not waiting and int(deployment["spec"].get("replicas", 1)) > len(views):
@@ -177,7 +182,13 @@ def fetcher(pod: Manifest, *, running: bool = False) -> pod_state.Container | No
     return None if found is None or (running and found.running_since is None) else found
 
 
+def _comes_up(pod: Manifest) -> bool:
+    return pod_state.is_alive(pod) and not pod_state.is_ready(pod) and not pod_state.is_asleep(pod)
+
+
 def _view(pod: Manifest, snapshot: ServiceSnapshot) -> PodView:
+    if pod_state.is_asleep(pod):
+        return PodView(pod=pod, finding=None)
     progress = snapshot.fetches.get(str(pod["metadata"]["name"]))
     return PodView(pod=pod, finding=diagnose_pod(pod, snapshot.now, progress))
 

@@ -10,6 +10,11 @@ from quire_contract import names
 from quire_operator.manifests.parts import Manifest
 from quire_operator.timestamps import parse_time
 
+ANNOTATION_STANDBY = "quire.dev/standby"
+"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP or STANDBY_WOKEN."""
+STANDBY_ASLEEP = "asleep"
+STANDBY_WOKEN = "woken"
+
 
 @dataclass(frozen=True)
 class Termination:
@@ -105,6 +110,27 @@ def is_ready(pod: Manifest) -> bool:
     """Alive and serving."""
     ready = condition(pod, "Ready")
     return is_alive(pod) and ready is not None and ready.get("status") == "True"
+
+
+def is_meant_to_sleep(pod: Manifest) -> bool:
+    """Its worker was put to sleep, or is about to be."""
+    return _standby(pod) == STANDBY_ASLEEP
+
+
+def was_woken(pod: Manifest) -> bool:
+    """It slept, and was woken last."""
+    return _standby(pod) == STANDBY_WOKEN
+
+
+def is_asleep(pod: Manifest) -> bool:
+    """A warm standby: alive, its processes run, and it takes no requests, as it was meant to."""
+    status = pod.get("status", {})
+    runs = any((entry.get("state") or {}).get("running") for entry in status.get("containerStatuses") or ())
+    return is_alive(pod) and is_meant_to_sleep(pod) and not is_ready(pod) and runs
+
+
+def _standby(pod: Manifest) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(ANNOTATION_STANDBY, ""))
 
 
 def revision(pod: Manifest) -> str:

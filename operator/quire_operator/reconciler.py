@@ -26,6 +26,7 @@ from quire_operator.observations import Observations
 from quire_operator.platform import Platform
 from quire_operator.release import Release
 from quire_operator.router_shards import ShardEntry, service_entry
+from quire_operator.sleeper import Sleeper
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import KubeObject
 from quire_operator.traffic import PLAIN, Traffic, traffic_of
@@ -73,6 +74,7 @@ class Reconciler:
         queue: WorkQueue[Key],
         writers: Writers,
         observations: Observations,
+        sleeper: Sleeper,
         platform: Platform,
         now: Callable[[], datetime],
         rng: random.Random,
@@ -82,6 +84,7 @@ class Reconciler:
         self._queue = queue
         self._writers = writers
         self._observations = observations
+        self._sleeper = sleeper
         self._platform = platform
         self._now = now
         self._rng = rng
@@ -171,6 +174,7 @@ class Reconciler:
         memory.decision = decision
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
+        self._sleeper.want(key, sleep=decision.sleep, wake=decision.wake)
         told = self._weights(document, decision), traffic_of(document, memory.traffic)
         if told != (memory.weights, memory.traffic):
             memory.weights, memory.traffic = told
