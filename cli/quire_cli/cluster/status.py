@@ -173,7 +173,7 @@ def _head(document: KubeObject, now: datetime) -> list[str]:
         ("Revision", _revision(document)),
         ("Rollout", (status.get("rollout") or {}).get("message", "")),
         ("Download", _fetch(document)),
-        ("Last start", _last_start(document)),
+        ("Start", _last_start(document)),
         ("Age", age(metadata.get("creationTimestamp"), now)),
     ]
     return [f"{title + ':':<11}{text}" for title, text in facts if text]

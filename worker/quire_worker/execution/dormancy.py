@@ -15,7 +15,7 @@ import functools
 import mmap
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -57,8 +57,7 @@ class HostDormancy:
         start, end = -(-address // page) * page, (address + self._kv_cache.nbytes) // page * page
         for piece in range(start, end, _MADVISE_BYTES):
             size = min(_MADVISE_BYTES, end - piece)
-            _give_back_pages(piece, size)
-            yield size
+            yield _give_back_pages(piece, size)
 
     def wake(self) -> Iterator[int]:
         """See Dormant: pages come back as they are written."""
@@ -231,9 +230,12 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _give_back_pages(address: int, size_bytes: int) -> None:
-    """Raises OSError if the system does not take them."""
-    madvise: Callable[[ctypes.c_void_p, ctypes.c_size_t, int], int] = ctypes.CDLL(None, use_errno=True).madvise
-    if madvise(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), _MADV_DONTNEED) != 0:
+def _give_back_pages(address: int, size_bytes: int) -> int:
+    """Bytes of them that were in memory. Raises OSError if the system does not take them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    start, size = ctypes.c_void_p(address), ctypes.c_size_t(size_bytes)
+    in_memory = ctypes.create_string_buffer(size_bytes // mmap.PAGESIZE)
+    if libc.mincore(start, size, in_memory) != 0 or libc.madvise(start, size, _MADV_DONTNEED) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+    return in_memory.raw.count(1) * mmap.PAGESIZE
