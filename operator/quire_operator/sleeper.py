@@ -60,6 +60,7 @@ class Sleeper:
         self._orders: asyncio.Queue[tuple[Key, KubeObject, bool]] = asyncio.Queue()
         self._busy: dict[_Pod, bool] = {}
         """What each pod that is being asked is asked for: to be awake."""
+        self._going_to_sleep: dict[_Pod, asyncio.Task[None]] = {}
 
     def want(self, key: Key, *, sleep: frozenset[str], wake: frozenset[str]) -> None:
         """These pods of the service shall sleep, those wake. What is under way already is not begun again."""
@@ -87,17 +88,15 @@ class Sleeper:
         ):
             while True:
                 key, pod, awake = await self._orders.get()
-                group.create_task(self._carry_out(session, key, pod, awake=awake))
+                task = group.create_task(self._carry_out(session, key, pod, awake=awake))
+                if not awake:
+                    self._going_to_sleep[_identity(pod)] = task
 
     async def _carry_out(self, session: aiohttp.ClientSession, key: Key, pod: KubeObject, *, awake: bool) -> None:
         meta = pod["metadata"]
         again_s: float | None = None
         try:
-            if not awake:
-                await self._mark(pod, pod_state.STANDBY_ASLEEP)
-            told = await self._ask(session, pod, awake=awake)
-            if awake:
-                await self._mark(pod, pod_state.STANDBY_WOKEN)
+            told = await (self._wake(session, pod) if awake else self._put_to_sleep(session, pod))
             state, time_s = told.state, told.time_s
             log_event(
                 logger,
@@ -122,12 +121,26 @@ class Sleeper:
         finally:
             if self._busy.get(_identity(pod)) == awake:
                 del self._busy[_identity(pod)]
+            if not awake:
+                self._going_to_sleep.pop(_identity(pod), None)
         self._enqueue(key, again_s or 0.0)
+
+    async def _put_to_sleep(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
+        await self._mark(pod, pod_state.STANDBY_ASLEEP)
+        return await self._ask(session, pod, awake=False)
+
+    async def _wake(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
+        """The last word: a sleep that is under way ends its wait by the first call, and comes to nothing by the second."""
+        told = await self._ask(session, pod, awake=True)
+        asked_before = self._going_to_sleep.get(_identity(pod))
+        if asked_before is not None:
+            await asyncio.wait([asked_before])
+            told = await self._ask(session, pod, awake=True)
+        await self._mark(pod, pod_state.STANDBY_WOKEN)
+        return told
 
     async def _mark(self, pod: KubeObject, value: str) -> None:
         meta = pod["metadata"]
-        if (meta.get("annotations") or {}).get(pod_state.ANNOTATION_STANDBY) == value:
-            return
         body = {"metadata": {"uid": meta["uid"], "annotations": {pod_state.ANNOTATION_STANDBY: value}}}
         written = await self._client.merge_patch(POD, meta["namespace"], meta["name"], body)
         self._cache.pods.put(trim_pod(written))

@@ -1,5 +1,6 @@
 """Standby and starts on a real API server, with a real worker behind the pod's address: the test is the kubelet."""
 
+import asyncio
 import os
 import random
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from quire_contract import names
 from quire_contract.kube import resources
 from quire_contract.startup_report import decode_startup
+from quire_operator.pod_state import ANNOTATION_STANDBY, STANDBY_WOKEN
 from quire_operator.timestamps import format_time
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
@@ -28,6 +30,7 @@ def worker(tmp_path: Path) -> Iterator[str]:
     rng = random.Random(os.getpid())
     address = f"127.{rng.randint(20, 250)}.{rng.randint(1, 250)}.{rng.randint(1, 250)}"
     command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(DEMO), "--served-model-name", "demo"]
+    command += ["--fake-decode-s-per-step", "0.05"]
     with (tmp_path / "worker.log").open("w") as log:
         process = subprocess.Popen([*command, "--host", address, "--port", str(names.PORT_HTTP)], stderr=log)
     yield address
@@ -120,6 +123,38 @@ async def test_a_standby_sleeps_at_zero_and_is_woken_in_place_of_a_new_pod(clust
     assert [one["metadata"]["name"] for one in pods] == [pod["metadata"]["name"]]
     assert start["pod"] == pod["metadata"]["name"]
     assert [phase["name"] for phase in start["phases"]] == ["Engine"]
+
+
+async def test_a_wake_ends_a_sleep_that_waits_and_the_request_inside_goes_on(cluster: Any, worker: str) -> None:
+    body = {"model": "demo", "prompt": "x", "max_tokens": 150, "ignore_eos": True}
+    url = f"http://{worker}:{names.PORT_HTTP}{names.PATH_COMPLETIONS}"
+
+    async def is_up() -> bool:
+        found = await startup_of(worker)
+        return found is not None and found.phase == "ready"
+
+    async def is_falling_asleep() -> bool:
+        return (await startup_of(worker)).sleep == "falling_asleep"
+
+    async def is_marked() -> bool:
+        marks = (await pod_of(cluster))["metadata"].get("annotations") or {}
+        return marks.get(ANNOTATION_STANDBY) == STANDBY_WOKEN
+
+    async with cluster.operator(), aiohttp.ClientSession() as session:
+        await cluster.service(replicas=0, scaling=SCALING)
+        pod = await cluster.until(lambda: pod_of(cluster))
+        await cluster.until(is_up)
+        asking = asyncio.create_task(session.post(url, json=body))
+        await report(cluster, pod, worker, ready=True)
+        await cluster.until(is_falling_asleep)
+        await cluster.client.merge_patch(SERVICE, cluster.namespace, "demo", {"spec": {"replicas": 1}})
+        await cluster.until(is_marked)
+        told = await startup_of(worker)
+        async with await asking as answer:
+            content = await answer.json()
+
+    assert (told.sleep, told.num_wakes) == ("awake", 0)
+    assert content["usage"]["completion_tokens"] == 150
 
 
 async def test_a_start_is_told_with_the_workers_own_phases(cluster: Any, worker: str) -> None:
