@@ -23,7 +23,7 @@ OPERATOR_IN_WATCHED: Table = {
     ("", "serviceaccounts", ""): OWN,
     ("policy", "poddisruptionbudgets", ""): OWN,
     ("networking.k8s.io", "networkpolicies", ""): OWN,
-    ("", "pods", ""): WATCH,
+    ("", "pods", ""): WATCH | {"patch"},
     ("", "persistentvolumeclaims", ""): {"get", "create"},
     ("", "secrets", "quire-trust"): {"get", "patch"},
     ("", "secrets", ""): {"create"},
