@@ -45,6 +45,9 @@ class CallRecorder:
         self.recordings.append(Again(call))
         return self.recordings[-1]
 
+    def reset(self) -> None:
+        self.recordings.clear()
+
 
 class NoWaiting(TorchFunctionMode):
     """Refuses what waits for a GPU, wherever the project's own code asks for it. A reference implementation may."""

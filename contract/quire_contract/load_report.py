@@ -45,6 +45,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Seconds of a step that only decodes, measured; 0.0 until there is a measurement."""
     max_adapters: int = 0
     """Adapters that may be loaded at once; 0 if not told."""
+    asleep: bool = False
+    """It takes no requests until it is woken."""
 
 
 _DECODER = msgspec.msgpack.Decoder(LoadReport)

@@ -42,6 +42,8 @@ from quire_operator.revisions import (
     revision_name,
     stored_revisions,
 )
+from quire_operator.standby import with_standby
+from quire_operator.starts import unreported
 from quire_operator.status_report import Report, build_status, problems_text, transition_events
 
 FETCH_LOOK_EVERY_S = 10.0
@@ -120,6 +122,7 @@ def _leave_alone(
         is_upgrading=False,
         wants_canary_stats=None,
         wants_fetch_progress=bool(observation.fetching_pods),
+        wants_startup=_unreported(snapshot),
     )
 
 
@@ -139,6 +142,7 @@ def _carry_out(
             now=snapshot.now,
         )
     )
+    plan, standby = with_standby(service, plan, choice.target.name, observation)
     plan, drains = _drained(snapshot, service, choice, plan, observation)
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
@@ -171,6 +175,9 @@ def _carry_out(
         wants_canary_stats=plan.watches,
         wants_fetch_progress=bool(observation.fetching_pods),
         leaving=drains.leaving,
+        wants_startup=_unreported(snapshot),
+        sleep=standby.asleep,
+        wake=standby.awake,
     )
 
 
@@ -283,6 +290,10 @@ def _look_again(observation: Observation, choice: Choice, plan: RevisionPlan, dr
         ),
     ]
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _unreported(snapshot: ServiceSnapshot) -> str | None:
+    return unreported(snapshot.pods, _status(snapshot).get("lastStart"), snapshot.now)
 
 
 def _status(snapshot: ServiceSnapshot) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from quire_contract.startup_report import StartupReport
 from quire_operator.api.validation import Problem
 from quire_operator.autoscale.report import ScalingFacts
 from quire_operator.autoscale.signal import WorkerLoad
@@ -118,6 +119,8 @@ class ServiceSnapshot:
     """Pods whose node is about to be lost, and why."""
     may_drain: bool = True
     """Whether pods can be marked as leaving; if not, they drain when they are told to end, and no sooner."""
+    startups: Mapping[str, StartupReport] = field(default_factory=dict)
+    """What workers told of their start, by pod name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +146,9 @@ class Decision:
     """A pod is fetching its model."""
     leaving: Mapping[str, Leaving] = field(default_factory=dict)
     """Pods that shall drain, by name; others that do are taken back."""
+    wants_startup: str | None = None
+    """The pod whose worker is to be asked how it started."""
+    sleep: frozenset[str] = frozenset()
+    """Pods that are to be put to sleep now."""
+    wake: frozenset[str] = frozenset()
+    """Pods that are to be woken now."""

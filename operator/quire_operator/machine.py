@@ -45,6 +45,7 @@ from quire_operator.platform import Platform
 from quire_operator.reconciler import Reconciler, Writers
 from quire_operator.release import Release
 from quire_operator.router_shards import RouterOwner, RouterShards
+from quire_operator.sleeper import Sleeper
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import ObjectStore
 from quire_operator.trimming import trim_autoscaler, trim_object, trim_pod
@@ -70,6 +71,16 @@ class Scope:
     def watched(self) -> tuple[str | None, ...]:
         """As a reflector takes them."""
         return self.namespaces or (None,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What runs beside the reconciler."""
+
+    observations: Observations
+    scaling: ClusterScaling
+    drainer: Drainer
+    sleeper: Sleeper
 
 
 class Machine:
@@ -111,7 +122,7 @@ class Machine:
         platform = replace(self._platform, pod_disruption_budget_api=(await self._disruption_budgets()).api_version)
         await self._until_served()
         autoscalers = self._autoscalers(platform)
-        reconciler, observations, scaling, drainer = self._build(platform, autoscalers)
+        reconciler, parts = self._build(platform, autoscalers)
         self._export(reconciler)
         async with asyncio.TaskGroup() as group:
             reflectors = self._reflectors(platform)
@@ -125,19 +136,17 @@ class Machine:
             reconciler.begin()
             for _ in range(_NUM_WORKERS):
                 group.create_task(work(self._queue, self._timed(reconciler), self._count))
-            for one in (observations, scaling, drainer):
+            for one in (parts.observations, parts.scaling, parts.drainer, parts.sleeper):
                 group.create_task(one.run())
             if self._keda is not None:
-                group.create_task(serve_keda(self._client, scaling.edges, self._keda))
+                group.create_task(serve_keda(self._client, parts.scaling.edges, self._keda))
             group.create_task(self._relist())
             group.create_task(self._follow_nodes())
             group.create_task(self._watch_documents(self._cache.handle))
             self._working.set()
             log_event(logger, logging.INFO, "watching", namespaces=",".join(self._scope.namespaces) or "all")
 
-    def _build(
-        self, platform: Platform, autoscalers: AutoscalerWatch
-    ) -> tuple[Reconciler, Observations, ClusterScaling, Drainer]:
+    def _build(self, platform: Platform, autoscalers: AutoscalerWatch) -> tuple[Reconciler, _Parts]:
         client, cache, metrics = self._client, self._cache, self._metrics
         trust = TrustSecrets(client, platform)
         release = Release(
@@ -149,12 +158,14 @@ class Machine:
         )
         events = EventPoster(client)
         drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
+        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),
             events=events,
             release=release,
             drainer=drainer,
+            sleeper=sleeper,
         )
         scaling = ClusterScaling(
             cache=cache,
@@ -178,7 +189,7 @@ class Machine:
             now=self._now,
             rng=self._rng,
         )
-        return reconciler, observations, scaling, drainer
+        return reconciler, _Parts(observations=observations, scaling=scaling, drainer=drainer, sleeper=sleeper)
 
     def _autoscalers(self, platform: Platform) -> AutoscalerWatch:
         store = self._cache.children

@@ -5,11 +5,12 @@ beyond the served name, nor write status.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from quire_contract import names
+from quire_contract.startup_report import StartupReport
 from quire_operator import pod_state
 from quire_operator.decision import FetchProgress, ServiceSnapshot
 from quire_operator.findings import (
@@ -59,6 +60,8 @@ class Observation:
     fetches: Mapping[str, FetchProgress]
     """By pod name."""
     now: datetime
+    startups: Mapping[str, StartupReport] = field(default_factory=dict)
+    """By pod name."""
 
     @cached_property
     def _by_revision(self) -> dict[str, list[PodView]]:
@@ -92,8 +95,13 @@ class Observation:
 
     @property
     def replicas(self) -> int:
-        """Living pods."""
-        return sum(pod_state.is_alive(view.pod) for view in self.pods)
+        """Living pods that do not sleep."""
+        return sum(pod_state.is_alive(view.pod) for view in self.pods) - self.asleep()
+
+    def asleep(self, revision: str | None = None) -> int:
+        """Pods that sleep; of one revision, or of all."""
+        views = self.pods if revision is None else self._by_revision.get(revision, [])
+        return sum(pod_state.is_asleep(view.pod) for view in views)
 
     @property
     def ready(self) -> int:
@@ -113,11 +121,7 @@ class Observation:
     def stuck_since(self, revision: str) -> datetime | None:
         """Since when the oldest pod of the revision that does not serve has existed; None if all serve."""
         views = self._by_revision.get(revision, [])
-        waiting = [
-            view.pod
-            for view in views
-            if pod_state.is_alive(view.pod) and not pod_state.is_ready(view.pod) and not pod_state.is_victim(view.pod)
-        ]
+        waiting = [view.pod for view in views if _comes_up(view.pod)]
         times = [moment for pod in waiting if (moment := pod_state.creation_time(pod))]
         deployment = self.deployments.get(revision)
         if deployment and not waiting and int(deployment["spec"].get("replicas", 1)) > len(views):
@@ -167,6 +171,7 @@ def observe(snapshot: ServiceSnapshot) -> Observation:
         refusals=_refusals(snapshot, deployments.values()),
         fetches=snapshot.fetches,
         now=snapshot.now,
+        startups=snapshot.startups,
     )
 
 
@@ -178,7 +183,15 @@ def fetcher(pod: Manifest, *, running: bool = False) -> pod_state.Container | No
     return None if found is None or (running and found.running_since is None) else found
 
 
+def _comes_up(pod: Manifest) -> bool:
+    if not pod_state.is_alive(pod) or pod_state.is_ready(pod):
+        return False
+    return not pod_state.is_asleep(pod) and not pod_state.is_victim(pod)
+
+
 def _view(pod: Manifest, snapshot: ServiceSnapshot) -> PodView:
+    if pod_state.is_asleep(pod):
+        return PodView(pod=pod, finding=None)
     progress = snapshot.fetches.get(str(pod["metadata"]["name"]))
     return PodView(pod=pod, finding=diagnose_pod(pod, snapshot.now, progress))
 

@@ -1,4 +1,4 @@
-"""Asks routers and model fetchers for what decisions want to know, every few seconds, only while one does.
+"""Asks routers, model fetchers and starting workers for what decisions want to know, every few seconds, only while one does.
 
 This module must not know what is made of the answers.
 """
@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from quire_contract import names
+from quire_contract.startup_report import StartupReport
 from quire_contract.telemetry import log_event
 from quire_operator.cache import ClusterCache
 from quire_operator.decision import CanaryObservation, Decision, FetchProgress
@@ -40,19 +41,21 @@ class Observations:
         enqueue: Callable[[Key], None],
         token: Callable[[], str | None],
         now: Callable[[], datetime],
-        ports: tuple[int, int] = (names.PORT_ROUTER, names.PORT_FETCH),
+        ports: tuple[int, int, int] = (names.PORT_ROUTER, names.PORT_FETCH, names.PORT_HTTP),
         poll_s: float = POLL_S,
     ) -> None:
-        """`token` is the release's, once it is known; `ports` are the routers' and the fetchers'; `poll_s` between two questions."""
+        """`token` is the release's, once it is known; `ports`: of routers, fetchers and workers; `poll_s` between two questions."""
         self._cache = cache
         self._enqueue = enqueue
         self._token = token
         self._now = now
         self._poll_s = poll_s
-        self._router_port, self._fetch_port = ports
+        self._router_port, self._fetch_port, self._worker_port = ports
         self._tallies: dict[Key, StepTally] = {}
         self._fetching: set[Key] = set()
         self._fetches: dict[Key, dict[str, FetchProgress]] = {}
+        self._starting: dict[Key, str] = {}
+        self._startups: dict[Key, dict[str, StartupReport]] = {}
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
 
     def canary(self, key: Key) -> CanaryObservation | None:
@@ -63,6 +66,10 @@ class Observations:
     def fetches(self, key: Key) -> Mapping[str, FetchProgress]:
         """How far the service's fetchers are, by pod."""
         return self._fetches.get(key, {})
+
+    def startups(self, key: Key) -> Mapping[str, StartupReport]:
+        """What the service's workers told of their start, by pod."""
+        return self._startups.get(key, {})
 
     def want(self, key: Key, document: Mapping[str, Any], decision: Decision) -> None:
         """Begin, go on with or end what the decision asks for. Another step is counted anew."""
@@ -79,18 +86,27 @@ class Observations:
         else:
             self._fetching.discard(key)
             self._fetches.pop(key, None)
+        if decision.wants_startup is None:
+            self._starting.pop(key, None)
+            self._startups.pop(key, None)
+        else:
+            self._starting[key] = decision.wants_startup
 
     def forget(self, key: Key) -> None:
         """The service is gone."""
         self._tallies.pop(key, None)
         self._fetching.discard(key)
         self._fetches.pop(key, None)
+        self._starting.pop(key, None)
+        self._startups.pop(key, None)
 
     async def run(self) -> None:
         """Ask until cancelled."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()) as session:
             while True:
-                await asyncio.gather(self._ask_routers(session), self._ask_fetchers(session))
+                await asyncio.gather(
+                    self._ask_routers(session), self._ask_fetchers(session), self._ask_workers(session)
+                )
                 await asyncio.sleep(self._poll_s)
 
     async def _ask_routers(self, session: aiohttp.ClientSession) -> None:
@@ -144,6 +160,28 @@ class Observations:
         except _NO_ANSWER:
             return None
 
+    async def _ask_workers(self, session: aiohttp.ClientSession) -> None:
+        """Of those that became ready not long ago, how they started."""
+        await asyncio.gather(*(self._ask_worker(session, key, name) for key, name in list(self._starting.items())))
+
+    async def _ask_worker(self, session: aiohttp.ClientSession, key: Key, name: str) -> None:
+        document = self._cache.document(key)
+        pods = () if document is None else self._cache.pods_of(document)
+        pod = next((pod for pod in pods if pod["metadata"]["name"] == name and _address(pod)), None)
+        if pod is None:
+            return
+        token = self._token()
+        headers = {names.HEADER_TOKEN: token} if token else {}
+        url = f"http://{_address(pod)}:{self._worker_port}{names.PATH_STARTUP}"
+        try:
+            told = msgspec.convert(await self._get(session, url, headers), StartupReport)
+        except _NO_ANSWER:
+            return  # a worker of an earlier release does not tell
+        found = {name: told}
+        if key in self._starting and _shown(found) != _shown(self._startups.get(key, {})):
+            self._startups[key] = found
+            self._enqueue(key)
+
     async def _get(self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> Any:
         async with self._slots, session.get(url, headers=headers, allow_redirects=False) as answer:
             if answer.status != 200:
@@ -158,6 +196,11 @@ class Observations:
 
 _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError)
 """A pod that is starting, stopping or no router of ours is no reason to stop asking."""
+
+
+def _shown(reports: Mapping[str, StartupReport]) -> dict[str, StartupReport]:
+    """Without what changes by itself."""
+    return {name: msgspec.structs.replace(report, elapsed_s=0.0) for name, report in reports.items()}
 
 
 def _address(pod: Mapping[str, Any]) -> str | None:

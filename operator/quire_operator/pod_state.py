@@ -12,6 +12,10 @@ from quire_operator.timestamps import parse_time
 
 ANNOTATION_LEAVING = "quire.dev/leaving"
 """On a worker's pod: since when and why it drains, so that whoever leads next goes on with it or takes it back."""
+ANNOTATION_STANDBY = "quire.dev/standby"
+"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP or STANDBY_WOKEN."""
+STANDBY_ASLEEP = "asleep"
+STANDBY_WOKEN = "woken"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Termination:
     def json_message(self) -> str:
         """Its `message`."""
         return self._told.get("message", "")
+
+    def json_told(self, key: str) -> str:
+        """Any other of its entries, as text; "" if it has none."""
+        return self._told.get(key, "")
 
     @cached_property
     def _told(self) -> dict[str, str]:
@@ -117,6 +125,27 @@ def is_ready(pod: Manifest) -> bool:
     """Alive and serving."""
     ready = condition(pod, "Ready")
     return is_alive(pod) and ready is not None and ready.get("status") == "True"
+
+
+def is_meant_to_sleep(pod: Manifest) -> bool:
+    """Its worker was put to sleep, or is about to be."""
+    return _standby(pod) == STANDBY_ASLEEP
+
+
+def was_woken(pod: Manifest) -> bool:
+    """It slept, and was woken last."""
+    return _standby(pod) == STANDBY_WOKEN
+
+
+def is_asleep(pod: Manifest) -> bool:
+    """A warm standby: alive, its processes run, and it takes no requests, as it was meant to."""
+    status = pod.get("status", {})
+    runs = any((entry.get("state") or {}).get("running") for entry in status.get("containerStatuses") or ())
+    return is_alive(pod) and is_meant_to_sleep(pod) and not is_ready(pod) and runs
+
+
+def _standby(pod: Manifest) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(ANNOTATION_STANDBY, ""))
 
 
 def revision(pod: Manifest) -> str:

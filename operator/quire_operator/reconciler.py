@@ -28,6 +28,7 @@ from quire_operator.observations import Observations
 from quire_operator.platform import Platform
 from quire_operator.release import Release
 from quire_operator.router_shards import ShardEntry, service_entry
+from quire_operator.sleeper import Sleeper
 from quire_operator.status_writer import StatusWriter
 from quire_operator.store import KubeObject
 from quire_operator.traffic import PLAIN, Traffic, traffic_of
@@ -51,6 +52,7 @@ class Writers:
     events: EventPoster
     release: Release
     drainer: Drainer
+    sleeper: Sleeper
 
 
 @dataclass(kw_only=True)
@@ -164,6 +166,7 @@ class Reconciler:
             may_upgrade=may_upgrade,
             canary=self._observations.canary(key),
             fetches=self._observations.fetches(key),
+            startups=self._observations.startups(key),
             apply_errors=memory.apply_errors,
             now=self._now(),
             scaling=self._scaling.facts(key),
@@ -182,6 +185,7 @@ class Reconciler:
         self._gate.decided(key, may_upgrade=may_upgrade, is_upgrading=decision.is_upgrading)
         self._observations.want(key, document, decision)
         self._writers.drainer.want(key, decision.leaving)
+        self._writers.sleeper.want(key, sleep=decision.sleep, wake=decision.wake)
         told = self._weights(document, decision), traffic_of(document, memory.traffic)
         if told != (memory.weights, memory.traffic):
             memory.weights, memory.traffic = told

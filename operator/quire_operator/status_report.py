@@ -30,6 +30,7 @@ from quire_operator.manifests import fetch
 from quire_operator.observation import Observation, fetcher
 from quire_operator.platform import Platform
 from quire_operator.revisions import StoredRevision
+from quire_operator.starts import next_start
 from quire_operator.timestamps import format_time
 
 MAX_MESSAGE = 2000
@@ -97,7 +98,7 @@ def build_status(report: Report) -> dict[str, Any]:
         "conditions": _conditions(report),
         "replicas": observation.replicas,
         "readyReplicas": observation.ready,
-        "updatedReplicas": observation.of(target).alive if target else 0,
+        "updatedReplicas": observation.of(target).alive - observation.asleep(target) if target else 0,
         "selector": selector,
         "url": _url(report.platform),
         "model": report.served_name or None,
@@ -105,7 +106,12 @@ def build_status(report: Report) -> dict[str, Any]:
         "revisions": _revisions(report),
         "rollout": _rollout(report.rollout),
         "fetch": _fetch(observation),
-        "scaling": scaling_status(report.scaling, report.service, report.previous.get("scaling")),
+        "scaling": _with_standby(
+            scaling_status(report.scaling, report.service, report.previous.get("scaling")), report
+        ),
+        "lastStart": next_start(
+            [view.pod for view in observation.pods], report.observation.startups, report.previous.get("lastStart")
+        ),
     }
     return {key: content for key, content in status.items() if content is not None}
 
@@ -320,7 +326,7 @@ def _revisions(report: Report) -> list[dict[str, Any]]:
         entry = {
             "name": revision.name,
             "weight": weights.get(revision.name, 0),
-            "replicas": pods.alive,
+            "replicas": pods.alive - observation.asleep(revision.name),
             "readyReplicas": pods.ready,
             "image": revision.image[:512],
             "failed": bool(rollout and rollout.phase == "Failed" and rollout.revision == revision.name),
@@ -342,6 +348,14 @@ def _rollout(rollout: RolloutStatus | None) -> dict[str, Any] | None:
         return None
     entries = rollout.model_dump(mode="json", exclude_none=True)
     return {key: content for key, content in entries.items() if content != ""}
+
+
+def _with_standby(scaling: Mapping[str, Any] | None, report: Report) -> dict[str, Any] | None:
+    """The autoscaler's view, and how many sleep."""
+    spec = report.service.spec.scaling if report.service else None
+    if spec is None or spec.standby is None:
+        return {key: content for key, content in scaling.items() if key != "standby"} if scaling else None
+    return {**(scaling or {}), "standby": report.observation.asleep()}
 
 
 def _fetch(observation: Observation) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
+from quire_contract import names
 from quire_contract.load_report import LOST_AFTER_S, LoadReport
 from quire_contract.router_config import (
     EndpointEntry,
@@ -201,11 +202,16 @@ class Endpoint:
     # Load
 
     def take_report(self, report: LoadReport, now_s: float) -> None:
-        """The newest load report; it also says whether the endpoint is draining."""
+        """The newest load report; it also says whether the endpoint is draining, or sleeps."""
+        was_asleep = self.report is not None and self.report.asleep
         self.report, self.report_s, self.draining = report, now_s, report.draining
         self.heard_s, self.life = now_s, report.epoch
         speed = report.prefill_tokens_per_s
         self._reported_ms_per_token = _in_range(1000.0 / speed) if speed > 0 else None
+        if report.asleep and self.ready:
+            self.mark_not_ready(names.REASON_ASLEEP)
+        elif was_asleep and not report.asleep:
+            self.on_suspect()  # its probe tells at once that it is awake
         self.on_change(self)
 
     def forget_report(self) -> None:

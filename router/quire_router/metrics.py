@@ -23,6 +23,7 @@ RETRY_REASONS = (
     names.REASON_DRAINING,
     names.REASON_QUEUE_FULL,
     names.REASON_NOT_READY,
+    names.REASON_ASLEEP,
 )
 RESUME_REASONS = ("migrate", "died", "lost", "cut", "stalled")
 

@@ -33,7 +33,7 @@ log = logging.getLogger("quire_router.upstream")
 MAX_HELD_BYTES = 1024 * 1024
 """An answer that is no stream is read whole before a byte is sent on, up to this size, so that a worker's death can still be mended."""
 RETRYABLE_STATUS = 503
-BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING})
+BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING, names.REASON_ASLEEP})
 """A worker that says so is well."""
 NOT_ITS_FAULT = BUSY_REASONS | {names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE, CODE_QUEUE_TIMEOUT}
 MAX_URLS = 4096

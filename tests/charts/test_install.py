@@ -68,7 +68,7 @@ ALLOWED = {
             create deployments.apps | patch deployments.apps | delete deployments.apps | watch deployments.apps
             create controllerrevisions.apps | delete controllerrevisions.apps
             create services | patch serviceaccounts | delete poddisruptionbudgets.policy | patch networkpolicies.networking.k8s.io
-            list pods | create persistentvolumeclaims | get secrets/quire-trust | patch secrets/quire-trust | create secrets
+            list pods | patch pods | create persistentvolumeclaims | get secrets/quire-trust | patch secrets/quire-trust | create secrets
             create events
         """,
         "release": "list configmaps | patch configmaps | get leases/quire-operator | update leases/quire-operator | create leases",

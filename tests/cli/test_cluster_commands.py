@@ -12,6 +12,7 @@ from cluster.tools import Command
 
 from quire_cli.app import run_command
 from quire_cli.cluster.found import FoundService
+from quire_cli.cluster.pods import pod_state
 from quire_cli.cluster.rollback import plan_rollback
 from quire_cli.cluster.status import details
 from quire_cli.errors import CommandError
@@ -256,6 +257,27 @@ def test_status_of_one_service_shows_all_that_belongs_to_it_and_what_to_do(world
     assert "  - worker used more than its limit\n" in out
     assert "  - demo-worker-bbbb-x: the container needs more memory than its limit: raise" in out
     assert f"kubectl logs -n {world.namespace} demo-worker-bbbb-x -c worker --previous --tail 20" in out
+
+
+def test_status_tells_how_the_replica_that_became_ready_last_started(world: World, quire: Quire) -> None:
+    world.service()
+    phases = [{"name": "Fetch", "milliseconds": 7100}, {"name": "Engine", "milliseconds": 450}]
+    start = {"pod": "demo-x", "kind": "Cold", "totalMilliseconds": 12_340, "phases": phases, "time": NOW}
+    world.status(lastStart=start)
+
+    _, out, _ = quire("status", "demo")
+
+    assert "Start:     12.3 s, cold (Fetch 7.1, Engine 0.5): demo-x\n" in out
+
+
+def test_a_pod_that_is_meant_to_sleep_and_does_is_called_asleep() -> None:
+    conditions = [{"type": "Ready", "status": "False"}]
+    running = [{"name": "worker", "state": {"running": {"startedAt": NOW}}}]
+    status = {"phase": "Running", "conditions": conditions, "containerStatuses": running}
+    meta = {"name": "demo-x", "annotations": {"quire.dev/standby": "asleep"}}
+
+    assert pod_state({"metadata": meta, "status": status}).word == "Asleep"
+    assert pod_state({"metadata": {"name": "demo-x"}, "status": status}).word == "Loading"
 
 
 def test_a_mistyped_name_is_answered_with_the_near_one(world: World, quire: Quire) -> None:

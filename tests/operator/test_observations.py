@@ -3,10 +3,12 @@
 import asyncio
 from datetime import UTC, datetime
 
+import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from quire_contract import names
+from quire_contract.startup_report import StartupReport
 from quire_operator.cache import ClusterCache
 from quire_operator.decision import Decision, FetchProgress, RevisionCounts
 from quire_operator.keys import Key, service_key
@@ -21,7 +23,7 @@ DOCUMENT = {
 }
 
 
-def decision(*, canary: bool = False, fetch: bool = False) -> Decision:
+def decision(*, canary: bool = False, fetch: bool = False, starting: str | None = None) -> Decision:
     return Decision(
         manifests=None,
         status={"rollout": {"stepStartedAt": "2026-01-01T00:00:00Z"}},
@@ -31,6 +33,7 @@ def decision(*, canary: bool = False, fetch: bool = False) -> Decision:
         is_upgrading=False,
         wants_canary_stats=("old", "new") if canary else None,
         wants_fetch_progress=fetch,
+        wants_startup=starting,
     )
 
 
@@ -78,7 +81,7 @@ async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
         enqueue=keys.put_nowait,
         token=lambda: "t0ken",
         now=lambda: NOW,
-        ports=(server.port, server.port),
+        ports=(server.port, server.port, server.port),
         poll_s=0.01,
     )
     observations.want(KEY, DOCUMENT, decision(canary=True, fetch=True))
@@ -94,6 +97,50 @@ async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
     observations.want(KEY, DOCUMENT, decision())
     assert observations.canary(KEY) is None
     assert observations.fetches(KEY) == {}
+    running.cancel()
+    await asyncio.wait([running])
+    await server.close()
+
+
+async def test_a_worker_that_became_ready_is_asked_with_the_token_how_it_started() -> None:
+    asked: asyncio.Queue[str | None] = asyncio.Queue()
+    keys: asyncio.Queue[Key] = asyncio.Queue()
+    report = StartupReport(pod="w1", model="demo", phase="ready", elapsed_s=3.0, ready_s=2.5)
+
+    async def startup(request: web.Request) -> web.Response:
+        asked.put_nowait(request.headers.get(names.HEADER_TOKEN))
+        told = msgspec.structs.replace(report, elapsed_s=float(asked.qsize()))
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+
+    cache = ClusterCache(lambda key: None)
+    cache.handle(None, DOCUMENT)
+    for name in ("w1", "w2"):
+        cache.pods.put(pod(name, "Running", **{names.LABEL_SERVICE: "demo"}))
+    app = web.Application()
+    app.router.add_get(names.PATH_STARTUP, startup)
+    server = TestServer(app)
+    await server.start_server()
+    observations = Observations(
+        cache=cache,
+        enqueue=keys.put_nowait,
+        token=lambda: "t0ken",
+        now=lambda: NOW,
+        ports=(1, 1, server.port),
+        poll_s=0.01,
+    )
+    observations.want(KEY, DOCUMENT, decision(starting="w1"))
+    running = asyncio.create_task(observations.run())
+
+    async with asyncio.timeout(10):
+        first = await keys.get()
+        tokens = {await asked.get() for _ in range(3)}
+
+    assert first == KEY
+    assert keys.empty()
+    assert tokens == {"t0ken"}
+    assert observations.startups(KEY) == {"w1": msgspec.structs.replace(report, elapsed_s=1.0)}
+    observations.want(KEY, DOCUMENT, decision())
+    assert observations.startups(KEY) == {}
     running.cancel()
     await asyncio.wait([running])
     await server.close()

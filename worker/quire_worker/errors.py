@@ -5,6 +5,7 @@
     ├── LoadError          the model cannot be loaded: a missing, corrupt or unsupported file, or not enough memory
     ├── DeviceError        the device is in a state that no further step can leave; the process must exit
     ├── StepMemoryError    a step found no memory; a smaller one may
+    ├── WakeError          a sleeping worker finds no room for what it gave back
     └── PublisherError     KV events can no longer be published; the process must exit
 
 Imports nothing of ours, so that every part of the worker may raise them.
@@ -21,6 +22,10 @@ class ConfigError(QuireWorkerError):
 
 class LoadError(QuireWorkerError):
     """The model cannot be loaded. The message names the file or `config.json` field and the fix."""
+
+
+class WakeError(QuireWorkerError):
+    """A sleeping worker finds no room for what it gave back; it sleeps on and may be woken later."""
 
 
 class DeviceError(QuireWorkerError):

@@ -51,6 +51,8 @@ class Operation:
     """Base URL of an OTLP/HTTP collector that gets spans; None: no tracing."""
     trace_sample_ratio: float = 1.0
     """Share of the requests that get a span, 0 to 1; a caller's own decision in `traceparent` counts more."""
+    start_asleep: bool = False
+    """Load, then sleep until POST /internal/wake."""
 
 
 _FLAGS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -122,6 +124,11 @@ _FLAGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "--trace-sample-ratio",
         {"metavar": "SHARE", "type": flag_values.proportion},
         "share of the requests that get a span, unless their caller has decided",
+    ),
+    "start_asleep": (
+        "--start-asleep",
+        {"action": "store_true"},
+        "load the model, then give the memory of KV (and of a GPU) back and wait for POST /internal/wake",
     ),
 }
 

@@ -130,3 +130,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Seconds each start-up phase took, by name."""
     embedding: EmbeddingInfo | None = None
     """What a model makes instead of text; None: it generates."""
+    weights_read_bytes: int = 0
+    """Of the checkpoint's tensors, as they lie in its files."""
+    weights_began_s: float | None = None
+    """When their reading began, by the clock that all processes of the machine share (CLOCK_MONOTONIC, seconds); None: none were read."""

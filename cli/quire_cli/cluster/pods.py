@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quire_operator.pod_state import is_asleep
+
 EXIT_CANNOT_WORK = 2
 """A worker's or fetcher's exit code for a configuration or model that a restart will not help."""
 
@@ -14,7 +16,7 @@ class PodState:
 
     name: str
     word: str
-    """One CamelCase word, as in kubectl: Ready, Running, Unschedulable, ImagePullBackOff, Terminating ..."""
+    """One CamelCase word, as in kubectl: Ready, Asleep, Loading, Unschedulable, ImagePullBackOff, Terminating ..."""
     message: str
     """What the node or the scheduler says about it; empty if nothing."""
     restarts: int
@@ -82,7 +84,7 @@ def _now(pod: Mapping[str, Any]) -> tuple[str, str]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
             return waiting["reason"], waiting.get("message", "")
-    return _progress(status, conditions), ""
+    return ("Asleep" if is_asleep(dict(pod)) else _progress(status, conditions)), ""
 
 
 def _progress(status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> str:

@@ -136,6 +136,16 @@ def _fetch(document: Mapping[str, Any]) -> str:
     return f"{fetch.get('phase')}, {_gigabytes(done)}{f' of {_gigabytes(total)}' if total else ''}"
 
 
+def _last_start(document: Mapping[str, Any]) -> str:
+    """How the replica that became ready last started, as "12.3 s, cold (Schedule 1.0, Fetch 7.1, ...): pod"; empty if none has."""
+    start = (document.get("status") or {}).get("lastStart") or {}
+    if not start:
+        return ""
+    phases = ", ".join(f"{one['name']} {one['milliseconds'] / 1000:.1f}" for one in start.get("phases") or ())
+    parts = f" ({phases})" if phases else ""
+    return f"{start['totalMilliseconds'] / 1000:.1f} s, {start['kind'].lower()}{parts}: {start['pod']}"
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
@@ -163,6 +173,7 @@ def _head(document: KubeObject, now: datetime) -> list[str]:
         ("Revision", _revision(document)),
         ("Rollout", (status.get("rollout") or {}).get("message", "")),
         ("Download", _fetch(document)),
+        ("Start", _last_start(document)),
         ("Age", age(metadata.get("creationTimestamp"), now)),
     ]
     return [f"{title + ':':<11}{text}" for title, text in facts if text]

@@ -118,6 +118,8 @@ class StartStatus(ApiModel):
     """From the decision, or the pod's creation, to ready."""
     phases: Annotated[tuple[StartPhase, ...], Field(max_length=8)] = ()
     """In order."""
+    time: Time | None = None
+    """When it became ready."""
 
 
 class ScalingStatus(ApiModel):
@@ -135,8 +137,6 @@ class ScalingStatus(ApiModel):
     """The last changes, newest first."""
     last_active_time: Time | None = None
     """When demand was last above activationDemand, to the half minute; cooldown counts from it."""
-    last_start: StartStatus | None = None
-    """How the replica that started last did it."""
     standby: Count | None = None
     """Replicas that sleep and can be woken."""
 
@@ -179,6 +179,8 @@ class InferenceServiceStatus(ApiModel):
     """The model's download, while there is one."""
     scaling: ScalingStatus | None = None
     """The autoscaler's view."""
+    last_start: StartStatus | None = None
+    """How the replica that became ready last did it."""
 
 
 class AcceptanceStatus(ApiModel):

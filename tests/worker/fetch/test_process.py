@@ -66,7 +66,7 @@ async def test_a_fetch_that_was_killed_goes_on_where_it_was(hub: Hub, dest: Path
     assert progress["phase"] == "downloading"
     assert 1_900_000 < progress["done_bytes"] < progress["total_bytes"] == sum(map(len, files.values()))
     assert int(hub.cdn.requests(SAFETENSORS)[1].headers["range"][6:-1]) > 1_900_000
-    assert read(termination_log) == ""
+    assert json.loads(read(termination_log)).keys() == {"downloaded_bytes"}
 
 
 async def test_a_refused_source_ends_with_2_and_says_why_where_kubernetes_looks(

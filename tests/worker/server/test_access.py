@@ -19,6 +19,7 @@ from quire_worker.server.access import Access
 from quire_worker.server.engine_client import EngineClient
 from quire_worker.server.metrics import Metrics
 from quire_worker.server.private_folder import private_folder
+from quire_worker.server.sleeping import Sleeping
 from quire_worker.server.worker import Worker
 
 OPEN = ("/health", "/ready", "/metrics")
@@ -221,8 +222,10 @@ async def test_no_route_of_the_application_is_open_but_health_ready_and_metrics(
     with socket.create_server(("127.0.0.1", 0)) as listening, private_folder(tmp_path) as folder:
         worker = Worker(config, None, listening, "test")
         engine = EngineClient(folder, time.monotonic, lambda stats: None)
-        serving = worker._make_serving(engine, Metrics("tiny", "test"))
-        app = worker._application(serving, *worker._edge(serving))
+        metrics = Metrics("tiny", "test")
+        serving, startup = worker._make_serving(engine, metrics), worker._startup(metrics)
+        sleeping = Sleeping(serving, startup, lambda state: None)
+        app = worker._application(serving, *worker._edge(serving, startup), sleeping)
         engine.close()
     routes = {
         (route.method, route.resource.canonical.replace("{name:.+}", "tiny").replace("{digest}", "0"))

@@ -6,6 +6,7 @@ Has the surface of engine.Engine, so that the same loop drives both. Knows queue
 import logging
 from collections.abc import Sequence
 
+from quire_worker.dormant import Dormant
 from quire_worker.embedding import Embed, Embedder
 from quire_worker.errors import DeviceError, LoadError
 from quire_worker.request import FAILED_NOT_FINITE, ChoiceOutput, Submit
@@ -25,6 +26,11 @@ class EmbedEngine:
         """Tokens of the last batch; 0 if there was none."""
         self.last_step_rows = 0
         """Inputs of that batch."""
+
+    @property
+    def dormant(self) -> Dormant | None:
+        """What computes, if it can sleep."""
+        return self._embedder if isinstance(self._embedder, Dormant) else None
 
     def add(self, message: Submit | Embed) -> Rejection | None:
         """Queue a request, or say why not."""

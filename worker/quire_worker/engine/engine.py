@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from quire_worker.dormant import Dormant
 from quire_worker.embedding import Embed
 from quire_worker.engine.constraints import Constraints
 from quire_worker.engine.quarantine import Quarantine
@@ -46,6 +47,11 @@ class Engine:
         """Tokens computed by the step that the last call of step() committed; 0 if it committed none."""
         self.last_step_rows = 0
         """Rows of that step."""
+
+    @property
+    def dormant(self) -> Dormant | None:
+        """What computes, if it can sleep."""
+        return self._runner if isinstance(self._runner, Dormant) else None
 
     def add(self, message: Submit | Embed) -> Rejection | None:
         """Queue a request, or say why not."""

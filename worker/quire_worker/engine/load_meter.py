@@ -17,7 +17,7 @@ class LoadMeter:
         self._speeds = speeds
         self._template = template
 
-    def report(self, now_s: float, *, draining: bool) -> LoadReport:
+    def report(self, now_s: float, *, draining: bool, asleep: bool = False) -> LoadReport:
         """The state at `now_s` (Unix time). The publisher fills in kv_seq."""
         scheduler, fixed = self._scheduler, self._template
         return LoadReport(
@@ -36,4 +36,5 @@ class LoadMeter:
             draining=draining,
             prefill_tokens_per_s=self._speeds.prefill_tokens_per_s,
             decode_step_s=self._speeds.decode_step_s,
+            asleep=asleep,
         )

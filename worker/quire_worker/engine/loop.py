@@ -18,6 +18,7 @@ from quire_worker.engine.messages import (
     FromEngine,
     Outputs,
     Rejected,
+    SetAsleep,
     SetDraining,
     Shutdown,
     Submit,
@@ -26,6 +27,7 @@ from quire_worker.engine.messages import (
 from quire_worker.engine.publisher import Publisher
 from quire_worker.engine.retry_advice import RetryAdvice
 from quire_worker.engine.served import ServedEngine
+from quire_worker.engine.slumber import Slumber
 from quire_worker.engine.stats import Pace, StatsCollector
 from quire_worker.kv.events import CacheEvent
 from quire_worker.scheduling.intake import Rejection
@@ -55,6 +57,7 @@ class EngineLoop:
         self._telling = telling
         self._clock = clock
         self._desk = desk
+        self._slumber = Slumber(engine.scheduler, engine.dormant)
         self._poller = zmq.Poller()
         self._poller.register(inbound, zmq.POLLIN)
         if desk is not None and desk.wake_fd is not None:
@@ -77,6 +80,7 @@ class EngineLoop:
             self._visit_desk()
             if self._engine.scheduler.has_work:
                 self._step()
+            self._turn_in()
             if self._pace.wait_s(self._clock()) == 0.0:
                 self._report()
 
@@ -116,12 +120,16 @@ class EngineLoop:
                 self._engine.scheduler.abort(message.request_id, message.choice)
             case SetDraining():
                 self._is_draining = message.draining
+            case SetAsleep():
+                self._slumber.ask(asleep=message.asleep)
             case Shutdown():
                 self._must_stop = True
         self._pace.on_change()
 
     def _add(self, message: Submit | Embed) -> Rejection | None:
         """To the scheduler now, or by way of the desk that compiles its grammar."""
+        if self._slumber.asleep:
+            return Rejection("invalid", "The engine is asleep: wake it first.")
         if self._desk is not None and isinstance(message, Submit) and message.grammar is not None:
             return self._desk.take(message)
         return self._engine.add(message)
@@ -158,10 +166,27 @@ class EngineLoop:
             self._telling.publish(events)
         self._pace.on_change()
 
+    def _turn_in(self) -> None:
+        """Sleep or wake, if that was asked for and can be."""
+        told = self._slumber.turn(self._show_life)
+        if told is None:
+            return
+        events = self._engine.scheduler.take_cache_events()
+        if self._telling is not None and events:
+            self._telling.publish(events)
+        self.send(told)
+        self._pace.on_change()
+
+    def _show_life(self) -> None:
+        """For the watchdog and the API process, amid something that takes long."""
+        self.num_turns += 1
+        if self._pace.wait_s(self._clock()) == 0.0:
+            self._report()
+
     def _report(self) -> None:
         self.send(self._stats.take(self._advice.for_queue(self._engine.scheduler.num_waiting)))
         if self._telling is not None:
-            self._telling.report(draining=self._is_draining)
+            self._telling.report(draining=self._is_draining, asleep=self._slumber.asleep)
         self._pace.on_sent(self._clock())
 
 
@@ -178,6 +203,6 @@ class Telling:
         """Send what happened to the prefix cache."""
         self._publisher.offer_events(events)
 
-    def report(self, *, draining: bool) -> None:
+    def report(self, *, draining: bool, asleep: bool = False) -> None:
         """Send a load report."""
-        self._publisher.offer_load(self._meter.report(self._wall_clock(), draining=draining))
+        self._publisher.offer_load(self._meter.report(self._wall_clock(), draining=draining, asleep=asleep))

@@ -1,7 +1,7 @@
 """What the API process and the engine process say to each other: msgpack frames over two ZMQ sockets on a private path.
 
-    API process  -- PUSH -->  engine      Submit, Embed, Abort, SetDraining, Shutdown
-    API process  <-- PULL --  engine      Ready, Outputs, Rejected, Stats, Fatal
+    API process  -- PUSH -->  engine      Submit, Embed, Abort, SetDraining, SetAsleep, Shutdown
+    API process  <-- PULL --  engine      Ready, Outputs, Rejected, Stats, SleepChanged, Fatal
 
 One message a frame, a msgspec tagged union. Text never crosses: the API process tokenises, detokenises and looks for stop strings.
 """
@@ -21,8 +21,10 @@ __all__ = [
     "Outputs",
     "Ready",
     "Rejected",
+    "SetAsleep",
     "SetDraining",
     "Shutdown",
+    "SleepChanged",
     "Stats",
     "Submit",
     "ToEngine",
@@ -44,11 +46,17 @@ class SetDraining(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
     draining: bool
 
 
+class SetAsleep(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="asleep"):
+    """Sleep as soon as there is no work, or wake. Answered by SleepChanged once it is so; the API process refuses requests meanwhile."""
+
+    asleep: bool
+
+
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="shutdown"):
     """Exit with code 0 now."""
 
 
-ToEngine = Submit | Embed | Abort | SetDraining | Shutdown
+ToEngine = Submit | Embed | Abort | SetDraining | SetAsleep | Shutdown
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
@@ -117,6 +125,18 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     """Of each grammar compiled since the last Stats, refused ones included."""
 
 
+class SleepChanged(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sleep_changed"):
+    """What became of a SetAsleep."""
+
+    asleep: bool
+    """The state now."""
+    size_bytes: int
+    """Memory given back, or filled again."""
+    time_s: float
+    problem: str = ""
+    """Why it still sleeps, for a person: the cause and the fix."""
+
+
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fatal"):
     """The engine cannot start or go on; it exits non-zero right after."""
 
@@ -124,4 +144,4 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="fat
     """For a person: names the cause and the fix, one line."""
 
 
-FromEngine = Ready | Outputs | Rejected | Stats | Fatal
+FromEngine = Ready | Outputs | Rejected | Stats | SleepChanged | Fatal

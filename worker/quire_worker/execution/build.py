@@ -28,6 +28,7 @@ from quire_worker.execution.device import (
     resolve_threads,
 )
 from quire_worker.execution.device_steps import DeviceSteps
+from quire_worker.execution.dormancy import DeviceDormancy
 from quire_worker.execution.gpu_memory import gpu_free_bytes
 from quire_worker.execution.graphs import CudaRecorder, DecodeGraphs, Recorder, table_widths
 from quire_worker.execution.host_steps import HostSteps
@@ -65,13 +66,15 @@ class PhaseClock:
 
     def __init__(self) -> None:
         self.phases_s: dict[str, float] = {}
+        self.began_s: dict[str, float] = {}
+        """When each began, by CLOCK_MONOTONIC."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block."""
-        start = time.perf_counter()
+        self.began_s[name] = start = time.monotonic()
         yield
-        self.phases_s[name] = round(time.perf_counter() - start, 3)
+        self.phases_s[name] = round(time.monotonic() - start, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,8 @@ def build_runner(
         weights_size_bytes=model.weights_size_bytes,
         kv_size_bytes=num_blocks * shape.block_bytes,
         phases_s=clock.phases_s,
+        weights_read_bytes=checkpoint.size_bytes,
+        weights_began_s=clock.began_s["weights"],
     )
     _log_ready(options, config, target, info)
     return runner, info
@@ -238,7 +243,9 @@ def _make_runner(
         graphs = DecodeGraphs(recorder, max_rows=options.max_num_seqs, widths=widths)
     rows = DeviceRows(rows_shape, target.device)
     steps = DeviceSteps(model=model, rows=rows, params=params, ops=target.ops, graphs=graphs)
-    return TorchRunner(steps=steps, kv_cache=kv_cache, rows=rows, params=params, ops=target.ops)
+    # Rows that are resident on a CPU are a GPU's without one, whose KV pool is the host's.
+    dormancy = DeviceDormancy(model=model, kv_cache=kv_cache, steps=steps) if target.device.type == "cuda" else None
+    return TorchRunner(steps=steps, kv_cache=kv_cache, rows=rows, params=params, ops=target.ops, dormancy=dormancy)
 
 
 def _recorder(

@@ -110,6 +110,8 @@ def build_embedder(options: RunnerOptions, task: Task, pooling: Pooling | None =
         kv_size_bytes=built.kv_size_bytes,
         phases_s=clock.phases_s,
         embedding=_info(task, embedding, built.hidden_size),
+        weights_read_bytes=checkpoint.size_bytes,
+        weights_began_s=clock.began_s["weights"],
     )
     _log.info(
         "model ready task=%s architecture=%s parameters=%d device=%s dtype=%s quantization=%s ops=%s pooling=%s normalises=%s "

@@ -83,6 +83,12 @@ class DeviceSteps:
         self._recording(self._graphs, shapes[0] if is_smallest else shapes[-1])
         return len(shapes) - 1
 
+    def forget(self) -> None:
+        """See dormancy.Steps."""
+        self._logits = None
+        if self._graphs is not None:
+            self._graphs.forget()
+
     def _send_changes(self, plan: StepPlan) -> None:
         changes = self._rows.changes(plan)
         if not changes:

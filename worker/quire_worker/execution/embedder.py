@@ -3,7 +3,7 @@
 An input is computed whole in one batch, and nothing of it stays behind. Must not know requests or queues.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quire_worker.dormant import Dormant
 from quire_worker.embedding import EmbedInput
 from quire_worker.execution.device import sticky_errors
+from quire_worker.execution.dormancy import DeviceDormancy, HostDormancy
 from quire_worker.execution.embed_batch import Batch, Ints, finished, pack_inputs, token_types
 from quire_worker.execution.kv_memory import KVShape
 from quire_worker.models.decoder import Decoder
@@ -37,6 +39,9 @@ class EncoderEmbedder:
         scorer: PairScorer | None,
     ) -> None:
         """With a `scorer` the pooling is not looked at."""
+        self._dormancy: Dormant = HostDormancy(None)
+        if device.type != "cpu":
+            self._dormancy = DeviceDormancy(model=(model, scorer), kv_cache=None, steps=None)
         self._model = model
         self._padding_id = config.padding_id
         self._has_types = config.num_token_types > 1
@@ -81,6 +86,14 @@ class EncoderEmbedder:
     def _to_device(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
+    def fall_asleep(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.fall_asleep()
+
+    def wake(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.wake()
+
     def close(self) -> None:
         """Let go of the device's memory."""
         del self._model
@@ -96,6 +109,9 @@ class DecoderEmbedder:
         self, model: Decoder, kv_cache: Tensor, shape: KVShape, device: torch.device, pooling: EmbeddingConfig
     ) -> None:
         """The model has its weights and this cache."""
+        self._dormancy: Dormant = HostDormancy(kv_cache)
+        if device.type != "cpu":
+            self._dormancy = DeviceDormancy(model=model, kv_cache=kv_cache, steps=None)
         self._model = model
         self._kv_cache = kv_cache
         self._shape = shape
@@ -166,6 +182,14 @@ class DecoderEmbedder:
 
     def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+    def fall_asleep(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.fall_asleep()
+
+    def wake(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.wake()
 
     def close(self) -> None:
         """Let go of the device's memory."""

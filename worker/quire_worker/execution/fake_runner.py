@@ -7,7 +7,7 @@ an injected `sleep`.
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -75,6 +75,16 @@ class FakeRunner:
             state = self._rows[row]
             if state.num_computed == len(state.token_ids):
                 self._sample_row(handle, row, state, allowed.get(row))
+
+    def fall_asleep(self) -> Iterator[int]:
+        """See dormant.Dormant: what the cache held is gone."""
+        self._cache = array(_TOKEN)
+        yield self._info.num_blocks * self._info.block_size * self._cache.itemsize
+
+    def wake(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        self._cache = array(_TOKEN, [_EMPTY_SLOT]) * (self._info.num_blocks * self._info.block_size)
+        yield len(self._cache) * self._cache.itemsize
 
     def close(self) -> None:
         """Forget all rows."""

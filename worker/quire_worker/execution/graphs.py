@@ -36,6 +36,10 @@ class Recorder(Protocol):
         """The launches of `call`, which is made at least once. Raises whatever keeps it from being recorded."""
         ...
 
+    def reset(self) -> None:
+        """All recordings are gone; later ones share new memory."""
+        ...
+
 
 class CudaRecorder:
     """Records CUDA graphs that share one memory pool."""
@@ -58,6 +62,10 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             call()
         return graph
+
+    def reset(self) -> None:
+        """See Recorder."""
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 Shape = tuple[int, int]
@@ -94,6 +102,12 @@ class DecodeGraphs:
     def is_recording(self) -> bool:
         """False once a recording has failed: there will be no more."""
         return self._recorder is not None
+
+    def forget(self) -> None:
+        """Let go of all recordings, and of their memory: what they know of the device no longer holds."""
+        self._recordings.clear()
+        if self._recorder is not None:
+            self._recorder.reset()
 
     def find(self, shape: Shape) -> Recording | None:
         """That of the shape, if there is one."""

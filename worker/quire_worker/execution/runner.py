@@ -8,6 +8,7 @@ On a GPU launch and sample only enqueue work, so the next plan may be launched b
 inputs read them from the rows on the device. Must not know requests, policy or where blocks come from.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from quire_kernels.ops import Ops
+from quire_worker.dormant import Dormant
 from quire_worker.execution.device import sticky_errors
+from quire_worker.execution.dormancy import HostDormancy
 from quire_worker.execution.handle import StepHandle
 from quire_worker.execution.prepared_step import Computed
 from quire_worker.execution.rows import Rows, upload
@@ -39,12 +42,23 @@ class Steps(Protocol):
 class TorchRunner:
     """A plan.Runner. The model must have its weights and its KV cache."""
 
-    def __init__(self, *, steps: Steps, kv_cache: Tensor, rows: Rows, params: SamplingRows, ops: Ops) -> None:
+    def __init__(
+        self,
+        *,
+        steps: Steps,
+        kv_cache: Tensor,
+        rows: Rows,
+        params: SamplingRows,
+        ops: Ops,
+        dormancy: Dormant | None = None,
+    ) -> None:
+        """dormancy: how this runner sleeps; None: as on a CPU."""
         self._steps = steps
         self._kv_cache = kv_cache
         self._params = params
         self._ops = ops
         self._sampler = Sampler(rows, params, ops)
+        self._dormancy = dormancy or HostDormancy(kv_cache)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Handle:
@@ -79,6 +93,14 @@ class TorchRunner:
 
         The largest should be the first: the others fit in its memory."""
         return self._steps.prepare(is_smallest=is_smallest)
+
+    def fall_asleep(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.fall_asleep()
+
+    def wake(self) -> Iterator[int]:
+        """See dormant.Dormant."""
+        return self._dormancy.wake()
 
     def forget(self, row: int) -> None:
         """The row's request has left."""

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(sys.argv[1:] if argv is None else argv, os.environ)
     configure_logging(level=config.log_level, process="fetch")
     try:
-        asyncio.run(_run(config))
+        downloaded_bytes = asyncio.run(_run(config))
+        _write_message(config.termination_log, {"downloaded_bytes": downloaded_bytes})
         code = 0
     except FetchError as error:
         log_event(log, logging.ERROR, "cannot fetch the model", reason=error.reason, message=error)
@@ -48,13 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write_termination_message(path: Path, error: FetchError) -> None:
     """For the pod's status. The kubelet makes the file; where there is none, nobody reads it."""
+    _write_message(path, {"reason": str(error.reason), "message": str(error)[:_MAX_MESSAGE_CHARS]})
+
+
+def _write_message(path: Path, message: Mapping[str, str | int]) -> None:
     if path.exists():
-        message = {"reason": str(error.reason), "message": str(error)[:_MAX_MESSAGE_CHARS]}
         with contextlib.suppress(OSError):
             path.write_text(json.dumps(message), "utf-8")
 
 
-async def _run(config: FetchConfig) -> None:
+async def _run(config: FetchConfig) -> int:
+    """Bytes that came over the network; 0: the model was there."""
     task = asyncio.current_task()
     assert task is not None
     # So that an ordered end gives up the lease, and nobody waits for it to grow stale.
@@ -69,6 +74,7 @@ async def _run(config: FetchConfig) -> None:
         fetcher = await stack.enter_async_context(open_fetcher(config, progress, importlib.metadata.version("quire")))
         try:
             await fetcher.run()
+            return progress.received_bytes
         except FetchError as error:
             progress.enter("failed", str(error))
             raise

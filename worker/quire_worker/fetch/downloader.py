@@ -151,6 +151,7 @@ class _Receiver:
             if total is None:
                 self._check_room(len(data))
             await asyncio.to_thread(self._part.write, data)
+            self._progress.received_bytes += len(data)
             self._progress.on_file(self._file.name, self._part.size)
             progressed()
 

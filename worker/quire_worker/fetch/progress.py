@@ -27,6 +27,8 @@ class Progress:
         """For a person."""
         self.trouble = ""
         """What is wrong with the source just now; "" if nothing is."""
+        self.received_bytes = 0
+        """That came over the network, whatever became of them; 0: the model was there."""
         self._done_bytes: dict[str, int] = {}
 
     def enter(self, phase: Phase, message: str = "") -> None:

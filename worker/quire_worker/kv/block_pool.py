@@ -164,6 +164,11 @@ class BlockPool:
             block = self._next[block]
         return blocks
 
+    def drop_idle(self) -> None:
+        """Forget the content of every unreferenced block."""
+        while self._num_idle:
+            self._blank.append(self._evict_oldest())
+
     def _evict_oldest(self) -> int:
         block = self._next[NULL_BLOCK]
         self._unlink(block)

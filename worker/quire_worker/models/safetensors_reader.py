@@ -35,6 +35,11 @@ class Checkpoint:
     def __init__(self, entries: dict[str, TensorEntry]) -> None:
         self.entries = entries
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all tensors, in the files."""
+        return sum(entry.size_bytes for entry in self.entries.values())
+
     def dtype(self) -> torch.dtype:
         """That of most of the bytes."""
         sizes: dict[torch.dtype, int] = {}

@@ -145,6 +145,9 @@ class EmbedQueue:
         """Tokens still to be computed."""
         return self._num_tokens
 
+    def drop_cache(self) -> None:
+        """Nothing is cached."""
+
     def take_cache_events(self) -> list[CacheEvent]:
         """None ever: nothing is cached."""
         return []

@@ -213,6 +213,10 @@ class Scheduler:
         """Blocks that can be had now: unused ones and cached ones that nobody references."""
         return self._kv.pool.num_free
 
+    def drop_cache(self) -> None:
+        """Forget all content that nobody uses."""
+        self._kv.pool.drop_idle()
+
     def take_cache_events(self) -> list[CacheEvent]:
         """What happened to the prefix cache since the last call, oldest first."""
         return self._kv.pool.take_events()

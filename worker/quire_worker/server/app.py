@@ -54,6 +54,9 @@ def make_app(
         "bundle_bytes": internal.bundle_bytes,
         "drain": internal.drain,
         "undrain": internal.undrain,
+        "startup": probes.startup,
+        "sleep": internal.sleep.sleep,
+        "wake": internal.sleep.wake,
     }
     assert handlers.keys() == {route.name for route in ROUTES}, "every route has a handler, and every handler a route"
     app = web.Application(client_max_size=max_body_bytes)

@@ -20,8 +20,10 @@ from quire_worker.engine.messages import (
     Outputs,
     Ready,
     Rejected,
+    SetAsleep,
     SetDraining,
     Shutdown,
+    SleepChanged,
     Stats,
     Submit,
     ToEngine,
@@ -103,6 +105,7 @@ class EngineClient:
         """Done when the engine can take requests, or failed with EngineDeadError."""
         self.died: asyncio.Future[EngineDeadError] = asyncio.get_running_loop().create_future()
         """Done when the engine is gone."""
+        self._sleep_changed: asyncio.Future[SleepChanged] | None = None
         self.stats: Stats | None = None
         """The latest."""
 
@@ -144,6 +147,15 @@ class EngineClient:
         if self.ready.done():
             self._send(SetDraining(draining=draining))
 
+    async def change_sleep(self, *, asleep: bool) -> SleepChanged:
+        """Put the engine to sleep, or wake it, and wait until it is so. One at a time. Raises EngineDeadError if it is gone."""
+        assert self._sleep_changed is None or self._sleep_changed.done()
+        if self._refusal is not None:
+            raise self._refusal
+        self._sleep_changed = asyncio.get_running_loop().create_future()
+        self._send(SetAsleep(asleep=asleep))
+        return await self._sleep_changed
+
     def shut_down(self) -> None:
         """Ask the engine to exit."""
         self._send(Shutdown())
@@ -175,6 +187,9 @@ class EngineClient:
     def end_all(self, error: Exception) -> None:
         """Every generation, present or to come, ends with `error`."""
         self._refusal = error
+        if self._sleep_changed is not None and not self._sleep_changed.done():
+            self._sleep_changed.set_exception(error)
+            self._sleep_changed.exception()  # whoever waits gets it; nobody need wait
         for request_id, opened in self._open.items():
             opened.mailbox.fail(error)
             self._send(Abort(request_id=request_id))
@@ -197,18 +212,27 @@ class EngineClient:
             case Outputs():
                 self._on_outputs(message)
             case Stats():
-                self.stats = message
-                if self.heartbeat is not None:
-                    self.heartbeat.on_stats(message)
-                self._on_stats(message)
+                self._take_stats(message)
             case Rejected():
                 opened = self._open.pop(message.request_id, None)
                 if opened is not None:
                     opened.mailbox.put(Mail(self._clock(), message))
             case Ready():
                 self._on_ready(message)
+            case SleepChanged():
+                self._on_sleep_changed(message)
             case Fatal():
                 self.fail(message.message)
+
+    def _take_stats(self, stats: Stats) -> None:
+        self.stats = stats
+        if self.heartbeat is not None:
+            self.heartbeat.on_stats(stats)
+        self._on_stats(stats)
+
+    def _on_sleep_changed(self, told: SleepChanged) -> None:
+        if self._sleep_changed is not None and not self._sleep_changed.done():
+            self._sleep_changed.set_result(told)
 
     def _on_ready(self, ready: Ready) -> None:
         self.heartbeat = Heartbeat(self._clock)

@@ -46,6 +46,14 @@ def not_ready(detail: str) -> ApiError:
     return refused(CODE_NOT_READY, f"This worker is not ready yet: {detail}.")
 
 
+def asleep() -> ApiError:
+    return refused(names.REASON_ASLEEP, "This worker sleeps and takes no requests until it is woken; try again.")
+
+
+def cannot_wake(problem: str) -> ApiError:
+    return refused(names.REASON_ASLEEP, f"This worker cannot be woken: {problem}.")
+
+
 def engine_dead(reason: str) -> ApiError:
     return refused(CODE_ENGINE_DEAD, f"The engine is gone: {reason}.")
 

@@ -1,4 +1,4 @@
-"""/health, /ready and /metrics on a port of their own, by a thread with an event loop of its own.
+"""/health, /ready, /metrics and /internal/startup on a port of their own, by a thread with an event loop of its own.
 
 The main port's event loop may be held up (that is what /health has to tell), so the port that probes ask does not depend on it.
 """
@@ -35,6 +35,7 @@ class HealthServer:
                 web.get(names.PATH_HEALTH, probes.health),
                 web.get(names.PATH_READY, probes.ready),
                 web.get(names.PATH_METRICS, probes.metrics),
+                web.get(names.PATH_STARTUP, probes.startup),
             ]
         )
         self._sock = sock

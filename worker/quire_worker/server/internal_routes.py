@@ -9,14 +9,18 @@ from quire_contract.openai.errors import TYPE_INVALID, ApiError, path_not_found
 from quire_worker.server.access import Access
 from quire_worker.server.model_routes import json_response
 from quire_worker.server.serving import Serving
+from quire_worker.server.sleep_routes import SleepRoutes
 
 
 class InternalRoutes:
     """Handlers for the rest of a release."""
 
-    def __init__(self, serving: Serving, access: Access, pod_name: str, drain_timeout_s: float) -> None:
+    def __init__(
+        self, serving: Serving, access: Access, pod_name: str, drain_timeout_s: float, sleep: SleepRoutes
+    ) -> None:
         """`drain_timeout_s`: after so long a drain, what can go on at another worker is sent there."""
         self._serving = serving
+        self.sleep = sleep
         self._drain_timeout_s = drain_timeout_s
         self._moving: asyncio.TimerHandle | None = None
         self._access = access

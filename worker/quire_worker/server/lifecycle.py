@@ -1,4 +1,4 @@
-"""Whether this worker takes requests, and why not: loading, ready, draining, failed.
+"""Whether this worker takes requests, and why not: loading, ready, asleep, draining, failed.
 
 Holds the state and decides what is allowed; it starts and stops nothing.
 """
@@ -6,7 +6,7 @@ Holds the state and decides what is allowed; it starts and stops nothing.
 from collections.abc import Callable
 from typing import Literal
 
-Phase = Literal["loading", "ready", "draining", "failed"]
+Phase = Literal["loading", "ready", "draining", "failed", "asleep"]
 
 
 class Lifecycle:
@@ -16,6 +16,7 @@ class Lifecycle:
         self._on_change = on_change
         self._loaded = False
         self._drain_asked = False
+        self._asleep = False
         self.terminating = False
         """SIGTERM came: no more than the drain is left."""
         self.failure: str | None = None
@@ -28,7 +29,9 @@ class Lifecycle:
             return "failed"
         if self.terminating or self._drain_asked:
             return "draining"
-        return "ready" if self._loaded else "loading"
+        if not self._loaded:
+            return "loading"
+        return "asleep" if self._asleep else "ready"
 
     def loading(self, detail: str) -> None:
         self.detail = detail
@@ -36,6 +39,11 @@ class Lifecycle:
 
     def loaded(self) -> None:
         self._loaded = True
+        self._on_change(self)
+
+    def set_asleep(self, asleep: bool) -> None:
+        """Asleep, or on its way there or back: no requests are taken."""
+        self._asleep = asleep
         self._on_change(self)
 
     def drain(self) -> None:

@@ -29,6 +29,7 @@ REJECTION_REASONS = (
     names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE,
 )  # fmt: skip
 _LABELS = ("model_name", "engine")
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._model_name = model_name
         self._last: Stats | None = None
+        self.first_token_s: float | None = None
+        """Of the first request that had one, from its arrival."""
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.memory = ResidentMemory()
@@ -177,8 +180,8 @@ class Metrics:
             (*_LABELS, "sleep_state"),
             registry=self.registry,
         )
-        for state in ("awake", "weights_offloaded", "discard_all"):
-            sleep.labels(self._model_name, "0", state).set(state == "awake")
+        self._sleep = {state: sleep.labels(self._model_name, "0", state) for state in _SLEEP_STATES}
+        self.set_asleep(asleep=False)
         self._ready = self._gauge("quire_worker_ready", "1 while requests are taken.")
         self._draining = self._gauge(names.QUIRE_WORKER_DRAINING, "1 while draining.")
         self._phases = Gauge(
@@ -212,8 +215,18 @@ class Metrics:
         self._cache_info.labels(
             self._model_name, "0", str(info.block_size), str(info.num_blocks), info.dtype, str(enable_prefix_caching)
         ).set(1)
+        self.on_phases(phases_s)
+
+    def on_phases(self, phases_s: dict[str, float]) -> None:
+        """Further parts of the start-up, known later."""
         for phase, seconds in phases_s.items():
             self._phases.labels(self._model_name, phase).set(seconds)
+
+    def set_asleep(self, *, asleep: bool) -> None:
+        """Asleep, the weights are in the host's memory."""
+        now = "weights_offloaded" if asleep else "awake"
+        for state, gauge in self._sleep.items():
+            gauge.set(state == now)
 
     def on_stats(self, stats: Stats) -> None:
         """Take the engine's counters and samples."""
@@ -251,6 +264,9 @@ class Metrics:
     def on_first_token(self, seconds: float) -> None:
         """A request's first token came so long after its arrival."""
         self._first_token.observe(seconds)
+        if self.first_token_s is None:
+            self.first_token_s = seconds
+            self.on_phases({"first_token": seconds})
 
     def on_next_tokens(self, seconds: float) -> None:
         """A choice's next tokens came so long after its last."""

@@ -9,7 +9,7 @@ class HealthAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """GET /health: the process lives."""
 
     status: Literal["ok"]
-    phase: Literal["loading", "ready", "draining", "failed"]
+    phase: Literal["loading", "ready", "asleep", "draining", "failed"]
 
 
 class ReadyAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from quire_contract.openai.responses import (
 from quire_contract.openai.responses_objects import ResponseObject, ResponsesEvent
 from quire_contract.openai.responses_requests import ResponsesRequest
 from quire_contract.resume import PATH_RESUME, ResumeEnvelope
+from quire_contract.startup_report import SleepAnswer, StartupReport
 from quire_worker.server.access import OPEN_PATHS
 from quire_worker.server.probe_answers import (
     BundleAnswer,
@@ -253,5 +254,28 @@ ROUTES: tuple[Route, ...] = (
         summary="Take requests again.",
         answer=DrainAnswer,
         errors=(403, 409),
+    ),
+    Route(
+        method="GET",
+        path=names.PATH_STARTUP,
+        name="startup",
+        summary="How long each part of the start took.",
+        answer=StartupReport,
+    ),
+    Route(
+        method="POST",
+        path=names.PATH_SLEEP,
+        name="sleep",
+        summary="Give memory back and take no request until woken; ?wait=SECONDS lets running ones end.",
+        answer=SleepAnswer,
+        errors=(400, 403, 409, 503),
+    ),
+    Route(
+        method="POST",
+        path=names.PATH_WAKE,
+        name="wake",
+        summary="Take requests again.",
+        answer=SleepAnswer,
+        errors=(403, 503),
     ),
 )

@@ -81,6 +81,9 @@ class Serving:
         if phase == "draining":
             self.metrics.on_rejected(REJECTED_DRAINING)
             raise errors.draining()
+        if phase == "asleep":
+            self.metrics.on_rejected(REJECTED_NOT_READY)
+            raise errors.asleep()
         if phase == "loading":
             self.metrics.on_rejected(REJECTED_NOT_READY)
             raise errors.not_ready(self.lifecycle.detail)

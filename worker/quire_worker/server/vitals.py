@@ -59,6 +59,8 @@ class Vitals:
                 return errors.not_ready(f"loading ({self._lifecycle.detail})")
             case "draining":
                 return errors.draining()
+            case "asleep":
+                return errors.asleep()
             case "failed":
                 return errors.engine_dead(self._lifecycle.failure or "unknown")
             case "ready":

@@ -62,6 +62,9 @@ from quire_worker.server.renderer import load_renderer
 from quire_worker.server.routes import ROUTES
 from quire_worker.server.served_model import ServedModel, Tokeniser
 from quire_worker.server.serving import Loaded, Serving
+from quire_worker.server.sleep_routes import SleepRoutes
+from quire_worker.server.sleeping import Sleeping
+from quire_worker.server.startup import Startup, process_age_s
 from quire_worker.server.tls import ServerTls
 from quire_worker.server.tracing import NoTracing, Tracing, make_tracing
 from quire_worker.server.urgency import UrgencyRules
@@ -113,9 +116,9 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until told to stop; the process's exit code. Raises QuireWorkerError if it cannot start."""
-        started_s = self._clock()
         operation = self._config.operation
         metrics = Metrics(self._config.model_names[0], self._version, legacy=operation.legacy_metrics)
+        startup = self._startup(metrics)
         self._warn_of_memory()
         self._tracing = make_tracing(
             operation.otlp_endpoint,
@@ -134,17 +137,27 @@ class Worker:
             serving = self._make_serving(engine, metrics)
             self._install_signals()
             self._follow_files(stack)
-            await stack.enter_async_context(self._http(serving))
+            sleeping = Sleeping(serving, startup, lambda state: metrics.set_asleep(asleep=state != "awake"))
+            await stack.enter_async_context(self._http(serving, startup, sleeping))
             process = await self._start_engine(engine)
             metrics.memory.add("engine", process.pid)
             self._load_watch.begin(functools.partial(work_of, process.pid))
             stack.push_async_callback(process.stop, 0)
             watch = asyncio.create_task(watch_engine(engine, process, self._config.operation.step_timeout_s))
             stack.push_async_callback(cancelled, watch)
-            await self._until_ready(serving, started_s)
+            await self._until_ready(serving, startup, sleeping)
             if not self._terminate.is_set():
                 await first(settled(engine.died), self._terminate.wait())
             return await self._end(serving, process)
+
+    def _startup(self, metrics: Metrics) -> Startup:
+        return Startup(
+            self._config.pod_name,
+            self._config.model_names[0],
+            self._clock,
+            age_s=process_age_s(),
+            first_token_s=lambda: metrics.first_token_s,
+        )
 
     def _make_serving(self, engine: EngineClient, metrics: Metrics) -> Serving:
         config = self._config
@@ -188,33 +201,34 @@ class Worker:
             Watchdog(lambda: self._pulse.num_beats, timeout_s, what=what, on_hang=self._last_words.write)
         )
 
-    def _application(self, serving: Serving, edge: Edge, probes: Probes) -> web.Application:
+    def _application(self, serving: Serving, edge: Edge, probes: Probes, sleeping: Sleeping) -> web.Application:
         """All routes of the main port."""
         config = self._config
+        sleep = SleepRoutes(sleeping, self._access)
         return make_app(
             edge=edge,
             generate=Generate(serving),
             model_routes=ModelRoutes(serving),
             probes=probes,
             embeddings=Embeddings(serving),
-            internal=InternalRoutes(serving, self._access, config.pod_name, config.drain_timeout_s),
+            internal=InternalRoutes(serving, self._access, config.pod_name, config.drain_timeout_s, sleep),
             openapi=OpenApi(ROUTES, serving.limits, self._version),
             max_body_bytes=config.max_body_bytes,
         )
 
-    def _edge(self, serving: Serving) -> tuple[Edge, Probes]:
+    def _edge(self, serving: Serving, startup: Startup) -> tuple[Edge, Probes]:
         """What both ports have in common."""
         timeout_s = self._config.health_timeout_s
         vitals = Vitals(serving.lifecycle, serving.engine, self._load_watch, self._pulse, timeout_s)
         engine = serving.engine
         edge = Edge(self._access, serving.metrics, serving.lifecycle, self._tracing, lambda: engine.stats)
-        return edge, Probes(serving, self._version, vitals)
+        return edge, Probes(serving, self._version, vitals, startup)
 
     @contextlib.asynccontextmanager
-    async def _http(self, serving: Serving) -> AsyncIterator[None]:
+    async def _http(self, serving: Serving, startup: Startup, sleeping: Sleeping) -> AsyncIterator[None]:
         """The HTTP servers, while entered."""
         config, operation = self._config, self._config.operation
-        edge, probes = self._edge(serving)
+        edge, probes = self._edge(serving, startup)
         limits = ConnectionLimits(
             header_timeout_s=operation.header_timeout_s,
             body_timeout_s=operation.body_timeout_s,
@@ -228,7 +242,7 @@ class Worker:
                 stack.enter_context(HealthServer(edge, probes, self._health_listening))
             await stack.enter_async_context(
                 listening(
-                    self._application(serving, edge, probes),
+                    self._application(serving, edge, probes, sleeping),
                     self._listening,
                     limits,
                     shutdown_timeout_s=_LAST_WORDS_S,
@@ -252,11 +266,11 @@ class Worker:
         decode_engine_config(config_json)  # the engine would refuse it too, but nobody reads that as easily
         return await EngineProcess.start(config_json, self._engine_command)
 
-    async def _until_ready(self, serving: Serving, started_s: float) -> None:
+    async def _until_ready(self, serving: Serving, startup: Startup, sleeping: Sleeping) -> None:
         """Load the tokenizer while the engine loads weights; then take requests. Returns early on SIGTERM."""
         serving.lifecycle.loading("tokenizer")
         renderer = await load_renderer(self._config)
-        tokenizer_s = self._clock() - started_s
+        tokenizer_s = startup.elapsed_s
         serving.lifecycle.loading("weights")
         await first(settled(serving.engine.ready), self._terminate.wait())
         if self._terminate.is_set():
@@ -266,12 +280,14 @@ class Worker:
         except EngineDeadError as error:
             raise QuireWorkerError(str(error)) from None
         serving.set_loaded(await self._complete(renderer, ready))
-        phases_s = {**ready.info.phases_s, "tokenizer": tokenizer_s, "total": self._clock() - started_s}
-        serving.metrics.on_ready(ready, phases_s, enable_prefix_caching=self._config.enable_prefix_caching)
         gc.collect()
         gc.freeze()  # what lives now lives on; collections need not look at it while serving
+        startup.on_ready(ready.info, tokenizer_s)
+        serving.metrics.on_ready(ready, startup.phases_s, enable_prefix_caching=self._config.enable_prefix_caching)
+        if self._config.operation.start_asleep:
+            await sleeping.start_asleep()
         serving.lifecycle.loaded()
-        self._log_ready(ready, phases_s, serving.loaded.model.dialect)
+        self._log_ready(ready, startup.phases_s, serving.loaded.model.dialect)
 
     async def _complete(self, renderer: PromptRenderer, ready: Ready) -> Loaded:
         """The served model: what the folder says, with what the engine made of it."""

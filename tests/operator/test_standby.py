@@ -1,0 +1,197 @@
+"""Which pods sleep and which wake, and what the rest of the operator makes of those that do."""
+
+from typing import Any
+
+import pytest
+
+from quire_contract import names
+from quire_operator.pod_state import ANNOTATION_STANDBY
+from quire_operator.standby import plan_standby
+from tests.operator.decide_world import START, World, make_world, running, set_container, set_ready
+
+STANDBY = """
+scaling: {{minReplicas: 0, maxReplicas: 5, standby: {{replicas: {standby}}}}}
+replicas: {replicas}
+"""
+
+
+def pod(name: str, state: str) -> dict[str, Any]:
+    """States: A ready, z asleep, Z ready though meant to sleep, w woken and not ready yet, l loading, g going."""
+    marks = {"z": "asleep", "Z": "asleep", "w": "woken"}
+    meta: dict[str, Any] = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z", "annotations": {}}
+    if state in marks:
+        meta["annotations"][ANNOTATION_STANDBY] = marks[state]
+    if state == "g":
+        meta["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    ready = "True" if state in "AZ" else "False"
+    return {"metadata": meta, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "wanted", "extra", "asleep", "awake"),
+    [
+        ("", 0, 1, "", ""),
+        ("l", 0, 1, "", ""),
+        ("A", 0, 1, "0", ""),
+        ("z", 0, 1, "", ""),
+        ("z", 1, 0, "", "0"),
+        ("zz", 1, 1, "", "0"),
+        ("zz", 2, 0, "", "01"),
+        ("w", 1, 0, "", ""),
+        ("wz", 1, 1, "", ""),
+        ("lz", 1, 0, "", "1"),
+        ("gz", 1, 0, "", "1"),
+        ("AAz", 1, 1, "", ""),
+        ("AA", 1, 1, "1", ""),
+        ("AAA", 1, 1, "", ""),
+        ("AA", 0, 1, "", ""),
+        ("AAg", 1, 1, "1", ""),
+        ("Z", 0, 1, "0", ""),
+        ("Z", 1, 0, "", "0"),
+        ("zZ", 1, 1, "", "1"),
+        ("ZZ", 1, 1, "1", "0"),
+        ("AA", 2, 0, "", ""),
+    ],
+)
+def test_sleepers_wake_for_what_is_missing_and_the_surplus_sleeps_once_no_pod_has_to_go(
+    pods: str, wanted: int, extra: int, asleep: str, awake: str
+) -> None:
+    made = [pod(str(index), state) for index, state in enumerate(pods)]
+    for one in made:
+        one["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = str(-int(one["metadata"]["name"]))
+
+    plan = plan_standby(wanted=wanted, extra=extra, pods=made)
+
+    assert (plan.asleep, plan.awake) == (set(asleep), set(awake))
+
+
+def test_a_woken_pod_that_is_broken_does_not_count_as_awake() -> None:
+    pods = [pod("0", "w"), pod("1", "z")]
+
+    plan = plan_standby(wanted=1, extra=1, pods=pods, broken={"0"})
+
+    assert plan.awake == {"1"}
+
+
+def test_the_cheapest_to_lose_sleeps_first_and_a_cost_that_is_none_counts_as_nothing() -> None:
+    pods = [pod("a", "A"), pod("b", "A"), pod("c", "A")]
+    pods[1]["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = "-5"
+    pods[2]["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = "dear"
+
+    assert plan_standby(wanted=2, extra=1, pods=pods).asleep == {"b"}
+
+
+def fall_asleep(world: World, names_: frozenset[str]) -> None:
+    """What the sleeper, the worker and the kubelet make of it."""
+    for one in world.pods:
+        if one["metadata"]["name"] in names_:
+            one["metadata"].setdefault("annotations", {})[ANNOTATION_STANDBY] = "asleep"
+            one["status"]["conditions"][1]["status"] = "False"
+            set_container(one, "worker", running(START))
+
+
+def wake_up(world: World, names_: frozenset[str]) -> None:
+    for one in world.pods:
+        if one["metadata"]["name"] in names_:
+            one["metadata"]["annotations"][ANNOTATION_STANDBY] = "woken"
+            set_ready(one, world.now)
+
+
+def test_at_zero_a_pod_is_made_and_put_to_sleep_and_counts_as_standby_only(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    made = list(world.replicas().values())
+    world.make_ready()
+
+    decision = world.look()
+    (name,) = decision.sleep
+    fall_asleep(world, decision.sleep)
+    world.wait(4000)
+    after = world.look()
+
+    assert made == [1]
+    assert name == world.pods[0]["metadata"]["name"]
+    assert (after.sleep, after.wake) == (set(), set())
+    assert list(world.replicas().values()) == [1]
+    assert (world.status["replicas"], world.status["readyReplicas"]) == (0, 0)
+    assert world.status["scaling"]["standby"] == 1
+    assert world.condition("Ready") == ("False", "ScaledToZero")
+    assert world.condition("Progressing") == ("True", "Complete")
+    assert world.status["revisions"][0]["replicas"] == 0
+
+
+def test_from_zero_to_one_the_sleeper_is_woken_at_once_in_place_of_a_new_pod_and_sleeps_again_afterwards(
+    document: Any,
+) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    world.look()
+    sleeper = {one["metadata"]["name"] for one in world.pods}
+
+    world.change("replicas: 1")
+    decision = world.look()
+    woken, deployed = decision.wake, list(world.replicas().values())
+    wake_up(world, decision.wake)
+    serving = world.look()
+    told = dict(world.status["scaling"])
+    world.change("replicas: 0")
+    again = world.look()
+
+    assert woken == sleeper
+    assert deployed == [1]
+    assert (serving.sleep, serving.wake) == (set(), set())
+    assert told == {"standby": 0}
+    assert world.made == 1
+    assert again.sleep == sleeper
+
+
+def test_beyond_the_standby_new_pods_come_and_a_pod_that_dies_is_replaced(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=2, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    world.pods.pop()
+    world.look()
+    after_death = len(world.pods)
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+
+    world.change("replicas: 3")
+    decision = world.look()
+
+    assert after_death == 2
+    assert len(decision.wake) == 2
+    assert list(world.replicas().values()) == [3]
+
+
+def test_a_change_of_revision_moves_the_standby_to_the_new_revision(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=1))
+    world.settle()
+    world.change("replicas: 0")
+    fall_asleep(world, world.look().sleep)
+    world.look()
+    old = world.status["revision"]
+
+    world.change("engine: {image: example.org/worker:2}")
+    world.look()
+    new = world.status["revision"]
+
+    assert new != old
+    assert world.replicas() == {old: 0, new: 1} or world.replicas() == {new: 1}
+
+
+def test_a_service_without_standby_any_more_wakes_who_sleeps(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    world.look()
+    sleepers = {one["metadata"]["name"] for one in world.pods}
+
+    world.change("{replicas: 1, scaling: {minReplicas: 0, maxReplicas: 5}}")
+    decision = world.look()
+
+    assert decision.wake == sleepers
+    assert "standby" not in (world.status.get("scaling") or {})
