@@ -149,5 +149,6 @@ def test_the_charts_rights_are_enough_for_operator_and_router(
 
     account_name = f"system:serviceaccount:{released}:quire-operator"
     assert kubectl("auth", "can-i", "patch", "pods", "-n", released, "--as", account_name).strip() == "yes"
+    assert "nodes are not watched" in operator.read_text()
     assert refusals(operator) == []
     assert refusals(router) == []

@@ -251,3 +251,22 @@ async def test_another_target_under_the_same_name_is_another_service() -> None:
 
     assert world.scaler.services() == ()
     assert world.service.written == [3]
+
+
+async def test_service_that_cannot_be_looked_at_stops_no_other() -> None:
+    class Broken(Service):
+        polling_interval_s = 0.001
+
+        def policy(self, capacity: int | None) -> Policy:
+            raise ValueError("nobody foresaw this")
+
+    world = World(Service(), known(2))
+    world.scaler.put("team/broken", Broken())
+
+    async with running(world):
+        await until(lambda: world.service.written == [2])
+        world.reading = known(3)
+        world.scaler.wake(SERVICE)
+        await until(lambda: world.service.written == [2, 3])
+
+    assert world.scaler.view("team/broken") is None
