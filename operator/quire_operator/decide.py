@@ -179,6 +179,8 @@ def _drained(
 ) -> tuple[RevisionPlan, DrainPlan]:
     """The plan with those added that must drain first. While revisions are exchanged, pods drain as they are told to end."""
     target = choice.target.name
+    if not snapshot.may_drain:
+        return plan, DrainPlan()
     if plan.rollout is not None or target not in plan.replicas:
         return plan, DrainPlan(leaving=doomed_only(snapshot.pods, snapshot.doomed, snapshot.empty))
     drains = plan_drains(

@@ -116,6 +116,8 @@ class ServiceSnapshot:
     """Pods that drain and have nothing left."""
     doomed: Mapping[str, str] = field(default_factory=dict)
     """Pods whose node is about to be lost, and why."""
+    may_drain: bool = True
+    """Whether pods can be marked as leaving; if not, they drain when they are told to end, and no sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ This module must not know why a worker is to go, beyond the word for it.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -20,7 +20,7 @@ from quire_contract.telemetry import Trouble, log_event
 from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
 from quire_operator.drain_plan import Leaving, cost_of
-from quire_operator.keys import Key
+from quire_operator.keys import Key, service_key
 from quire_operator.pod_address import address_of
 from quire_operator.store import KubeObject
 from quire_operator.timestamps import format_time
@@ -32,6 +32,8 @@ _LOOK_S = 1.0
 _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_AT_ONCE = 32
 _MAX_ANSWER_BYTES = 65_536
+_REFUSED_FOR = timedelta(minutes=10)
+_REFUSALS = frozenset({400, 401, 403, 422})
 _GONE = frozenset({404, 409})
 _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError, ValueError, KeyError, TypeError)
 
@@ -57,9 +59,16 @@ class Drainer:
         self._wanted: dict[Key, Mapping[str, Leaving]] = {}
         self._empty: dict[Key, set[str]] = {}
         self._news = asyncio.Event()
+        self._refused: datetime | None = None
         self._troubles: dict[str, Trouble] = {}
         """By pod."""
         self._slots = asyncio.Semaphore(_MAX_AT_ONCE)
+
+    @property
+    def may_mark(self) -> bool:
+        """Whether the API server lets pods be marked, as far as is known: without that, replicas go as they always did, and drain when
+        they are told to end."""
+        return self._refused is None or self._now() - self._refused > _REFUSED_FOR
 
     def empty(self, key: Key) -> frozenset[str]:
         """The service's pods that drain and have nothing left."""
@@ -118,7 +127,10 @@ class Drainer:
             return bool(told["draining"]) and int(told["num_requests"]) == 0
         except KubeError as error:
             if error.status not in _GONE:
-                self._complain("pod not marked", pod, str(error))
+                self._complain("pod not marked; upgrade the release's chart, or its Roles", pod, str(error))
+            if error.status in _REFUSALS:
+                self._refused = self._now()
+                self._enqueue(service_key(pod["metadata"]["namespace"], _service(pod)))
         except _NO_ANSWER as error:
             self._complain("worker not told to drain", pod, repr(error))
         return False
@@ -170,6 +182,10 @@ class Drainer:
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}")
             return msgspec.json.decode(await answer.content.read(_MAX_ANSWER_BYTES))
+
+
+def _service(pod: Mapping[str, Any]) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(names.LABEL_SERVICE, ""))
 
 
 def _name(pod: Mapping[str, Any]) -> str:

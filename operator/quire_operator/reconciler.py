@@ -170,6 +170,7 @@ class Reconciler:
             loads=self._scaling.loads(key),
             empty=self._writers.drainer.empty(key),
             doomed=self._cache.doomed_of(document),
+            may_drain=self._writers.drainer.may_mark,
         )
         try:
             decision = decide_service(snapshot, self._platform)

@@ -49,7 +49,7 @@ async def test_killed_after_each_write_the_next_operator_brings_the_right_number
             outcomes[count] = (crashing.is_dead, await replicas_of(cluster))
 
     async with asyncio.TaskGroup() as group:
-        for count in range(1, 8):
+        for count in range(1, 7):
             group.create_task(killed_after(count))
 
     assert {replicas for _, replicas in outcomes.values()} == {after}
