@@ -31,7 +31,8 @@ class ScalingDirection(ApiModel):
     """How fast the number of replicas may move one way."""
 
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
-    """How far back the most careful recommendation is sought; absent, 0 upwards and 300 downwards."""
+    """How far back the most careful recommendation is sought; absent, 0 upwards and 300 downwards, or without scaling.targets five
+    times as long as a replica takes to start, from 60 to 300."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=4)] = ()
     """Limits; the most generous counts, or what selectPolicy says. Empty: double or 4 pods upwards, everything downwards."""
     select_policy: Literal["Max", "Min", "Disabled"] = "Max"
@@ -157,7 +158,8 @@ class ScalingSpec(ApiModel):
     provider: Literal["Auto", "BuiltIn", "Keda", "Hpa"] = "Auto"
     """Who writes spec.replicas: KEDA where it is installed, else the operator (Auto), or one of the three in any case."""
     targets: Annotated[tuple[ScalingTarget, ...], Field(max_length=6)] = ()
-    """What is to be held; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica."""
+    """What is to be held, by HPA's formulas; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica, as it will
+    be when a replica that starts now is ready."""
     demand_per_replica: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Requests that one replica is meant to work on at once; absent, what its engine says it runs at once."""
     activation_demand: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -173,7 +175,7 @@ class ScalingSpec(ApiModel):
     behavior: ScalingBehavior = ScalingBehavior()
     """How fast replicas may come and go."""
     panic: ScalingPanic | None = None
-    """What a burst may do beyond that; absent, nothing."""
+    """What a burst may do beyond that; absent, nothing if there are targets or limits upwards, else 6 s and 200 percent."""
     schedules: Annotated[tuple[ScalingSchedule, ...], Field(max_length=16)] = ()
     """Other bounds at some hours of some days."""
     fallback: ScalingFallback | None = None

@@ -15,12 +15,13 @@ from quire_operator.autoscale.fallback import fall_back
 from quire_operator.autoscale.history import Change, History
 from quire_operator.autoscale.kv_veto import keep_kv
 from quire_operator.autoscale.limits import bound, limit, outside, recent
+from quire_operator.autoscale.outlook import Outlook, capacity_by_kv, learn, look_ahead
 from quire_operator.autoscale.panic import panic_until
 from quire_operator.autoscale.policy import Policy, Target
 from quire_operator.autoscale.recommend import Ask, Recommended, recommend
 from quire_operator.autoscale.schedule import Bounds, bounds_at
 from quire_operator.autoscale.signal import Signal
-from quire_operator.autoscale.stabilize import remembered, stabilize
+from quire_operator.autoscale.stabilize import remembered, stabilize, with_window
 from quire_operator.autoscale.step import Step, count
 from quire_operator.autoscale.verdict import Verdict
 
@@ -57,6 +58,7 @@ def decide(signal: Signal, policy: Policy, history: History, now_s: float) -> Ve
     """
     bounds, activity = bounds_at(policy, now_s), activity_of(signal, policy)
     seen = _observe(signal, policy, history, activity, now_s)
+    policy = with_window(policy, seen.start_s)
     scene = _Scene(signal=signal, policy=policy, history=seen, now_s=now_s, bounds=bounds, activity=activity)
     if signal.replicas == 0:
         return _verdict(scene, wake(signal, policy, bounds, activity))
@@ -78,7 +80,18 @@ def _observe(signal: Signal, policy: Policy, history: History, activity: Activit
         capacity=signal.capacity or history.capacity,
         loading_since_s=since_s,
         loaded_s=now_s if is_loading else history.loaded_s,
+        start_s=signal.start_s or _started_in(signal, history, now_s) or history.start_s,
+        learned=learn(history.learned, signal, now_s),
     )
+
+
+def _started_in(signal: Signal, history: History, now_s: float) -> float | None:
+    """How long the start took that is over with this reading, as far as readings tell; None: none is."""
+    since_s = history.loading_since_s
+    if since_s is None or signal.loading or signal.ready < signal.replicas:
+        return None
+    was_cancelled = any(change.at_s >= since_s for change in history.downs)
+    return None if was_cancelled else now_s - since_s
 
 
 def _sleep(scene: _Scene) -> Step | None:
@@ -109,21 +122,37 @@ def _resized(scene: _Scene) -> Verdict:
 
 
 def _targets(scene: _Scene) -> tuple[Target, ...]:
-    """The policy's, or demand at the engine's own capacity; none while no engine has told it."""
-    if scene.policy.targets or scene.history.capacity is None:
-        return scene.policy.targets
-    return (Target(metric="Demand", value=scene.history.capacity),)
+    """The policy's, or demand at the engine's own capacity; none while no engine has told it.
+
+    A policy that looks ahead gives a replica no more requests than its KV holds.
+    """
+    policy, history = scene.policy, scene.history
+    targets = policy.targets
+    if not targets and history.capacity is not None:
+        targets = (Target(metric="Demand", value=history.capacity),)
+    by_kv = capacity_by_kv(history.learned, scene.signal, policy.max_kv_fill) if policy.looks_ahead else None
+    if by_kv is None:
+        return targets
+    return tuple(replace(one, value=min(one.value, by_kv)) if one.metric == "Demand" else one for one in targets)
 
 
 def _recommended(scene: _Scene, targets: tuple[Target, ...], fallen: Ask | None) -> Recommended:
     """What the targets ask for, with the fallback in place of what is unknown."""
-    known = recommend(scene.signal, scene.policy, targets, is_loading=scene.is_loading)
+    outlook = _outlook(scene, targets)
+    known = recommend(scene.signal, scene.policy, targets, is_loading=scene.is_loading, outlook=outlook)
     if fallen is not None:
         asks = [ask for ask in (known.ask, fallen) if ask is not None]
         return Recommended(ask=max(asks, key=lambda ask: ask.replicas), unknown=())
     if scene.signal.num_failures:
         return replace(known, unknown=tuple(dict.fromkeys(("demand", *known.unknown))))
     return known if targets else replace(known, unknown=("what one replica runs at once",))
+
+
+def _outlook(scene: _Scene, targets: tuple[Target, ...]) -> Outlook | None:
+    each = next((target.value for target in targets if target.metric == "Demand"), None)
+    if not scene.policy.looks_ahead or each is None:
+        return None
+    return look_ahead(scene.history.learned, scene.signal, each, scene.history.start_s)
 
 
 def _hold(scene: _Scene, recommended: Recommended) -> Step:

@@ -7,6 +7,8 @@ window has been seen (HPA does the same).
 from dataclasses import dataclass
 from typing import Self
 
+from quire_operator.autoscale.outlook import Learned
+
 NEW_S = 60.0
 """A service that is seen for the first time and is no older was made just now; an older one was served by another process before."""
 
@@ -50,6 +52,10 @@ class History:
     """Since when replicas load without a break and without a new one among them; None: none does."""
     loaded_s: float | None = None
     """When a replica was last loading that counted as capacity to come."""
+    start_s: float | None = None
+    """How long the last start took, as told or as seen."""
+    learned: Learned | None = None
+    """What requests are like."""
 
     @classmethod
     def begin(cls, *, created_s: float, replicas: int, now_s: float, last_active_s: float | None = None) -> Self:

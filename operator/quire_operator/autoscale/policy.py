@@ -119,3 +119,7 @@ class Policy:
     """No scale-down after which the KV in use would take more than this share of what is left; 0: no such veto."""
     startup_s: float = 600.0
     """A replica that loads for less than this is capacity to come, not a fault."""
+    looks_ahead: bool = False
+    """Demand is what there will be when a start is over (`outlook`), not what there is. Without it: HPA's formula."""
+    window_follows_start: bool = False
+    """The downward window is five starts long, between 60 s and `down.window_s`."""

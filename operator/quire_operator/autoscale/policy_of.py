@@ -40,10 +40,13 @@ _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Sat
 def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
     """The policy of a service with `spec.scaling`. `capacity`: requests that one replica runs at once, where its engine has told.
 
-    The service is valid (`parse_service`), so its time zones exist.
+    Without targets it is Quire's own policy: it looks ahead, keeps replicas for as long as their start is worth, and lets a burst pass
+    the default limits. With targets it is HPA's, to the letter. The service is valid (`parse_service`), so its time zones exist.
     """
     scaling = service.spec.scaling
     assert scaling is not None, "a service without spec.scaling has no policy"
+    is_own = not scaling.targets
+    is_free = is_own and not scaling.behavior.scale_up.policies
     return Policy(
         min_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
@@ -53,10 +56,12 @@ def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
         activation=float(scaling.activation_demand),
         cooldown_s=float(scaling.cooldown_seconds),
         initial_cooldown_s=float(scaling.initial_cooldown_seconds),
-        panic=_panic(scaling.panic),
+        panic=_panic(scaling.panic) or (Panic() if is_free else None),
         fallback=_fallback(scaling.fallback),
         schedules=tuple(map(_schedule, scaling.schedules)),
         max_kv_fill=scaling.max_kv_fill_percent / 100,
+        looks_ahead=is_own,
+        window_follows_start=is_own and scaling.behavior.scale_down.stabilization_window_seconds is None,
     )
 
 

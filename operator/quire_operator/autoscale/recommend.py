@@ -8,6 +8,7 @@ replicas that the ratio is taken over are those asked for, not those that exist 
 import math
 from dataclasses import dataclass
 
+from quire_operator.autoscale.outlook import Outlook
 from quire_operator.autoscale.policy import TOTALS, Metric, Policy, Target
 from quire_operator.autoscale.signal import Signal
 from quire_operator.autoscale.step import count
@@ -44,16 +45,20 @@ class Recommended:
     """Metrics without a reading that should have one."""
 
 
-def recommend(signal: Signal, policy: Policy, targets: tuple[Target, ...], *, is_loading: bool) -> Recommended:
-    """The largest of what each target asks for. Of equal ones the first counts."""
+def recommend(
+    signal: Signal, policy: Policy, targets: tuple[Target, ...], *, is_loading: bool, outlook: Outlook | None = None
+) -> Recommended:
+    """The largest of what each target asks for. Of equal ones the first counts. An outlook takes the place of demand."""
     asks: list[Ask] = []
     unknown: list[str] = []
     for target in targets:
         reading = _reading(signal, target.metric)
         if reading is None:
             unknown.append(_NAMES[target.metric])
+        elif target.metric == "Demand" and outlook is not None:
+            asks.append(_ask_of_total(signal, policy, target, outlook.demand, f"{outlook.words}: {outlook.demand:.1f}"))
         elif target.metric in TOTALS:
-            asks.append(_ask_of_total(signal, policy, target, reading))
+            asks.append(_ask_of_total(signal, policy, target, reading, f"{_NAMES[target.metric]} {reading:g}"))
         else:
             asks.append(_ask_of_ratio(signal, policy, target, reading, is_loading=is_loading))
     return Recommended(ask=max(asks, key=lambda one: one.replicas, default=None), unknown=tuple(unknown))
@@ -67,9 +72,9 @@ def _reading(signal: Signal, metric: Metric) -> float | None:
     return 0.0 if reading is None and metric in signal.idle else reading
 
 
-def _ask_of_total(signal: Signal, policy: Policy, target: Target, reading: float) -> Ask:
+def _ask_of_total(signal: Signal, policy: Policy, target: Target, reading: float, what: str) -> Ask:
     """AverageValue: so many of `target.value` each."""
-    words = f"{_NAMES[target.metric]} {reading:g} at {target.value:g} a replica"
+    words = f"{what} at {target.value:g} a replica"
     if is_within(policy, reading / (target.value * signal.replicas)):
         return _within(signal, policy, words)
     replicas = whole(reading / target.value)

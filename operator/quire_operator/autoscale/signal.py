@@ -29,6 +29,10 @@ class Signal:
     kv_tokens_per_replica: int | None = None
     is_forced_active: bool = False
     """Somebody asked for it: KEDA's force-activation."""
+    arrivals_per_s: float | None = None
+    """Requests that came, over the last half minute; None: unknown."""
+    start_s: float | None = None
+    """How long the last start of a replica took, from the decision to ready; None: unknown, then decisions measure it themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,22 @@
 Source: kubernetes/kubernetes pkg/controller/podautoscaler/horizontal.go, stabilizeRecommendationWithBehaviors.
 """
 
+from dataclasses import replace
+
 from quire_operator.autoscale.history import Recommendation
 from quire_operator.autoscale.policy import Policy
 from quire_operator.autoscale.step import Step, count
+
+STARTS, MIN_WINDOW_S = 5.0, 60.0
+"""How many starts a window that follows them lasts, and at least how many seconds."""
+
+
+def with_window(policy: Policy, start_s: float | None) -> Policy:
+    """A replica that is back soon need not be kept for long: the downward window is five starts, if it follows them."""
+    if not policy.window_follows_start or start_s is None:
+        return policy
+    window_s = min(max(STARTS * start_s, MIN_WINDOW_S), policy.down.window_s)
+    return replace(policy, down=replace(policy.down, window_s=window_s))
 
 
 def stabilize(

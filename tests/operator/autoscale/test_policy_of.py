@@ -21,7 +21,24 @@ def test_without_more_than_a_maximum_demand_counts_at_the_engine_s_capacity_with
     assert (policy.min_replicas, policy.max_replicas, policy.targets) == (1, 4, (Target(metric="Demand", value=48),))
     assert (policy.up, policy.down) == (DEFAULT_UP, DEFAULT_DOWN)
     assert (policy.activation, policy.cooldown_s, policy.initial_cooldown_s) == (0, 300, 0)
-    assert (policy.panic, policy.fallback, policy.schedules, policy.max_kv_fill) == (None, None, (), 0.8)
+    assert (policy.fallback, policy.schedules, policy.max_kv_fill) == (None, (), 0.8)
+
+
+def test_without_targets_it_looks_ahead_lets_a_burst_pass_and_keeps_replicas_for_five_starts(document: Make) -> None:
+    own = parsed(document, "{maxReplicas: 4, demandPerReplica: 8}")
+    limited = parsed(document, "{maxReplicas: 4, behavior: {scaleUp: {policies: [{type: Pods, value: 1}]}}}")
+    windowed = parsed(document, "{maxReplicas: 4, behavior: {scaleDown: {stabilizationWindowSeconds: 300}}}")
+
+    assert (own.looks_ahead, own.panic, own.window_follows_start) == (True, Panic(), True)
+    assert (limited.panic, limited.looks_ahead) == (None, True), "whoever writes limits gets them"
+    assert (windowed.window_follows_start, windowed.panic) == (False, Panic())
+
+
+def test_with_targets_it_is_hpa_s_policy_and_nothing_else(document: Make) -> None:
+    policy = parsed(document, "{maxReplicas: 4, targets: [{metric: Demand, value: 8}]}", capacity=48)
+
+    assert policy.targets == (Target(metric="Demand", value=8),)
+    assert (policy.looks_ahead, policy.panic, policy.window_follows_start) == (False, None, False)
 
 
 def test_a_capacity_that_nobody_has_told_is_left_to_the_signal(document: Make) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quire_operator.autoscale.decide import decide
 from quire_operator.autoscale.history import Change, History, Recommendation
+from quire_operator.autoscale.outlook import Learned
 from quire_operator.autoscale.policy import (
     Direction,
     Fallback,
@@ -79,6 +80,8 @@ def policies(draw: st.DrawFn) -> Policy:
         fallback=draw(st.none() | fallbacks),
         schedules=tuple(draw(st.lists(schedules, max_size=2))),
         max_kv_fill=draw(st.sampled_from([0.0, 0.8])),
+        looks_ahead=draw(st.booleans()),
+        window_follows_start=draw(st.booleans()),
     )
 
 
@@ -102,10 +105,22 @@ def signals(draw: st.DrawFn) -> Signal:
         kv_used_tokens=draw(st.none() | st.integers(0, 10**6)),
         kv_tokens_per_replica=draw(st.none() | st.integers(1, 10**5)),
         is_forced_active=draw(st.booleans()),
+        arrivals_per_s=draw(st.none() | st.floats(0, 50)),
+        start_s=draw(st.none() | st.floats(1, 300)),
     )
 
 
 ages = st.floats(0, 400)
+learned = st.builds(
+    Learned,
+    at_s=st.floats(0, 70).map(lambda ago: NOW - ago),
+    demand=st.floats(0, 1000),
+    running_s=st.floats(0, 1e5),
+    finished=st.floats(0, 1e4),
+    kv_s=st.floats(0, 1e8),
+    service_s=st.none() | st.floats(0.01, 300),
+    kv_tokens=st.none() | st.floats(1, 1e5),
+)
 histories = st.builds(
     History,
     created_s=st.just(NOW - 10_000),
@@ -122,6 +137,8 @@ histories = st.builds(
     demands=st.lists(st.tuples(ages.map(lambda ago: NOW - ago), st.floats(0, 1000)), max_size=4).map(tuple),
     panic_until_s=st.none() | ages.map(lambda ago: NOW + 60 - ago),
     loading_since_s=st.none() | ages.map(lambda ago: NOW - 2 * ago),
+    learned=st.none() | learned,
+    start_s=st.none() | st.floats(1, 300),
 )
 
 
