@@ -106,6 +106,8 @@ class AutoscalerWatch:
     async def _probe(self, kind: ResourceKind) -> tuple[bool, str]:
         if not await self._client.serves(kind):
             return False, ""
+        if kind in self._watches:
+            return True, ""
         try:
             for namespace in self._namespaces:
                 async with contextlib.aclosing(self._client.list_pages(kind, namespace, limit=1)) as pages:

@@ -39,7 +39,7 @@ def choose_provider(
     scaling = service.spec.scaling
     if scaling is None:
         return None
-    policy = _with_demand(policy_of(service), children)
+    policy = policy_for_others(service, None, children)
     wanted = provider_of(
         scaling,
         autoscalers,
@@ -70,7 +70,7 @@ def provider_manifests(
     scaling = service.spec.scaling
     if scaling is None or provider is None or not provider.has_object:
         return []
-    policy = _with_demand(policy_of(service, capacity), children)
+    policy = policy_for_others(service, capacity, children)
     if provider.name == "Hpa":
         return [owned(pod_autoscaler.autoscaler(service, policy, autoscalers.minor), service)]
     made = scaled_object.scaled_object(
@@ -145,8 +145,15 @@ def _is_abandoned(child: Mapping[str, Any], now: datetime) -> bool:
     return since is not None and now - since > LEAVING_FOR
 
 
-def _with_demand(policy: Policy, children: Iterable[Mapping[str, Any]]) -> Policy:
-    """Without any target: what an engine once told of its capacity, as the live object has it; else it wakes, and stays at one."""
+def policy_for_others(service: InferenceService, capacity: int | None, children: Iterable[Mapping[str, Any]]) -> Policy:
+    """As HPA and KEDA know one: what the built-in autoscaler does unasked is not missed where another scales.
+
+    Without any target it is what an engine once told of its capacity, as the live object has it; else KEDA wakes, and stays at one.
+    """
+    assert service.spec.scaling is not None
+    policy = policy_of(service, capacity)
+    if service.spec.scaling.panic is None:
+        policy = replace(policy, panic=None)
     if policy.targets:
         return policy
     told = next((value for child in children if (value := _told_target(child)) is not None), scaled_object.WAKE_ONLY)

@@ -1,5 +1,6 @@
 """The processes themselves, on a real API server with the rights that the chart gives them and no others."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -80,11 +81,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a console script's module with such arguments; the file with what it logs."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def launch(module: str, *arguments: str | Path) -> Path:
+    def launch(module: str, *arguments: str | Path, **environment: str) -> Path:
         log = tmp_path / f"{module}.log"
         with log.open("wb") as file:
             running.append(
-                subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], stdout=file, stderr=file)
+                subprocess.Popen(
+                    [sys.executable, "-m", module, *map(str, arguments)],
+                    stdout=file,
+                    stderr=file,
+                    env={**os.environ, **environment},
+                )
             )
         return log
 
@@ -119,6 +125,7 @@ def test_the_charts_rights_are_enough_for_operator_and_router(
         "quire_operator", "--kubeconfig", account("operator"), "--platform", tmp_path / "platform.yaml",
         "--watch-namespace", released, "--lease-name", "quire-operator",
         "--health-port", str(health), "--metrics-port", str(metrics),
+        "--scaler-port", "0", "--scaler-service", "quire-scaler", POD_NAME="quire-operator-0", POD_IP="10.1.1.1",
     )  # fmt: skip
     wait_for(lambda: is_ready(health), 60.0, f"the operator\n{operator.read_text()}")
     router = start(
@@ -137,12 +144,18 @@ def test_the_charts_rights_are_enough_for_operator_and_router(
     def replicas() -> str:
         return kubectl("get", "infsvc", "llama", "-n", released, "-o", "jsonpath={.spec.replicas}")
 
+    def leader() -> str:
+        path = "jsonpath={.items[*].endpoints[*].addresses[*]}"
+        selector = "kubernetes.io/service-name=quire-scaler"
+        return kubectl("get", "endpointslices", "-l", selector, "-n", released, "-o", path)
+
     for kind in (*CHILDREN, "configmaps"):
         wait_for(lambda kind=kind: is_made(kind), 60.0, f"{kind}\n{operator.read_text()}")  # type: ignore[misc]
     wait_for(lambda: has_status("infsvc", "llama"), 30.0, "the service's status")
     wait_for(lambda: replicas() == "2", 30.0, f"replicas by the autoscaler\n{operator.read_text()}")
     wait_for(lambda: kubectl.run("get", "secret", "quire-trust", "-n", released).returncode == 0, 30.0, "trust")
     wait_for(lambda: kubectl.run("get", "pvc", "quire-models", "-n", released).returncode == 0, 30.0, "the claim")
+    wait_for(lambda: leader() == "10.1.1.1", 30.0, f"the way to the scaler\n{operator.read_text()}")
     wait_for(lambda: is_ready(http), 60.0, f"the router\n{router.read_text()}")
     kubectl("delete", "infsvc", "llama", "-n", released)
     wait_for(lambda: not is_made("deployments"), 60.0, "the end of the children")

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -28,7 +29,8 @@ from prometheus_client import generate_latest
 
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
-from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
+from quire_contract.router_settings import AdmissionSettings, FilterEntry, RouterSettingsEntry
+from quire_contract.router_tenants import TenantEntry, TenantKeyEntry
 from quire_operator.metrics import Metrics
 
 from .programs import program
@@ -39,6 +41,7 @@ DASHBOARDS = sorted((ROOT / "charts" / "quire" / "dashboards").glob("*.json"))
 MODEL = ROOT / "examples" / "models" / "quire-demo"
 SERVED, NOWHERE = "quire-demo", "nowhere"
 """A model with two workers, and one that is declared but has none: its requests fail."""
+TENANT_KEY, ADMIN_TOKEN = "a tenant's key of these tests", "an admin token of these tests"
 START_TIMEOUT_S = 90.0
 DATA_TIMEOUT_S = 60.0
 POLL_S = 0.1
@@ -184,7 +187,9 @@ class Load:
         prompt = f"{'The pages of a quire are folded together. ' * 20} Question {number}?"
         body = {"model": model, "prompt": prompt, "max_tokens": 12, "stream": number % 2 == 0, "ignore_eos": True}
         request = urllib.request.Request(
-            f"{self._base}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+            f"{self._base}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json", "authorization": f"Bearer {TENANT_KEY}"},
         )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -245,6 +250,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
                 id=pod,
                 url=f"http://127.0.0.1:{port}",
                 models=[SERVED],
+                service=f"models/{SERVED}",
                 events=f"tcp://127.0.0.1:{events}",
                 replay=f"tcp://127.0.0.1:{replay}",
             )
@@ -256,16 +262,24 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             entries.append(entry)
             ports[pod] = port
         config = folder / "router.json"
+        digest = hashlib.sha256(TENANT_KEY.encode()).hexdigest()
         write_config(
             config,
             RouterConfig(
-                models=[ModelEntry(name=SERVED), ModelEntry(name=NOWHERE)],
+                models=[ModelEntry(name=name, service=f"models/{name}") for name in (SERVED, NOWHERE)],
                 endpoints=entries,
-                settings=RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0)),
+                tenants=[TenantEntry(id="models/acme", keys=[TenantKeyEntry(id="k", sha256=digest)])],
+                settings=RouterSettingsEntry(
+                    admission=AdmissionSettings(no_endpoint_timeout_s=0),
+                    filters=[FilterEntry(name="folds", words=["folded"], action="flag")],
+                ),
             ),
         )
-        (router_port,) = free_ports(1)
+        router_port, admin_port = free_ports(2)
+        token = folder / "admin-token"
+        token.write_text(ADMIN_TOKEN)
         command = [sys.executable, "-m", "quire_router", "--config", str(config), "--port", str(router_port)]
+        command += ["--admin-port", str(admin_port), "--admin-token-file", str(token)]
         stack.enter_context(running(folder / "router.log", *command))
         operator_port = stack.enter_context(operator_page())
         base = f"http://127.0.0.1:{router_port}"
@@ -273,6 +287,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             scrape_job("worker", ports),
             scrape_job("router", {"router-0": router_port}),
             scrape_job("operator", {"operator-0": operator_port}),
+            {
+                **scrape_job("router-admin", {"router-0": admin_port}),
+                "authorization": {"credentials": ADMIN_TOKEN},
+                "metric_relabel_configs": [
+                    {"source_labels": ["__name__"], "regex": "quire_router_tenant_.*", "action": "keep"}
+                ],
+            },
         ]
         found = stack.enter_context(prometheus_over(folder, jobs))
         ready = f'sum(quire_router_endpoints{{state="ready"}}) == {len(entries)}'

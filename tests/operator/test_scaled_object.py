@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from quire_operator.api.validation import parse_service
-from quire_operator.autoscale.policy_of import policy_of
 from quire_operator.keda.metadata import parse_trigger
 from quire_operator.manifests import pod_autoscaler
 from quire_operator.manifests.scaled_object import WAKE_ONLY, keda_problems, scaled_object, told_target
 from quire_operator.platform import KedaScaler, Platform
+from quire_operator.scaling_objects import policy_for_others
 
 SCALER = KedaScaler(address="quire-scaler.llm.svc:9090")
 MINOR = 31
@@ -32,14 +32,14 @@ scaling:
 
 def made(document, spec: str, *, platform: Any = None, minor: int = MINOR, is_forced: bool = False, capacity=None):
     service = parse_service({**document(spec), "metadata": {"name": "chat", "namespace": "models"}})
-    policy = policy_of(service, capacity)
+    policy = policy_for_others(service, capacity, ())
     settings = platform or Platform(keda=SCALER)
     interval = service.spec.scaling.polling_interval_seconds
     return scaled_object(service, policy, interval, settings, minor=minor, is_forced=is_forced)
 
 
 def policy(document, spec: str):
-    return policy_of(parse_service(document(spec)))
+    return policy_for_others(parse_service(document(spec)), None, ())
 
 
 def triggers(found: dict) -> dict[str, dict]:
@@ -237,7 +237,7 @@ def test_an_engines_capacity_outlives_its_replicas_in_the_object(document) -> No
 
 def test_an_hpa_follows_the_external_metric_of_its_service(document) -> None:
     service = parse_service({**document(FULL), "metadata": {"name": "chat", "namespace": "models"}})
-    found = pod_autoscaler.autoscaler(service, policy_of(service), MINOR)
+    found = pod_autoscaler.autoscaler(service, policy_for_others(service, None, ()), MINOR)
 
     assert found["apiVersion"] == "autoscaling/v2"
     assert found["spec"]["scaleTargetRef"]["kind"] == "InferenceService"
@@ -261,10 +261,10 @@ def test_an_hpa_follows_the_external_metric_of_its_service(document) -> None:
 @pytest.mark.parametrize(("minor", "least", "is_noted"), [(36, 1, True), (37, 0, False)])
 def test_an_hpa_goes_to_zero_where_the_server_lets_it(document, minor, least, is_noted) -> None:
     service = parse_service({**document(FULL), "metadata": {"name": "chat", "namespace": "models"}})
-    found = pod_autoscaler.autoscaler(service, policy_of(service), minor)
+    found = pod_autoscaler.autoscaler(service, policy_for_others(service, None, ()), minor)
 
     assert found["spec"]["minReplicas"] == least
-    assert ("HPAScaleToZero" in pod_autoscaler.zero_note(policy_of(service), minor)) is is_noted
+    assert ("HPAScaleToZero" in pod_autoscaler.zero_note(policy_for_others(service, None, ()), minor)) is is_noted
 
 
 def test_what_an_hpa_cannot_do_is_named(document) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from quire_contract.kube import resources
 from quire_operator.api.validation import parse_service
-from quire_operator.autoscale.policy_of import policy_of
 from quire_operator.comparison import holds
 from quire_operator.keda.endpoint import LeaderAddress
 from quire_operator.keda.service import KedaSettings
 from quire_operator.manifests.pod_autoscaler import autoscaler
 from quire_operator.platform import KedaScaler
+from quire_operator.scaling_objects import policy_for_others
 
 from .demand_pages import demand_pages
 from .keda_stand_in import FINALIZER, LABEL, KedaStandIn, install, uninstall
@@ -214,7 +214,7 @@ async def test_an_hpa_is_what_a_server_takes_and_is_found_as_it_was_written(keda
     cluster = keda_cluster
     document = await cluster.service(scaling={**SCALING, "behavior": {"scaleDown": {"selectPolicy": "Disabled"}}})
     service = parse_service(document)
-    manifest = autoscaler(service, policy_of(service), 20)
+    manifest = autoscaler(service, policy_for_others(service, None, ()), 20)
     # An older server has the same fields under an older name.
     kind = resources.HPA_V2
     if not await cluster.client.serves(kind):
