@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from quire_operator.autoscale.history import History
 from quire_operator.autoscale.policy import Policy
+from quire_operator.autoscale.reading import reading_of
 from quire_operator.autoscale.schedule import Bounds
 from quire_operator.autoscale.signal import Signal
 from quire_operator.autoscale.step import Step, count
@@ -33,7 +34,7 @@ class Activity:
 
 def activity_of(signal: Signal, policy: Policy) -> Activity:
     """Strictly above activation, as KEDA's activationThreshold."""
-    demand = None if signal.num_failures else signal.readings.get("Demand")
+    demand = reading_of(signal, "Demand")
     is_above = signal.replicas > 0 if demand is None else demand > policy.activation
     return Activity(demand=demand, is_active=is_above or signal.is_forced_active)
 
