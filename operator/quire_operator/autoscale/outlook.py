@@ -83,7 +83,9 @@ def learn(before: Learned | None, signal: Signal, now_s: float) -> Learned | Non
 
 
 def _load(signal: Signal) -> tuple[float | None, float | None, float | None]:
-    """Demand, queue, arrivals per second."""
+    """Demand, queue, arrivals per second; a lower bound is not enough."""
+    if signal.num_failures:
+        return None, None, None
     return reading_of(signal, "Demand"), reading_of(signal, "QueueLength"), signal.arrivals_per_s
 
 

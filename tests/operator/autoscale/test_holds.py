@@ -241,3 +241,16 @@ def test_a_ratio_over_no_ready_replica_changes_nothing() -> None:
     verdict = decide(signal(4, readings={"QueueWait": 2.0, "Demand": 9.0}, ready=0), of, LONG_AGO, NOW)
 
     assert (verdict.replicas, verdict.message) == (4, "queue wait 2000 ms against 500 ms, but no replica is ready")
+
+
+def test_what_some_routers_say_while_others_are_silent_wakes_and_adds_and_takes_nothing_away() -> None:
+    """A request at the only router that answers is no less a request."""
+    of = policy(min_replicas=0)
+    some = {"num_failures": 1, "readings": {"Demand": 3.0}}
+
+    woken = decide(signal(0, **some), of, LONG_AGO, NOW)
+    more = decide(signal(2, **some), of, LONG_AGO, NOW)
+    fewer = decide(signal(5, **some), of, LONG_AGO, NOW)
+
+    assert (woken.replicas, woken.reason, woken.message) == (1, "Activated", "demand 3 is above 0; starts 1 replica")
+    assert (more.replicas, fewer.replicas, fewer.reason) == (3, 5, "DemandUnknown")
