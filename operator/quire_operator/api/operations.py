@@ -158,8 +158,8 @@ class ScalingSpec(ApiModel):
     provider: Literal["Auto", "BuiltIn", "Keda", "Hpa"] = "Auto"
     """Who writes spec.replicas: KEDA where it is installed, else the operator (Auto), or one of the three in any case."""
     targets: Annotated[tuple[ScalingTarget, ...], Field(max_length=6)] = ()
-    """What is to be held, by HPA's formulas; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica, as it will
-    be when a replica that starts now is ready."""
+    """What is to be held, by HPA's formulas; the metric that asks for most replicas counts. Empty: Demand at demandPerReplica, or without
+    that Demand as it will be when a replica that starts now is ready, at what engines run at once."""
     demand_per_replica: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Requests that one replica is meant to work on at once; absent, what its engine says it runs at once."""
     activation_demand: Annotated[int, Field(ge=0, le=10_000)] = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from quire_operator.autoscale.history import History
 from quire_operator.autoscale.policy import Policy
+from quire_operator.autoscale.reading import reading_of
 from quire_operator.autoscale.schedule import Bounds
 from quire_operator.autoscale.signal import Signal
 from quire_operator.autoscale.step import Step, count
@@ -24,6 +25,8 @@ class Activity:
     """None: unknown."""
     is_active: bool
     """Demand is above activation, or somebody forces it. While demand is unknown, whoever is awake stays so."""
+    at_least: float = 0.0
+    """What those say who answer, where not all do."""
 
     @property
     def is_idle(self) -> bool:
@@ -33,9 +36,11 @@ class Activity:
 
 def activity_of(signal: Signal, policy: Policy) -> Activity:
     """Strictly above activation, as KEDA's activationThreshold."""
-    demand = None if signal.num_failures else signal.readings.get("Demand")
-    is_above = signal.replicas > 0 if demand is None else demand > policy.activation
-    return Activity(demand=demand, is_active=is_above or signal.is_forced_active)
+    at_least = reading_of(signal, "Demand")
+    demand = None if signal.num_failures else at_least
+    is_above = at_least is not None and at_least > policy.activation
+    is_kept = demand is None and signal.replicas > 0
+    return Activity(demand=demand, is_active=is_above or is_kept or signal.is_forced_active, at_least=at_least or 0.0)
 
 
 def wake(signal: Signal, policy: Policy, bounds: Bounds, activity: Activity) -> Step:
@@ -44,7 +49,7 @@ def wake(signal: Signal, policy: Policy, bounds: Bounds, activity: Activity) -> 
     if signal.is_forced_active:
         return Step(replicas=replicas, reason="Activated", said=(f"forced to be active; starts {count(replicas)}",))
     if activity.is_active:
-        words = f"demand {activity.demand:g} is above {policy.activation:g}; starts {count(replicas)}"
+        words = f"demand {activity.at_least:g} is above {policy.activation:g}; starts {count(replicas)}"
         return Step(replicas=replicas, reason="Activated", said=(words,))
     if bounds.fewest > 0:
         return Step(replicas=replicas, reason=bounds.fewest_reason, said=(bounds.fewest_words,))

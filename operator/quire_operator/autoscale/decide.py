@@ -57,7 +57,7 @@ def decide(signal: Signal, policy: Policy, history: History, now_s: float) -> Ve
     The verdict's history takes it that the change is made; where it could not be, go on with `history`.
     """
     bounds, activity = bounds_at(policy, now_s), activity_of(signal, policy)
-    seen = _observe(signal, policy, history, activity, now_s)
+    seen = _observe(signal, policy, history.until(now_s), activity, now_s)
     policy = with_window(policy, seen.start_s)
     scene = _Scene(signal=signal, policy=policy, history=seen, now_s=now_s, bounds=bounds, activity=activity)
     if signal.replicas == 0:

@@ -4,7 +4,7 @@ A new process begins with `History.begin`: the present number counts as a recomm
 window has been seen (HPA does the same).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from quire_operator.autoscale.outlook import Learned
@@ -63,3 +63,23 @@ class History:
         first = Recommendation(at_s=now_s, replicas=replicas)
         begun_s = now_s if now_s - created_s > NEW_S else None
         return cls(created_s=created_s, last_active_s=last_active_s, recommendations=(first,), begun_s=begun_s)
+
+    def until(self, now_s: float) -> Self:
+        """Without times to come: a clock that was set back leaves them, and they would hold for as long as it was wrong."""
+        times = [one.at_s for one in self.recommendations] + [one.at_s for one in (*self.ups, *self.downs)]
+        times += [one for one in (self.last_active_s, self.loaded_s, self.begun_s) if one is not None]
+        if max(times, default=now_s) <= now_s:
+            return self
+        return replace(
+            self,
+            last_active_s=None if self.last_active_s is None else min(self.last_active_s, now_s),
+            recommendations=tuple(replace(one, at_s=min(one.at_s, now_s)) for one in self.recommendations),
+            ups=tuple(replace(one, at_s=min(one.at_s, now_s)) for one in self.ups),
+            downs=tuple(replace(one, at_s=min(one.at_s, now_s)) for one in self.downs),
+            demands=(),
+            panic_until_s=None,
+            loading_since_s=None if self.loading_since_s is None else min(self.loading_since_s, now_s),
+            loaded_s=None if self.loaded_s is None else min(self.loaded_s, now_s),
+            begun_s=None if self.begun_s is None else min(self.begun_s, now_s),
+            learned=None,
+        )

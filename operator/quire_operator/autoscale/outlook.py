@@ -16,6 +16,7 @@ known yet makes it silent, and demand counts as it is.
 import math
 from dataclasses import dataclass, replace
 
+from quire_operator.autoscale.reading import reading_of
 from quire_operator.autoscale.signal import Signal
 
 MEMORY_S = 300.0
@@ -57,8 +58,8 @@ class Outlook:
 
 def learn(before: Learned | None, signal: Signal, now_s: float) -> Learned | None:
     """With one more observation; as before if demand, queue or arrivals are unknown."""
-    demand, queued, arrivals = signal.readings.get("Demand"), signal.readings.get("QueueLength"), signal.arrivals_per_s
-    if signal.num_failures or demand is None or queued is None or arrivals is None:
+    demand, queued, arrivals = _load(signal)
+    if demand is None or queued is None or arrivals is None:
         return before
     if before is None:
         return Learned(at_s=now_s, demand=demand)
@@ -81,6 +82,13 @@ def learn(before: Learned | None, signal: Signal, now_s: float) -> Learned | Non
     )
 
 
+def _load(signal: Signal) -> tuple[float | None, float | None, float | None]:
+    """Demand, queue, arrivals per second; a lower bound is not enough."""
+    if signal.num_failures:
+        return None, None, None
+    return reading_of(signal, "Demand"), reading_of(signal, "QueueLength"), signal.arrivals_per_s
+
+
 def capacity_by_kv(learned: Learned | None, signal: Signal, max_kv_fill: float) -> float | None:
     """Requests of the usual size whose KV one replica holds; None: unknown. At least one."""
     if learned is None or not learned.kv_tokens or not signal.kv_tokens_per_replica:
@@ -90,8 +98,8 @@ def capacity_by_kv(learned: Learned | None, signal: Signal, max_kv_fill: float) 
 
 def look_ahead(learned: Learned | None, signal: Signal, each: float, start_s: float | None) -> Outlook | None:
     """Requests at once when a start of `start_s` would be over, at `each` of them a replica; None: too little is known."""
-    demand, queued, arrivals = signal.readings.get("Demand"), signal.readings.get("QueueLength"), signal.arrivals_per_s
-    if learned is None or learned.service_s is None or start_s is None or signal.num_failures:
+    demand, queued, arrivals = _load(signal)
+    if learned is None or learned.service_s is None or start_s is None:
         return None
     if demand is None or queued is None or arrivals is None:
         return None

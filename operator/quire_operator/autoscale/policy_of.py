@@ -40,8 +40,9 @@ _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Sat
 def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
     """The policy of a service with `spec.scaling`. `capacity`: requests that one replica runs at once, where its engine has told.
 
-    Without targets it is Quire's own policy: it looks ahead, keeps replicas for as long as their start is worth, and lets a burst pass
-    the default limits. With targets it is HPA's, to the letter. The service is valid (`parse_service`), so its time zones exist.
+    Without targets it is Quire's own policy: it looks ahead, unless a number for one replica is written; it keeps replicas for as long
+    as their start is worth, and lets a burst pass the default limits. With targets it is HPA's, to the letter.
+    The service is valid (`parse_service`), so its time zones exist.
     """
     scaling = service.spec.scaling
     assert scaling is not None, "a service without spec.scaling has no policy"
@@ -60,7 +61,7 @@ def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
         fallback=_fallback(scaling.fallback),
         schedules=tuple(map(_schedule, scaling.schedules)),
         max_kv_fill=scaling.max_kv_fill_percent / 100,
-        looks_ahead=is_own,
+        looks_ahead=is_own and scaling.demand_per_replica is None,
         window_follows_start=is_own and scaling.behavior.scale_down.stabilization_window_seconds is None,
     )
 

@@ -1,8 +1,9 @@
 """What the targets alone ask for: HPA's formulas, without windows, limits and bounds.
 
 Source: kubernetes/kubernetes pkg/controller/podautoscaler/replica_calculator.go (external metrics: AverageValue for metrics that add up
-over replicas, Value for the others) and computeReplicasForMetrics in horizontal.go; KEP-4951 for a tolerance each way. One difference: the
-replicas that the ratio is taken over are those asked for, not those that exist already, so a total never asks twice.
+over replicas, Value for the others) and computeReplicasForMetrics in horizontal.go; KEP-4951 for a tolerance each way. The replicas that a
+total's ratio is taken over are those asked for, not those that exist already, so a total never asks twice; and a ratio over no ready
+replica says nothing, where HPA would take it for zero.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from quire_operator.autoscale.outlook import Outlook
 from quire_operator.autoscale.policy import TOTALS, Metric, Policy, Target
+from quire_operator.autoscale.reading import reading_of
 from quire_operator.autoscale.signal import Signal
 from quire_operator.autoscale.step import count
 
@@ -52,7 +54,7 @@ def recommend(
     asks: list[Ask] = []
     unknown: list[str] = []
     for target in targets:
-        reading = _reading(signal, target.metric)
+        reading = reading_of(signal, target.metric)
         if reading is None:
             unknown.append(_NAMES[target.metric])
         elif target.metric == "Demand" and outlook is not None:
@@ -62,14 +64,6 @@ def recommend(
         else:
             asks.append(_ask_of_ratio(signal, policy, target, reading, is_loading=is_loading))
     return Recommended(ask=max(asks, key=lambda one: one.replicas, default=None), unknown=tuple(unknown))
-
-
-def _reading(signal: Signal, metric: Metric) -> float | None:
-    """None: unknown. What there was no reason to measure is nothing, which is known."""
-    if metric in TOTALS and signal.num_failures:
-        return None
-    reading = signal.readings.get(metric)
-    return 0.0 if reading is None and metric in signal.idle else reading
 
 
 def _ask_of_total(signal: Signal, policy: Policy, target: Target, reading: float, what: str) -> Ask:
@@ -87,6 +81,8 @@ def _ask_of_ratio(signal: Signal, policy: Policy, target: Target, reading: float
     ratio = reading / target.value
     if is_within(policy, ratio):
         return _within(signal, policy, words)
+    if not signal.ready:
+        return Ask(replicas=signal.replicas, words=f"{words}, but no replica is ready", is_frozen=True)
     if ratio > 1.0 and is_loading:
         held = f"{words}, while {signal.replicas - signal.ready} of {count(signal.replicas)} load"
         return Ask(replicas=signal.replicas, words=held, is_frozen=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from quire_operator.autoscale.decide import decide
 from quire_operator.autoscale.history import History
 from quire_operator.autoscale.policy import DEFAULT_UP, Direction, Panic, Target
@@ -212,3 +214,43 @@ def test_idle_replicas_say_when_they_may_sleep() -> None:
         "CoolingDown",
         ["1 replica stays awake", "idle, may sleep in 200 s"],
     )
+
+
+def test_a_clock_that_is_set_back_holds_nothing_for_as_long_as_it_was_wrong() -> None:
+    of = policy(min_replicas=0, cooldown_s=300, down=replace(FREE, window_s=300))
+    wrong = decide(signal(9, 9), of, History(created_s=NOW - 1e6), NOW + 1e8)
+
+    back = decide(signal(9, 0), of, wrong.history, NOW)
+    later = decide(signal(9, 0), of, back.history, NOW + 299)
+    over = decide(signal(9, 0), of, later.history, NOW + 301)
+
+    assert (back.replicas, later.replicas, over.replicas) == (9, 9, 0)
+
+
+@pytest.mark.parametrize(("value", "replicas"), [(float("nan"), 4), (float("inf"), 4), (-3.0, 1)])
+def test_what_is_no_number_is_unknown_and_what_is_negative_is_nothing(value: float, replicas: int) -> None:
+    demand = decide(signal(4, value), policy(), LONG_AGO, NOW)
+    ratio = decide(signal(4, readings={"QueueWait": value, "Demand": 1.0}), policy("QueueWait", 0.5), LONG_AGO, NOW)
+
+    assert (demand.replicas, ratio.replicas) == (replicas, replicas)
+
+
+def test_a_ratio_over_no_ready_replica_changes_nothing() -> None:
+    of = policy("QueueWait", 0.5)
+
+    verdict = decide(signal(4, readings={"QueueWait": 2.0, "Demand": 9.0}, ready=0), of, LONG_AGO, NOW)
+
+    assert (verdict.replicas, verdict.message) == (4, "queue wait 2000 ms against 500 ms, but no replica is ready")
+
+
+def test_what_some_routers_say_while_others_are_silent_wakes_and_adds_and_takes_nothing_away() -> None:
+    """A request at the only router that answers is no less a request."""
+    of = policy(min_replicas=0)
+    some = {"num_failures": 1, "readings": {"Demand": 3.0}}
+
+    woken = decide(signal(0, **some), of, LONG_AGO, NOW)
+    more = decide(signal(2, **some), of, LONG_AGO, NOW)
+    fewer = decide(signal(5, **some), of, LONG_AGO, NOW)
+
+    assert (woken.replicas, woken.reason, woken.message) == (1, "Activated", "demand 3 is above 0; starts 1 replica")
+    assert (more.replicas, fewer.replicas, fewer.reason) == (3, 5, "DemandUnknown")

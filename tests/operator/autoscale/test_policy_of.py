@@ -25,11 +25,15 @@ def test_without_more_than_a_maximum_demand_counts_at_the_engine_s_capacity_with
 
 
 def test_without_targets_it_looks_ahead_lets_a_burst_pass_and_keeps_replicas_for_five_starts(document: Make) -> None:
-    own = parsed(document, "{maxReplicas: 4, demandPerReplica: 8}")
+    own = parsed(document, "{maxReplicas: 4}")
+    numbered = parsed(document, "{maxReplicas: 4, demandPerReplica: 8}")
     limited = parsed(document, "{maxReplicas: 4, behavior: {scaleUp: {policies: [{type: Pods, value: 1}]}}}")
     windowed = parsed(document, "{maxReplicas: 4, behavior: {scaleDown: {stabilizationWindowSeconds: 300}}}")
 
     assert (own.looks_ahead, own.panic, own.window_follows_start) == (True, Panic(), True)
+    assert (numbered.looks_ahead, numbered.panic) == (False, Panic()), (
+        "whoever writes a number gets demand over that number"
+    )
     assert (limited.panic, limited.looks_ahead) == (None, True), "whoever writes limits gets them"
     assert (windowed.window_follows_start, windowed.panic) == (False, Panic())
 

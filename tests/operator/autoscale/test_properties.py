@@ -220,13 +220,13 @@ def test_history_stays_small_and_a_steady_demand_comes_to_rest(
     policy: Policy, history: History, readings: list[tuple[float, int]]
 ) -> None:
     now_s, replicas = NOW, policy.min_replicas
-    for demand, failures in [*readings, *[(20.0, 0)] * 70]:
+    for demand, failures in [*readings, *[(20.0, 0)] * 130]:
         signal = Signal(
             readings={"Demand": demand}, num_failures=failures, replicas=replicas, ready=replicas, capacity=8
         )
         verdict = decide(signal, policy, history, now_s)
-        history, replicas, now_s = verdict.history, verdict.replicas, now_s + 15
+        history, replicas, now_s = verdict.history, verdict.replicas, now_s + 30
 
-    assert len(history.recommendations) <= 400 / 15 + 1
+    assert len(history.recommendations) <= 300 / 30 + 1
     assert len(history.ups) + len(history.downs) + len(history.demands) <= 20
     assert verdict.replicas == signal.replicas or policy.schedules
