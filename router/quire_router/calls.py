@@ -20,6 +20,7 @@ from quire_contract.openai.errors import (
     unavailable,
 )
 from quire_contract.openai.limits import Limits
+from quire_contract.openai.requests import RoutingFields
 from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import log_event
 from quire_router.admission import ranked
@@ -39,6 +40,8 @@ log = logging.getLogger("quire_router.request")
 
 BODY_TIMEOUT_S = 60.0
 """For a client to send its body."""
+LARGE_BODY_BYTES = 256 * 1024
+"""Parsing more than this takes milliseconds, in which no stream would go on."""
 
 
 class ModelField(msgspec.Struct, frozen=True):
@@ -79,6 +82,8 @@ class CallHandler:
         self._tenants = tenants
         self._settings = settings
         self._clock = clock
+        self._large = asyncio.Semaphore(1)
+        """Large bodies are parsed in a thread, one after the other: several at once would keep the interpreter from all other requests."""
 
     async def handle(
         self, request: web.BaseRequest, request_id: str, tenant: Tenant | None = None
@@ -104,10 +109,8 @@ class CallHandler:
         self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float, tenant: Tenant | None
     ) -> Call:
         body = await _read_body(request, self._settings.limits.max_body_bytes)
-        fields = (
-            routing_fields(request.path, body, self._settings.limits) if request.path in PATHS_WITH_PROMPT else None
-        )
-        outcome.model = model = self._known(_model_of(body) if fields is None else fields.model, tenant)
+        fields, named = await self._fields(request.path, body)
+        outcome.model = model = self._known(named, tenant)
         salt = None if fields is None else self._tenants.salt(tenant, fields.cache_salt)
         if fields is not None and salt is not None:
             fields = msgspec.structs.replace(fields, cache_salt=salt)
@@ -137,6 +140,13 @@ class CallHandler:
             route=None if plan.entry is None else plan,
         )
         return ranked(call)
+
+    async def _fields(self, path: str, body: bytes) -> tuple[RoutingFields | None, str | None]:
+        """What the body says of its prompt (None: the path has none), and its model. ApiError."""
+        if len(body) <= LARGE_BODY_BYTES:
+            return _fields_of(path, body, self._settings.limits)
+        async with self._large:
+            return await asyncio.to_thread(_fields_of, path, body, self._settings.limits)
 
     def _known(self, model: str | None, tenant: Tenant | None) -> str:
         """The name that the caller means. What a tenant may not use does not exist for it, in words and in lists alike."""
@@ -213,6 +223,11 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="request_timeout") from None
     encodings = request.headers.getall(hdrs.CONTENT_ENCODING, None)
     return body if encodings is None else await decoded(body, ",".join(encodings), max_bytes)
+
+
+def _fields_of(path: str, body: bytes, limits: Limits) -> tuple[RoutingFields | None, str | None]:
+    fields = routing_fields(path, body, limits) if path in PATHS_WITH_PROMPT else None
+    return fields, _model_of(body) if fields is None else fields.model
 
 
 def _model_of(body: bytes) -> str | None:

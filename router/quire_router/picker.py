@@ -3,6 +3,7 @@
 Decides on a snapshot and performs no request; the proxy acts on its answer.
 """
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ SILENT_AFTER_S = 3.0
 AFFINITY_TOKENS = 256
 """The hash level keys on this much of the prompt: enough to tell system prompts apart, little enough to keep a conversation together."""
 MAX_DECISIONS = 512
+LARGE_BYTES = 256 * 1024
+"""To put the text of more than this together takes milliseconds, in which no stream would go on."""
 
 
 class ReadablePrompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -102,6 +105,8 @@ class Picker:
         self._clock = clock
         self._wall_clock = wall_clock
         self._turn = 0
+        self._large = asyncio.Semaphore(1)
+        """The text of a large body is looked at in a thread, of one body at a time."""
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         """The last ones, oldest first."""
         self.planner = RoutePlanner(pool, rng)
@@ -133,7 +138,12 @@ class Picker:
                 if blocks is not None:
                     by_digest[digest] = blocks
         needs_text = not by_digest or any(e.digest is None for e in endpoints)
-        text = read_text(fields, keys) if needs_text else None
+        text = None
+        if needs_text and num_bytes <= LARGE_BYTES:
+            text = read_text(fields, keys)
+        elif needs_text:
+            async with self._large:
+                text = await asyncio.to_thread(read_text, fields, keys)
         read_s = self._clock() - started_s
         return ReadablePrompt(
             by_digest=by_digest, text=text, read_s=read_s, session_key=session_key, split_key=split_key

@@ -477,3 +477,22 @@ async def test_requests_in_flight_are_counted_and_forgotten_whatever_ends_them(
     await until(lambda: all(endpoint.num_in_flight == 0 for endpoint in router.app._pool))
 
     assert [endpoint.pending_tokens for endpoint in router.app._pool] == [0] * 5
+
+
+async def test_large_bodies_are_parsed_in_turn_and_reach_the_worker_as_they_are(
+    start_upstream, start_router, make_config
+):
+    worker = await start_upstream("a")
+    router = await start_router(make_config(worker))
+    await router.until_ready(1)
+    bodies = [json.dumps({"model": "m", "prompt": f"{number} " * 200_000}).encode() for number in range(6)]
+    bodies.append(b'{"model": "m", "prompt": ["' + b"x" * 400_000)
+
+    async def ask(body):
+        async with router.post(body) as answer:
+            return answer.status
+
+    statuses = await asyncio.gather(*map(ask, bodies))
+
+    assert statuses == [200] * 6 + [400]
+    assert sorted(worker.bodies) == sorted(bodies[:6])
