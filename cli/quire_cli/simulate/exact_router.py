@@ -14,7 +14,6 @@ from quire_contract.router_config import EndpointEntry
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.endpoints import Endpoint, Reservation, pooled_speed
 from quire_router.kv_index import KvIndex, SentIndex, extend_match
-from quire_router.picker import AFFINITY_TOKENS, SPECULATIVE_LIFE_S
 from quire_router.policies import choose_by
 from quire_router.revision_stats import RevisionCounts
 from quire_router.room import room_at
@@ -22,6 +21,9 @@ from quire_router.scoring import Candidate, RouteRequest
 from quire_worker.kv.events import BlocksStored
 
 MODEL = "simulated"
+SPECULATIVE_LIFE_S = 2.0
+AFFINITY_TOKENS = 256
+"""Both as quire_router.picker has them, which needs more libraries than the command line installs."""
 
 
 class ExactRouter:
