@@ -187,6 +187,7 @@ def predict(found: CostFile, asks: Sequence[Ask], streams: int | None) -> Figure
 
     told = Told(first=first, done=lambda request, at_s: ended.append(at_s))
     sim = ExactWorker(0, found.worker, found.cost, told, lambda: now_s)
+    _warm(sim, found)
     waiting, num_sent = list(reversed(asks)), 0
 
     def send(at_s: float) -> None:
@@ -214,3 +215,10 @@ def predict(found: CostFile, asks: Sequence[Ask], streams: int | None) -> Figure
             if streams is not None and waiting:
                 send(now_s)
     return figures(ttfts, sum(ask.output for ask in asks), ended[-1])
+
+
+def _warm(sim: ExactWorker, found: CostFile) -> None:
+    """The real worker has measured its speeds before the load begins."""
+    prompt, rows = 1000, 8
+    sim.speeds.add(prompt, 1, found.cost.step_s(1, prompt, 0, prompt * prompt / 2))
+    sim.speeds.add(rows, rows, found.cost.step_s(rows, rows, rows * 200, 0))

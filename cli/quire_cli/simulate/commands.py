@@ -10,7 +10,7 @@ from rich.console import Console
 from quire_cli.errors import CommandError
 from quire_cli.simulate import policies
 from quire_cli.simulate.fleet import ColdStart
-from quire_cli.simulate.loads import KINDS, Load, generate
+from quire_cli.simulate.loads import KINDS, Kind, Load, generate
 from quire_cli.simulate.options import MAX_WORKERS, WorkerKind, WorkerOptions, duration_s, worker_kind
 from quire_cli.simulate.outcome import Objective
 from quire_cli.simulate.plot import svg
@@ -18,7 +18,7 @@ from quire_cli.simulate.report import as_json, show
 from quire_cli.simulate.request import Request
 from quire_cli.simulate.run import Fidelity, Outcome, Plan, fixed, shares_prompts, simulate
 from quire_cli.simulate.scaler import Scaling
-from quire_cli.simulate.trace import read_trace
+from quire_cli.simulate.trace import MAX_REQUESTS, read_trace
 from quire_contract.router_settings import AdmissionSettings
 
 
@@ -99,12 +99,11 @@ def add_simulate_command(app: typer.Typer) -> None:
                 price_per_hour=price_per_hour,
             )
         )
-        made = _load(load, rate, duration_s(duration, "--duration"), kind)
         made = Load(
-            kind=made.kind,
-            duration_s=made.duration_s,
+            kind=_kind(load),
+            duration_s=duration_s(duration, "--duration"),
             rate=rate,
-            max_len=made.max_len,
+            max_len=kind.shape.max_model_len,
             prompt=prompt_tokens,
             output=output_tokens,
             reuse=reuse,
@@ -113,6 +112,7 @@ def add_simulate_command(app: typer.Typer) -> None:
             burstiness=burstiness,
             seed=seed,
         )
+        _check(made)
         requests = list(generate(made)) if trace is None else read_trace(trace, kind.shape.max_model_len)
         if not requests:
             raise CommandError("the load has no requests; give a higher --rate or a longer --duration")
@@ -136,19 +136,29 @@ def add_simulate_command(app: typer.Typer) -> None:
         _tell(outcomes, kind, requests, plot, is_json=json)
 
 
-def _load(name: str, rate: float, length_s: float, kind: WorkerKind) -> Load:
-    """What --load, --rate and --duration say. CommandError naming the flag."""
+def _kind(name: str) -> Kind:
+    """What --load says. CommandError naming those there are."""
     if name not in KINDS:
         raise CommandError(f"--load: {name} is not known; one of {', '.join(KINDS)}")
-    if not 0 < rate <= 10_000:
-        raise CommandError(f"--rate: is {rate:g}; give requests per second, more than 0 and at most 10000")
-    if length_s <= 0:
+    return name
+
+
+def _check(load: Load) -> None:
+    """CommandError naming the flag and the fix."""
+    if not 0 < load.rate <= 10_000:
+        raise CommandError(f"--rate: is {load.rate:g}; give requests per second, more than 0 and at most 10000")
+    if load.duration_s <= 0:
         raise CommandError("--duration: is 0; give a time such as 1h")
-    if rate * length_s > 20e6:
+    if load.rate * load.duration_s > MAX_REQUESTS:
         raise CommandError(
-            f"--rate and --duration: make {rate * length_s / 1e6:.0f} million requests; 20 million are the most"
+            f"--rate and --duration: make {load.rate * load.duration_s / 1e6:.0f} million requests; "
+            f"{MAX_REQUESTS // 1_000_000} million are the most"
         )
-    return Load(kind=name, duration_s=length_s, rate=rate, max_len=kind.shape.max_model_len)
+    if load.prefix_tokens >= load.max_len // 2:
+        raise CommandError(
+            f"--prefix-tokens: is {load.prefix_tokens}; prompt and answer together have {load.max_len} tokens here, "
+            "give less than half of that"
+        )
 
 
 def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> Ways:

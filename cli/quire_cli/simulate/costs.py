@@ -101,6 +101,8 @@ def problem_of(found: CostFile) -> str | None:
     for name, size in msgspec.structs.asdict(found.worker).items():
         if size < 1:
             return f"worker.{name}: is {size}; give at least 1"
+    if found.worker.max_model_len > found.worker.kv_tokens - found.worker.block_size:
+        return "worker.max_model_len: does not fit into kv_blocks x block_size; the longest request must"
     if found.worker.max_num_batched_tokens < found.worker.max_num_seqs:
         return "worker.max_num_batched_tokens: is smaller than max_num_seqs; every running request computes one token"
     return None

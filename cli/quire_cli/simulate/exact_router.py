@@ -5,7 +5,6 @@ Load reports come on change, at most every MIN_INTERVAL_S; KV events with the st
 
 import random
 from math import inf
-from typing import NamedTuple
 
 from quire_cli.simulate.exact_worker import ExactWorker, prompt_of
 from quire_cli.simulate.request import Request
@@ -15,7 +14,6 @@ from quire_contract.router_config import EndpointEntry
 from quire_contract.router_settings import AdmissionSettings
 from quire_router.endpoints import Endpoint, Reservation, pooled_speed
 from quire_router.kv_index import KvIndex, SentIndex, extend_match
-from quire_router.picker import AFFINITY_TOKENS, SPECULATIVE_LIFE_S
 from quire_router.policies import choose_by
 from quire_router.revision_stats import RevisionCounts
 from quire_router.room import room_at
@@ -23,14 +21,9 @@ from quire_router.scoring import Candidate, RouteRequest
 from quire_worker.kv.events import BlocksStored
 
 MODEL = "simulated"
-
-
-class Sent(NamedTuple):
-    """Where a request went."""
-
-    worker: ExactWorker
-    reservation: Reservation
-    prompt: list[int]
+SPECULATIVE_LIFE_S = 2.0
+AFFINITY_TOKENS = 256
+"""Both as quire_router.picker has them, which needs more libraries than the command line installs."""
 
 
 class ExactRouter:
@@ -43,19 +36,24 @@ class ExactRouter:
         self._index, self._sent = KvIndex(), SentIndex()
         self.workers: list[ExactWorker] = []
         self._endpoints: dict[int, Endpoint] = {}
-        self._places: dict[int, Sent] = {}
+        self._places: dict[int, Reservation] = {}
+        """Of requests under way, by number."""
         self._due: dict[int, float] = {}
         """Worker -> when its next load report goes out, because something changed."""
 
     def join(self, worker: ExactWorker, now_s: float) -> None:
-        """A worker takes requests."""
+        """A worker takes requests, for the first time or again after it was to drain."""
+        self.workers.append(worker)
+        known = self._endpoints.get(worker.number)
+        if known is not None:
+            known.ready = True
+            return
         name = str(worker.number)
         entry = EndpointEntry(id=name, url=f"http://{name}", models=[MODEL], events=f"tcp://{name}")
         endpoint = Endpoint(entry, RevisionCounts())
         endpoint.ready = endpoint.synced = True
         endpoint.take_report(worker.report(now_s), now_s)
         self._endpoints[worker.number] = endpoint
-        self.workers.append(worker)
 
     def leave(self, worker: ExactWorker) -> None:
         """It takes no more. Its last requests are still counted."""
@@ -87,11 +85,11 @@ class ExactRouter:
 
     def first_token(self, request: Request, now_s: float) -> None:
         """The answer began."""
-        self._places[request.number].reservation.first_byte(now_s, is_stream=True)
+        self._places[request.number].first_byte(now_s, is_stream=True)
 
     def done(self, request: Request) -> None:
         """The answer ended."""
-        self._places.pop(request.number).reservation.give_back()
+        self._places.pop(request.number).give_back()
 
     def room_of(self, worker: ExactWorker, now_s: float) -> int:
         """Requests that may start because of this worker."""
@@ -108,8 +106,7 @@ class ExactRouter:
     def pick(self, request: Request, now_s: float) -> ExactWorker:
         """Where it goes; counted there until `done`."""
         self._catch_up(now_s)
-        prompt = prompt_of(request.chain)
-        hashes = wire_hashes(hash_blocks(prompt, self._block_size))
+        hashes = wire_hashes(hash_blocks(prompt_of(request.chain), self._block_size))
         endpoints = [self._endpoints[worker.number] for worker in self.workers]
         speeds = pooled_speed(endpoints)
         held = self._index.match_prefix(hashes, [endpoint.id for endpoint in endpoints])
@@ -123,12 +120,8 @@ class ExactRouter:
         reservation = Reservation(endpoint, max(0, request.prompt - choice.matched_tokens), now_s)
         reservation.take()
         worker = next(one for one in self.workers if one.number == int(choice.endpoint_id))
-        self._places[request.number] = Sent(worker, reservation, prompt)
+        self._places[request.number] = reservation
         return worker
-
-    def prompt_of(self, request: Request) -> list[int]:
-        """The token ids that `pick` made."""
-        return self._places[request.number].prompt
 
     def _candidate(
         self, endpoint: Endpoint, hashes: list[int], held: int, ms_per_token: float, now_s: float, request: Request

@@ -58,13 +58,12 @@ class _Step:
     num_tokens: int
     end_s: float
     time_s: float
-    num_prompts: int
 
 
 class _Row:
     """What the runner knows of a row."""
 
-    __slots__ = ("computed", "decodes", "known", "request_id")
+    __slots__ = ("computed", "known", "request_id")
 
     def __init__(self, request_id: str, computed: int, known: int) -> None:
         self.request_id = request_id
@@ -166,12 +165,12 @@ class ExactWorker:
         """What happened to its prefix cache since the last call."""
         return self.scheduler.take_cache_events()
 
-    def add(self, request: Request, now_s: float, prompt: list[int] | None = None) -> None:
-        """A request comes in. `prompt`: its token ids, if they are known already."""
+    def add(self, request: Request, now_s: float) -> None:
+        """A request comes in."""
         stream = stream_of(request.chain[-1][0])
         submit = Submit(
             request_id=str(request.number),
-            prompt_token_ids=prompt_of(request.chain) if prompt is None else prompt,
+            prompt_token_ids=prompt_of(request.chain),
             sampling=SamplingParams(max_tokens=request.output, temperature=0.0, ignore_eos=True),
             priority=request.priority,
         )
@@ -235,21 +234,20 @@ class ExactWorker:
         for new in plan.new_rows:
             self._rows[new.row] = _Row(new.request_id, new.num_computed, len(new.token_ids))
         sampled: list[int] = []
-        kv_read, pairs, num_prompts = 0, 0.0, 0
+        kv_read, pairs = 0, 0.0
         for row, count in zip(plan.rows, plan.num_tokens, strict=True):
             state = self._rows[row]
             if count == 1:
                 kv_read += state.computed
             else:
                 pairs += count * (state.computed + count / 2)
-                num_prompts += 1
             state.computed += count
             if state.computed == state.known:
                 state.known += 1
                 sampled.append(row)
         num_tokens = sum(plan.num_tokens)
         time_s = self._cost.step_s(len(plan.rows), num_tokens, kv_read, pairs)
-        return _Step(plan, sampled, num_tokens, start_s + time_s, time_s, num_prompts)
+        return _Step(plan, sampled, num_tokens, start_s + time_s, time_s)
 
     def _count(self) -> None:
         counters = self.scheduler.counters

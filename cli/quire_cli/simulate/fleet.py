@@ -1,7 +1,7 @@
 """The replicas of a simulated service: how many are asked for, which of them load, serve, drain, and what they cost.
 
 As the operator does it: a new replica loads before it serves; the one with the least to do goes first, those that load before those that
-serve; who goes takes nothing new and ends when its last stream has.
+serve; who goes takes nothing new and ends when its last stream has, and is taken back if it is needed again before that.
 """
 
 import heapq
@@ -127,7 +127,7 @@ class Fleet(Generic[W]):
     def scale(self, number: int, now_s: float) -> None:
         """Make it so many."""
         self._account(now_s)
-        for _ in range(number - self.wanted):
+        for _ in range(number - self.wanted - self._take_back(number - self.wanted, now_s)):
             replica = self._add(now_s, now_s + self._cold_start.draw_s(self._rng))
             heapq.heappush(self._loading, (replica.ready_s, replica.worker.number, replica))
             self.num_starts += 1
@@ -164,6 +164,14 @@ class Fleet(Generic[W]):
     def _serve(self, replica: Replica[W], now_s: float) -> None:
         replica.phase = Phase.READY
         self._on_ready(replica.worker, now_s)
+
+    def _take_back(self, number: int, now_s: float) -> int:
+        """Up to so many of those that drain serve again, the busiest first: they keep their caches, and nothing has to load."""
+        draining = [replica for replica in self._by_number.values() if replica.phase is Phase.DRAINING]
+        draining.sort(key=lambda replica: -replica.worker.load)
+        for replica in draining[: max(0, number)]:
+            self._serve(replica, now_s)
+        return len(draining[: max(0, number)])
 
     def _victims(self, number: int) -> list[Replica[W]]:
         alive = [replica for replica in self._by_number.values() if replica.phase < Phase.DRAINING]

@@ -22,8 +22,6 @@ from quire_cli.simulate.request import Request, Segment
 Kind = Literal["poisson", "bursty", "diurnal", "spike"]
 KINDS: tuple[Kind, ...] = ("poisson", "bursty", "diurnal", "spike")
 DAY_S = 86_400.0
-SPIKE_EVERY_S = 7200.0
-SPIKE_S = 600.0
 _MAX_OPEN = 512
 """Conversations that may go on."""
 
@@ -53,6 +51,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """How long a drawn rate holds."""
     peak: float = 6.0
     """spike: the rate in a spike, as a multiple of the rate outside it."""
+    spike_s: float = 600.0
+    """How long one lasts."""
+    spike_every_s: float = 7200.0
+    """From one to the next; it comes at the end."""
     swing: float = 0.8
     """diurnal: (highest - lowest) / (highest + lowest)."""
     seed: int = 0
@@ -91,8 +93,8 @@ def _rate_of(load: Load, rng: random.Random) -> Callable[[float], float]:
         return rng.gammavariate(1 / spread, spread)
 
     def spike(at_s: float) -> float:
-        calm = load.rate / (1 + (load.peak - 1) * SPIKE_S / SPIKE_EVERY_S)
-        is_spike = at_s % SPIKE_EVERY_S >= SPIKE_EVERY_S - SPIKE_S
+        calm = load.rate / (1 + (load.peak - 1) * load.spike_s / load.spike_every_s)
+        is_spike = at_s % load.spike_every_s >= load.spike_every_s - load.spike_s
         return calm * load.peak if is_spike else calm
 
     if load.kind == "poisson":

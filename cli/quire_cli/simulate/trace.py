@@ -28,6 +28,7 @@ from quire_cli.simulate.request import Request, Segment
 HASH_BLOCK = 512
 """Tokens that one of Mooncake's hash_ids stands for."""
 MAX_REQUESTS = 20_000_000
+"""Of one simulation."""
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "time": ("time", "timestamp", "arrival", "arrivaltime", "arrivedat", "ats", "times", "timems", "timestampms"),
     "prompt": (
