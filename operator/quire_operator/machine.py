@@ -129,7 +129,7 @@ class Machine:
             release=release,
         )
         observations = Observations(cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
-        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token)
+        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         reconciler = Reconciler(
             cache=cache,
             queue=self._queue,

@@ -11,7 +11,7 @@ from quire_operator.manifests.parts import Manifest
 from quire_operator.timestamps import parse_time
 
 ANNOTATION_STANDBY = "quire.dev/standby"
-"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP or STANDBY_WOKEN."""
+"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP, or STANDBY_WOKEN with a blank and the time."""
 STANDBY_ASLEEP = "asleep"
 STANDBY_WOKEN = "woken"
 
@@ -117,9 +117,10 @@ def is_meant_to_sleep(pod: Manifest) -> bool:
     return _standby(pod) == STANDBY_ASLEEP
 
 
-def was_woken(pod: Manifest) -> bool:
-    """It slept, and was woken last."""
-    return _standby(pod) == STANDBY_WOKEN
+def woken_at(pod: Manifest) -> datetime | None:
+    """When it was woken, if that is what was done with it last."""
+    word, _, time = _standby(pod).partition(" ")
+    return parse_time(time) if word == STANDBY_WOKEN else None
 
 
 def is_asleep(pod: Manifest) -> bool:
