@@ -11,7 +11,7 @@ from quire_router.upstream import BUSY_REASONS
 
 
 def report(**values: Any) -> LoadReport:
-    counts = {"running": 0, "waiting": 0, "free_blocks": 9, "total_blocks": 9, "uncached_tokens": 0}
+    counts: dict[str, Any] = {"running": 0, "waiting": 0, "free_blocks": 9, "total_blocks": 9, "uncached_tokens": 0}
     return LoadReport(pod="a", model="m", epoch="e", ts=0.0, kv_seq=0, **counts, **values)
 
 
