@@ -42,7 +42,7 @@ from quire_operator.revisions import (
     revision_name,
     stored_revisions,
 )
-from quire_operator.standby import with_standby
+from quire_operator.standby import READY_WITHIN, with_standby
 from quire_operator.starts import unreported
 from quire_operator.status_report import Report, build_status, problems_text, transition_events
 
@@ -282,6 +282,11 @@ def _look_again(observation: Observation, choice: Choice, plan: RevisionPlan, dr
         plan.look_again_s,
         seconds_until(observation.deadline(choice.target.name), observation.now),
         FETCH_LOOK_EVERY_S if observation.fetching_pods else None,
+        *(
+            seconds_until(woken_at + READY_WITHIN, observation.now)
+            for view in observation.pods
+            if (woken_at := pod_state.woken_at(view.pod)) and not pod_state.is_ready(view.pod)
+        ),
         *(
             seconds_until(placed + _CREATING_LOOK, observation.now)
             for view in observation.pods

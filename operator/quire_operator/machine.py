@@ -158,7 +158,7 @@ class Machine:
         )
         events = EventPoster(client)
         drainer = Drainer(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
-        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token)
+        sleeper = Sleeper(client, cache=cache, enqueue=self._queue.add, token=trust.token, now=self._now)
         writers = Writers(
             applier=Applier(client, cache.children, metrics),
             status=StatusWriter(client, cache.documents),

@@ -13,7 +13,7 @@ from quire_operator.timestamps import parse_time
 ANNOTATION_LEAVING = "quire.dev/leaving"
 """On a worker's pod: since when and why it drains, so that whoever leads next goes on with it or takes it back."""
 ANNOTATION_STANDBY = "quire.dev/standby"
-"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP or STANDBY_WOKEN."""
+"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP, or STANDBY_WOKEN with a blank and the time."""
 STANDBY_ASLEEP = "asleep"
 STANDBY_WOKEN = "woken"
 
@@ -132,9 +132,10 @@ def is_meant_to_sleep(pod: Manifest) -> bool:
     return _standby(pod) == STANDBY_ASLEEP
 
 
-def was_woken(pod: Manifest) -> bool:
-    """It slept, and was woken last."""
-    return _standby(pod) == STANDBY_WOKEN
+def woken_at(pod: Manifest) -> datetime | None:
+    """When it was woken, if that is what was done with it last."""
+    word, _, time = _standby(pod).partition(" ")
+    return parse_time(time) if word == STANDBY_WOKEN else None
 
 
 def is_asleep(pod: Manifest) -> bool:

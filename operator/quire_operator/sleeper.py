@@ -9,6 +9,7 @@ This module must not know why.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,7 @@ from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
 from quire_operator.keys import Key
 from quire_operator.store import KubeObject
+from quire_operator.timestamps import format_time
 from quire_operator.trimming import trim_pod
 
 logger = logging.getLogger(__name__)
@@ -49,13 +51,15 @@ class Sleeper:
         cache: ClusterCache,
         enqueue: Callable[[Key, float], None],
         token: Callable[[], str | None],
+        now: Callable[[], datetime],
         port: int = names.PORT_HTTP,
     ) -> None:
-        """`enqueue` has a service looked at again after so many seconds; `token` is the release's, once it is known."""
+        """`enqueue` has a service looked at again after so many seconds; `token` is the release's, once it is known; `now` gives UTC."""
         self._client = client
         self._cache = cache
         self._enqueue = enqueue
         self._token = token
+        self._now = now
         self._port = port
         self._orders: asyncio.Queue[tuple[Key, KubeObject, bool]] = asyncio.Queue()
         self._busy: dict[_Pod, bool] = {}
@@ -136,7 +140,7 @@ class Sleeper:
         if asked_before is not None:
             await asyncio.wait([asked_before])
             told = await self._ask(session, pod, awake=True)
-        await self._mark(pod, pod_state.STANDBY_WOKEN)
+        await self._mark(pod, f"{pod_state.STANDBY_WOKEN} {format_time(self._now())}")
         return told
 
     async def _mark(self, pod: KubeObject, value: str) -> None:

@@ -10,6 +10,7 @@ goes on from there. What is asked of a pod that is so already changes nothing. P
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 from quire_contract import names
 from quire_operator import pod_state
@@ -18,6 +19,9 @@ from quire_operator.api.status import RolloutStatus
 from quire_operator.manifests.parts import Manifest
 from quire_operator.observation import Observation
 from quire_operator.revision_plan import RevisionPlan
+
+READY_WITHIN = timedelta(seconds=30)
+"""Of waking: a pod that is not ready by then counts as one that starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ def with_standby(
     wanted = plan.replicas[home]
     views = [view for view in observation.pods if view.revision == home]
     broken = {_name(view.pod) for view in views if view.is_broken}
-    standby = plan_standby(wanted=wanted, extra=extra, pods=[view.pod for view in views], broken=broken)
+    pods = [view.pod for view in views]
+    standby = plan_standby(wanted=wanted, extra=extra, pods=pods, broken=broken, now=observation.now)
     return replace(plan, replicas={**plan.replicas, home: wanted + extra}), standby
 
 
@@ -59,16 +64,16 @@ def home_of(rollout: RolloutStatus | None, target: str) -> str:
 
 
 def plan_standby(
-    *, wanted: int, extra: int, pods: Sequence[Manifest], broken: Collection[str] = frozenset()
+    *, wanted: int, extra: int, pods: Sequence[Manifest], now: datetime, broken: Collection[str] = frozenset()
 ) -> StandbyPlan:
     """Of one revision's pods: `wanted` are to be awake, `extra` more are to sleep.
 
     Sleepers are woken before anything else, at once; who merely comes up does not count as awake. A pod is put to sleep only when no
     pod has to go: a ReplicaSet removes those first that are not ready.
     """
-    alive = [pod for pod in pods if pod_state.is_alive(pod)]
+    alive = [pod for pod in pods if pod_state.is_alive(pod) and not pod_state.is_victim(pod)]
     sleepers = sorted((pod for pod in alive if pod_state.is_meant_to_sleep(pod)), key=_wakes_first)
-    awake = [pod for pod in alive if _is_awake(pod, broken)]
+    awake = [pod for pod in alive if _is_awake(pod, broken, now)]
     missing = wanted - len(awake)
     if missing > 0:
         woken, sleepers = sleepers[:missing], sleepers[missing:]
@@ -87,11 +92,13 @@ def _leftover(observation: Observation) -> frozenset[str]:
     )
 
 
-def _is_awake(pod: Manifest, broken: Collection[str]) -> bool:
-    """It serves, or was woken and is about to."""
+def _is_awake(pod: Manifest, broken: Collection[str], now: datetime) -> bool:
+    """It serves, or was woken a moment ago and is about to."""
     if pod_state.is_meant_to_sleep(pod):
         return False
-    return pod_state.is_ready(pod) or (pod_state.was_woken(pod) and _name(pod) not in broken)
+    woken_at = pod_state.woken_at(pod)
+    is_about_to = woken_at is not None and now - woken_at < READY_WITHIN and _name(pod) not in broken
+    return pod_state.is_ready(pod) or is_about_to
 
 
 def _wakes_first(pod: Manifest) -> tuple[bool, str, str]:

@@ -1,5 +1,6 @@
 """Which pods sleep and which wake, and what the rest of the operator makes of those that do."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from quire_contract import names
 from quire_operator.pod_state import ANNOTATION_STANDBY
 from quire_operator.standby import plan_standby
+from quire_operator.timestamps import format_time
 from tests.operator.decide_world import START, World, make_world, running, set_container, set_ready
 
 STANDBY = """
@@ -16,8 +18,9 @@ replicas: {replicas}
 
 
 def pod(name: str, state: str) -> dict[str, Any]:
-    """States: A ready, z asleep, Z ready though meant to sleep, w woken and not ready yet, l loading, g going."""
-    marks = {"z": "asleep", "Z": "asleep", "w": "woken"}
+    """States: A ready, z asleep, Z ready though meant to sleep, w woken and not ready yet, W so for long, l loading, g going."""
+    long_ago = START - timedelta(minutes=5)
+    marks = {"z": "asleep", "Z": "asleep", "w": f"woken {format_time(START)}", "W": f"woken {format_time(long_ago)}"}
     meta: dict[str, Any] = {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z", "annotations": {}}
     if state in marks:
         meta["annotations"][ANNOTATION_STANDBY] = marks[state]
@@ -39,6 +42,7 @@ def pod(name: str, state: str) -> dict[str, Any]:
         ("zz", 2, 0, "", "01"),
         ("w", 1, 0, "", ""),
         ("wz", 1, 1, "", ""),
+        ("Wz", 1, 1, "", "1"),
         ("lz", 1, 0, "", "1"),
         ("gz", 1, 0, "", "1"),
         ("AAz", 1, 1, "", ""),
@@ -60,7 +64,7 @@ def test_sleepers_wake_for_what_is_missing_and_the_surplus_sleeps_once_no_pod_ha
     for one in made:
         one["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = str(-int(one["metadata"]["name"]))
 
-    plan = plan_standby(wanted=wanted, extra=extra, pods=made)
+    plan = plan_standby(wanted=wanted, extra=extra, pods=made, now=START)
 
     assert (plan.asleep, plan.awake) == (set(asleep), set(awake))
 
@@ -68,7 +72,7 @@ def test_sleepers_wake_for_what_is_missing_and_the_surplus_sleeps_once_no_pod_ha
 def test_a_woken_pod_that_is_broken_does_not_count_as_awake() -> None:
     pods = [pod("0", "w"), pod("1", "z")]
 
-    plan = plan_standby(wanted=1, extra=1, pods=pods, broken={"0"})
+    plan = plan_standby(wanted=1, extra=1, pods=pods, broken={"0"}, now=START)
 
     assert plan.awake == {"1"}
 
@@ -78,7 +82,7 @@ def test_the_cheapest_to_lose_sleeps_first_and_a_cost_that_is_none_counts_as_not
     pods[1]["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = "-5"
     pods[2]["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = "dear"
 
-    assert plan_standby(wanted=2, extra=1, pods=pods).asleep == {"b"}
+    assert plan_standby(wanted=2, extra=1, pods=pods, now=START).asleep == {"b"}
 
 
 def fall_asleep(world: World, names_: frozenset[str]) -> None:
@@ -93,7 +97,7 @@ def fall_asleep(world: World, names_: frozenset[str]) -> None:
 def wake_up(world: World, names_: frozenset[str]) -> None:
     for one in world.pods:
         if one["metadata"]["name"] in names_:
-            one["metadata"]["annotations"][ANNOTATION_STANDBY] = "woken"
+            one["metadata"]["annotations"][ANNOTATION_STANDBY] = f"woken {format_time(world.now)}"
             set_ready(one, world.now)
 
 
