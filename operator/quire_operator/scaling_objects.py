@@ -12,6 +12,7 @@ from typing import Any
 from quire_contract import names
 from quire_operator.api.inference_service import InferenceService
 from quire_operator.api.validation import Problem
+from quire_operator.autoscale.outlook import comfortable
 from quire_operator.autoscale.policy import Policy, Target
 from quire_operator.autoscale.policy_of import policy_of
 from quire_operator.autoscale.provider import Autoscalers, Provider, ProviderName, provider_of, switching
@@ -152,6 +153,9 @@ def policy_for_others(service: InferenceService, capacity: int | None, children:
     """
     assert service.spec.scaling is not None
     policy = policy_of(service, capacity)
+    if policy.looks_ahead:
+        each = (replace(one, value=float(int(comfortable(one.value)))) for one in policy.targets)
+        policy = replace(policy, targets=tuple(each))
     if service.spec.scaling.panic is None:
         policy = replace(policy, panic=None)
     if policy.targets:

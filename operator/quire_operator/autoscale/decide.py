@@ -15,7 +15,7 @@ from quire_operator.autoscale.fallback import fall_back
 from quire_operator.autoscale.history import Change, History
 from quire_operator.autoscale.kv_veto import keep_kv
 from quire_operator.autoscale.limits import bound, limit, outside, recent
-from quire_operator.autoscale.outlook import Outlook, capacity_by_kv, learn, look_ahead
+from quire_operator.autoscale.outlook import Outlook, comfortable, learn, look_ahead
 from quire_operator.autoscale.panic import panic_until
 from quire_operator.autoscale.policy import Policy, Target
 from quire_operator.autoscale.recommend import Ask, Recommended, recommend
@@ -124,16 +124,20 @@ def _resized(scene: _Scene) -> Verdict:
 def _targets(scene: _Scene) -> tuple[Target, ...]:
     """The policy's, or demand at the engine's own capacity; none while no engine has told it.
 
-    A policy that looks ahead gives a replica no more requests than its KV holds.
+    A policy that looks ahead gives a replica no more requests than it runs with comfort.
     """
     policy, history = scene.policy, scene.history
     targets = policy.targets
     if not targets and history.capacity is not None:
         targets = (Target(metric="Demand", value=history.capacity),)
-    by_kv = capacity_by_kv(history.learned, scene.signal, policy.max_kv_fill) if policy.looks_ahead else None
-    if by_kv is None:
+    if not policy.looks_ahead:
         return targets
-    return tuple(replace(one, value=min(one.value, by_kv)) if one.metric == "Demand" else one for one in targets)
+    return tuple(
+        replace(one, value=comfortable(one.value, history.learned, scene.signal.kv_tokens_per_replica))
+        if one.metric == "Demand"
+        else one
+        for one in targets
+    )
 
 
 def _recommended(scene: _Scene, targets: tuple[Target, ...], fallen: Ask | None) -> Recommended:

@@ -1,16 +1,15 @@
 """What one start from now will need: how demand is read where no targets are configured.
 
-Demand alone says too much in a burst and too little before one. While replicas start, requests pile up that the replicas on their way
-will work off without any more of them; and requests that came a moment ago are not yet as many at once as they will be. So this asks how
-many requests there will be at once when a replica that is asked for now is ready:
+Demand alone says too much in a burst: while replicas start, requests pile up that the replicas on their way will work off without any
+more of them. So this asks how many requests there will be at once when a replica that is asked for now is ready:
 
     busy      arrivals per second x seconds that a request takes (Little's law)
     backlog   what waits then: what waits now, and what arrives until then beyond what the replicas on hand finish
     at once   busy + backlog x seconds per request / seconds in which the backlog shall be gone
               + the square root of that, for requests do not arrive evenly
 
-never fewer than run now. Seconds per request and tokens of KV per request are learned from what runs and what finishes. Whatever is not
-known yet makes it silent, and demand counts as it is.
+never more than demand is, never fewer than run now. Seconds per request and tokens of KV per request are learned from what runs and what
+finishes. Whatever is not known yet makes it silent, and demand counts as it is.
 """
 
 import math
@@ -27,6 +26,8 @@ ENOUGH = 20.0
 """Requests that must have finished before their mean is believed."""
 MIN_DRAIN_S, MAX_DRAIN_S = 5.0, 30.0
 """A backlog shall be gone in half a start, within these bounds: a replica that comes too late for it is not worth its start."""
+COMFORT = 0.65
+"""Share of what a replica can run at once that it is meant to."""
 LOADING_SHARE = 0.5
 """What is asked for already works for half of the time until then, on the average."""
 
@@ -89,11 +90,12 @@ def _load(signal: Signal) -> tuple[float | None, float | None, float | None]:
     return reading_of(signal, "Demand"), reading_of(signal, "QueueLength"), signal.arrivals_per_s
 
 
-def capacity_by_kv(learned: Learned | None, signal: Signal, max_kv_fill: float) -> float | None:
-    """Requests of the usual size whose KV one replica holds; None: unknown. At least one."""
-    if learned is None or not learned.kv_tokens or not signal.kv_tokens_per_replica:
-        return None
-    return max(1.0, math.floor((max_kv_fill or 1.0) * signal.kv_tokens_per_replica / learned.kv_tokens))
+def comfortable(each: float, learned: Learned | None = None, kv_tokens: int | None = None) -> float:
+    """How many requests one replica is meant to work on that could run `each` at once: a share of that, or of the requests of the
+    usual size that fit into its `kv_tokens`, where these are fewer. The rest takes what comes while the next one starts. At least one."""
+    if learned is not None and learned.kv_tokens and kv_tokens:
+        each = min(each, kv_tokens / learned.kv_tokens)
+    return max(1.0, round(COMFORT * each, 1))
 
 
 def look_ahead(learned: Learned | None, signal: Signal, each: float, start_s: float | None) -> Outlook | None:
@@ -111,5 +113,4 @@ def look_ahead(learned: Learned | None, signal: Signal, each: float, start_s: fl
     words = f"{arrivals:.3g} requests per s take {service_s:.3g} s each"
     if backlog:
         words += f", after a start of {start_s:.0f} s {backlog:.0f} will wait"
-    # Whatever was learned wrongly, it doubles at each decision at most, and takes nothing away from what runs.
-    return Outlook(demand=max(running, min(at_once, 2 * demand + each)), words=f"demand {demand:g}, {words}")
+    return Outlook(demand=max(running, min(at_once, demand)), words=f"demand {demand:g}, {words}")

@@ -7,7 +7,7 @@ import pytest
 
 from quire_operator.autoscale.decide import decide
 from quire_operator.autoscale.history import History
-from quire_operator.autoscale.outlook import Learned, capacity_by_kv, learn, look_ahead
+from quire_operator.autoscale.outlook import COMFORT, Learned, comfortable, learn, look_ahead
 from quire_operator.autoscale.policy import Policy
 from quire_operator.autoscale.signal import Signal
 from tests.operator.autoscale.worlds import LONG_AGO, NOW, policy, signal
@@ -34,32 +34,35 @@ def ahead(**changed: float) -> Policy:
     return policy(value=16.0, looks_ahead=True, **changed)
 
 
-def test_a_steady_load_needs_what_arrives_times_what_it_takes_and_the_root_of_that() -> None:
+def test_a_load_needs_what_arrives_times_what_it_takes_and_the_root_of_that_but_no_more_than_demand() -> None:
     """10 per s at 8 s each are 80 at once, plus 9."""
-    outlook = look_ahead(TAKES_8_S, reading(6, 80, 0, 10.0), 16.0, 60.0)
+    falling = look_ahead(TAKES_8_S, reading(6, 120, 60, 10.0), 16.0, 60.0)
+    steady = look_ahead(TAKES_8_S, reading(6, 80, 0, 10.0), 16.0, 60.0)
 
-    assert outlook is not None and outlook.demand == pytest.approx(80 + math.sqrt(80))
+    assert falling is not None and falling.demand == pytest.approx(80 + math.sqrt(80))
+    assert steady is not None and steady.demand == 80
 
 
-def test_what_just_began_to_arrive_is_counted_before_it_runs() -> None:
+def test_a_replica_gets_a_share_of_what_it_could_run() -> None:
     history = replace(LONG_AGO, learned=TAKES_8_S, start_s=60.0)
 
-    verdict = decide(reading(2, 24, 0, 6.0), ahead(), history, NOW)
+    verdict = decide(reading(2, 24, 0, 3.0), ahead(), history, NOW)
 
-    assert verdict.replicas == 4
+    assert COMFORT * 16 == pytest.approx(10.4)
+    assert verdict.replicas == 3
     assert verdict.message == (
-        "demand 24, 6 requests per s take 8 s each, after a start of 60 s 120 will wait: 64.0 at 16 a replica asks for 4 replicas"
-    ), "at most twice the demand and one replica"
+        "demand 24, 3 requests per s take 8 s each, after a start of 60 s 24 will wait: 24.0 at 10.4 a replica asks for 3 replicas"
+    )
 
 
 def test_a_backlog_that_replicas_on_their_way_will_finish_asks_for_no_more() -> None:
-    """320 wait, of which HPA would make 21 replicas; six ready ones finish 12 per s, and 2 arrive."""
+    """320 wait, of which HPA would make 20 replicas; six ready ones finish 7.8 per s with comfort, and 2 arrive. 96 run."""
     history = replace(LONG_AGO, learned=TAKES_8_S, start_s=60.0)
     reads = reading(6, 416, 320, 2.0)
 
     ours, hpa = decide(reads, ahead(), history, NOW), decide(reads, policy(value=16.0), history, NOW)
 
-    assert (ours.replicas, hpa.replicas) == (6, 26)
+    assert (ours.replicas, hpa.replicas) == (10, 26)
 
 
 def test_what_loads_counts_for_half_of_its_start() -> None:
@@ -70,7 +73,8 @@ def test_what_loads_counts_for_half_of_its_start() -> None:
     backlogs = [136 + (12 - 16 * slots / 8) * 60 for slots in (6, 4)]
     assert backlogs == [136, 376]
     sums = [12 * 8 + backlog * 8 / 30 for backlog in backlogs]
-    assert [with_loading.demand, without.demand] == pytest.approx([sum_ + math.sqrt(sum_) for sum_ in sums])
+    expected = [min(200, sum_ + math.sqrt(sum_)) for sum_ in sums]
+    assert [with_loading.demand, without.demand] == pytest.approx(expected)
 
 
 def test_nothing_is_taken_away_from_what_runs() -> None:
@@ -127,15 +131,15 @@ def test_a_gap_and_a_failed_reading_teach_nothing() -> None:
 
 
 def test_a_replica_gets_no_more_requests_than_its_kv_holds() -> None:
-    """A hundred may run at once, but of 100,000 tokens 80 % hold 20 requests of 4,000."""
+    """A hundred may run at once, but 100,000 tokens hold 25 requests of 4,000."""
     long = replace(TAKES_8_S, kv_tokens=4000.0, kv_s=4000.0 * 8000)
     reads = signal(2, 60, capacity=100, kv_tokens_per_replica=100_000)
 
     own = decide(reads, policy(targets=(), looks_ahead=True), replace(LONG_AGO, learned=long), NOW)
     hpa = decide(reads, policy(targets=()), replace(LONG_AGO, learned=long), NOW)
 
-    assert capacity_by_kv(long, reads, 0.8) == 20
-    assert (own.replicas, own.message) == (3, "demand 60 at 20 a replica asks for 3 replicas")
+    assert comfortable(100, long, 100_000) == 16.2
+    assert (own.replicas, own.message) == (4, "demand 60 at 16.2 a replica asks for 4 replicas")
     assert hpa.replicas == 1
 
 
@@ -143,11 +147,11 @@ def test_a_start_is_measured_where_nobody_tells_and_the_window_follows_it() -> N
     of = ahead(window_follows_start=True)
     history = History(created_s=0.0, last_active_s=NOW)
     begun = decide(reading(1, 40, 24, 4.0), of, history, NOW)
-    loading = decide(reading(3, 40, 24, 4.0, loading=2), of, begun.history, NOW + 10)
+    loading = decide(reading(4, 40, 24, 4.0, loading=3), of, begun.history, NOW + 10)
 
-    ready = decide(reading(3, 40, 0, 4.0), of, loading.history, NOW + 20)
+    ready = decide(reading(4, 40, 0, 4.0), of, loading.history, NOW + 20)
 
-    assert (begun.replicas, ready.history.start_s) == (3, 20)
+    assert (begun.replicas, ready.history.start_s) == (4, 20)
 
 
 @pytest.mark.parametrize(("start_s", "window_s"), [(2.0, 60), (30.0, 150), (200.0, 300)])
