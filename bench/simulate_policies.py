@@ -40,15 +40,15 @@ WANTED = 0.8
 TRACES = {
     "a day with bursts": Load(
         kind="diurnal", duration_s=24 * HOUR_S, rate=0.25, prompt=1500, output=8000, output_spread=0.6,
-        max_len=32_000, swing=0.95, burstiness=0.25, burst_s=900, seed=1701,
+        max_len=32_000, swing=0.95, burstiness=0.25, burst_s=900, seed=2701,
     ),
     "spikes": Load(
         kind="spike", duration_s=8 * HOUR_S, rate=0.35, prompt=1500, output=8000, output_spread=0.6, max_len=32_000,
-        peak=3.0, seed=1702,
+        peak=3.0, seed=2702,
     ),
     "conversations in working hours": Load(
         kind="spike", duration_s=12 * HOUR_S, rate=0.35, prompt=500, output=4500, output_spread=0.6, max_len=24_000,
-        reuse=0.5, peak=5.0, spike_s=2 * HOUR_S, spike_every_s=6 * HOUR_S, seed=1703,
+        reuse=0.5, peak=5.0, spike_s=2 * HOUR_S, spike_every_s=6 * HOUR_S, seed=2703,
     ),
 }  # fmt: skip
 
