@@ -302,3 +302,17 @@ def test_a_doomed_replica_goes_though_its_replacement_is_one_that_slept_and_the_
     assert beside == [3]
     assert len(asleep) == 1
     assert list(world.replicas().values()) == [2]
+
+
+def test_a_spec_that_is_refused_leaves_the_number_of_those_that_sleep(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    world.look()
+
+    world.change("model: {uri: nonsense}")
+    world.look()
+
+    assert world.condition("Accepted") == ("False", "InvalidSpec")
+    assert world.status["scaling"] == {"standby": 1}
