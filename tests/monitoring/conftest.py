@@ -210,7 +210,13 @@ def scrape_job(kind: str, targets: dict[str, int]) -> dict[str, Any]:
         "static_configs": [
             {
                 "targets": [f"127.0.0.1:{port}"],
-                "labels": {"namespace": "models", "pod": pod, "container": kind, "endpoint": "http", "service": "quire"},
+                "labels": {
+                    "namespace": "models",
+                    "pod": pod,
+                    "container": kind,
+                    "endpoint": "http",
+                    "service": "quire",
+                },
             }
             for pod, port in targets.items()
         ],
