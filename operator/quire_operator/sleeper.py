@@ -19,7 +19,7 @@ from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.resources import POD
 from quire_contract.startup_report import SleepAnswer
-from quire_contract.telemetry import log_event
+from quire_contract.telemetry import Trouble, log_event
 from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
 from quire_operator.keys import Key
@@ -67,6 +67,7 @@ class Sleeper:
         self._busy: dict[_Pod, bool] = {}
         """What each pod that is being asked is asked for: to be awake."""
         self._going_to_sleep: dict[_Pod, asyncio.Task[None]] = {}
+        self._troubles: dict[_Pod, Trouble] = {}
 
     def want(self, key: Key, *, sleep: frozenset[str], wake: frozenset[str]) -> None:
         """These pods of the service shall sleep, those wake. What is under way already is not begun again."""
@@ -103,33 +104,34 @@ class Sleeper:
         again_s = 0.0 if awake else LOOK_AGAIN_S
         try:
             told = await (self._wake(session, pod) if awake else self._put_to_sleep(session, pod))
-            state, time_s = told.state, told.time_s
-            log_event(
-                logger,
-                logging.INFO,
-                "standby",
-                pod=meta["name"],
-                namespace=meta["namespace"],
-                state=state,
-                time_s=time_s,
-            )
+            self._troubles.pop(_identity(pod), None)
+            if told.changed:
+                state, time_s = told.state, told.time_s
+                log_event(
+                    logger,
+                    logging.INFO,
+                    "standby",
+                    pod=meta["name"],
+                    namespace=meta["namespace"],
+                    state=state,
+                    time_s=time_s,
+                )
         except (KubeError, *_NO_ANSWER) as error:
             again_s = LOOK_AGAIN_S
-            what = "not woken" if awake else "not put to sleep"
-            log_event(
-                logger,
-                logging.WARNING,
-                what,
-                pod=meta["name"],
-                namespace=meta["namespace"],
-                reason=str(error) or repr(error),
-            )
+            self._complain("not woken" if awake else "not put to sleep", pod, str(error) or repr(error))
         finally:
             if self._busy.get(_identity(pod)) == awake:
                 del self._busy[_identity(pod)]
             if not awake:
                 self._going_to_sleep.pop(_identity(pod), None)
         self._enqueue(key, again_s)
+
+    def _complain(self, what: str, pod: KubeObject, reason: str) -> None:
+        meta = pod["metadata"]
+        if self._cache.pods.get(POD.kind, meta["namespace"], meta["name"]) is None:
+            self._troubles.pop(_identity(pod), None)  # it went meanwhile
+        elif self._troubles.setdefault(_identity(pod), Trouble()).is_news(f"{what} {reason}"):
+            log_event(logger, logging.WARNING, what, pod=meta["name"], namespace=meta["namespace"], reason=reason[:300])
 
     async def _put_to_sleep(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
         if not pod_state.is_meant_to_sleep(pod):
