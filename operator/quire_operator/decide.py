@@ -42,7 +42,7 @@ from quire_operator.revisions import (
     revision_name,
     stored_revisions,
 )
-from quire_operator.standby import READY_WITHIN, with_standby
+from quire_operator.standby import READY_WITHIN, StandbyPlan, with_standby
 from quire_operator.starts import unreported
 from quire_operator.status_report import Report, build_status, problems_text, transition_events
 
@@ -142,8 +142,8 @@ def _carry_out(
             now=snapshot.now,
         )
     )
-    plan, standby = with_standby(service, plan, choice.target.name, observation)
-    plan, drains = _drained(snapshot, service, choice, plan, observation)
+    plan, standby = with_standby(service, plan, choice.target.name, observation, snapshot.doomed)
+    plan, drains = _drained(snapshot, service, choice, plan, observation, standby)
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
     report = Report(
@@ -182,7 +182,12 @@ def _carry_out(
 
 
 def _drained(
-    snapshot: ServiceSnapshot, service: InferenceService, choice: Choice, plan: RevisionPlan, observation: Observation
+    snapshot: ServiceSnapshot,
+    service: InferenceService,
+    choice: Choice,
+    plan: RevisionPlan,
+    observation: Observation,
+    standby: StandbyPlan,
 ) -> tuple[RevisionPlan, DrainPlan]:
     """The plan with those added that must drain first. While revisions are exchanged, pods drain as they are told to end."""
     target = choice.target.name
@@ -200,6 +205,7 @@ def _drained(
             doomed=snapshot.doomed,
             drain_timeout_s=float(service.spec.engine.drain_timeout_seconds),
             now=snapshot.now,
+            resting=standby.resting,
         )
     )
     return replace(plan, replicas={**plan.replicas, target: drains.replicas}), drains

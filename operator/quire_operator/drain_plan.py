@@ -65,6 +65,8 @@ class DrainInput:
     """Pods whose node is about to be lost, and why."""
     drain_timeout_s: float
     now: datetime
+    resting: Collection[str] = ()
+    """Pods that count among `wanted` though they do not serve: a warm standby's."""
 
 
 def plan_drains(given: DrainInput) -> DrainPlan:
@@ -72,19 +74,21 @@ def plan_drains(given: DrainInput) -> DrainPlan:
     alive = [pod for pod in given.pods if pod_state.is_alive(pod)]
     doomed = [pod for pod in alive if _name(pod) in given.doomed]
     healthy = [pod for pod in alive if _name(pod) not in given.doomed]
-    serving = [pod for pod in healthy if _serves(pod)]
+    resting = [pod for pod in healthy if _name(pod) in given.resting]
+    serving = [pod for pod in healthy if _serves(pod) and pod not in resting]
     slots = max(len(healthy), given.told - len(doomed))
-    idle = slots - len(serving)
+    idle = slots - len(serving) - len(resting)
     surplus = max(0, min(len(serving), slots - given.wanted - idle))
     chosen = sorted(serving, key=lambda pod: _rank(pod, given))[:surplus]
     staying = [pod for pod in chosen if not _may_go(pod, given)]
-    is_replaced = sum(pod_state.is_ready(pod) and pod not in chosen for pod in healthy) >= given.wanted
-    kept = [pod for pod in doomed if not (is_replaced and (_may_go(pod, given) or not _serves(pod)))]
+    fit = [pod for pod in healthy if pod in resting or (pod_state.is_ready(pod) and pod not in chosen)]
+    is_replaced = len(fit) >= given.wanted
+    kept = [pod for pod in doomed if not (is_replaced and (_may_go(pod, given) or not _is_up(pod)))]
     leaving = {_name(pod): Leaving(why=SCALE_DOWN, cost=_cost(pod, given)) for pod in chosen}
     leaving |= {
-        _name(pod): Leaving(why=given.doomed[_name(pod)], cost=_cost(pod, given)) for pod in doomed if _serves(pod)
+        _name(pod): Leaving(why=given.doomed[_name(pod)], cost=_cost(pod, given)) for pod in doomed if _is_up(pod)
     }
-    waiting = [*staying, *(pod for pod in doomed if _serves(pod))]
+    waiting = [*staying, *(pod for pod in doomed if _is_up(pod))]
     deadlines = [late for pod in waiting if (late := _deadline(pod, given)) and late > given.now]
     return DrainPlan(
         replicas=given.wanted + len(staying) + len(kept), leaving=leaving, look_again=min(deadlines, default=None)
@@ -122,6 +126,11 @@ def _rank(pod: Manifest, given: DrainInput) -> tuple[object, ...]:
 def _serves(pod: Manifest) -> bool:
     """It has requests, or may have."""
     return pod_state.is_ready(pod) or pod_state.is_victim(pod)
+
+
+def _is_up(pod: Manifest) -> bool:
+    """It serves, or sleeps: without its mark, a ReplicaSet could not tell it from the sleeper that takes its place."""
+    return _serves(pod) or pod_state.is_meant_to_sleep(pod)
 
 
 def _may_go(pod: Manifest, given: DrainInput) -> bool:

@@ -18,6 +18,7 @@ from quire_contract.telemetry import log_event
 from quire_operator.cache import ClusterCache
 from quire_operator.decision import CanaryObservation, Decision, FetchProgress
 from quire_operator.keys import Key
+from quire_operator.pod_address import address_of
 from quire_operator.router_stats import RouterAnswer, StepTally, parse_answer
 from quire_operator.store import KubeObject
 
@@ -112,7 +113,7 @@ class Observations:
     async def _ask_routers(self, session: aiohttp.ClientSession) -> None:
         if not self._tallies:
             return
-        pods = [pod for pod in self._cache.routers.all() if _address(pod) and _is_running(pod)]
+        pods = [pod for pod in self._cache.routers.all() if address_of(pod) and _is_running(pod)]
         answers = await asyncio.gather(*(self._ask_router(session, pod) for pod in pods))
         now = self._now()
         heard = [(pod["metadata"]["uid"], told) for pod, told in zip(pods, answers, strict=True) if told is not None]
@@ -125,7 +126,7 @@ class Observations:
     async def _ask_router(self, session: aiohttp.ClientSession, pod: KubeObject) -> RouterAnswer | None:
         token = self._token()
         headers = {names.HEADER_TOKEN: token} if token else {}
-        url = f"http://{_address(pod)}:{self._router_port}{names.PATH_REVISION_STATS}"
+        url = f"http://{address_of(pod)}:{self._router_port}{names.PATH_REVISION_STATS}"
         try:
             return parse_answer(await self._get(session, url, headers))
         except _NO_ANSWER as error:
@@ -146,7 +147,9 @@ class Observations:
     async def _ask_fetcher(self, session: aiohttp.ClientSession, pod: KubeObject) -> FetchProgress | None:
         """None from a pod whose fetcher does not listen yet, or no longer."""
         try:
-            told = await self._get(session, f"http://{_address(pod)}:{self._fetch_port}{names.PATH_FETCH_PROGRESS}", {})
+            told = await self._get(
+                session, f"http://{address_of(pod)}:{self._fetch_port}{names.PATH_FETCH_PROGRESS}", {}
+            )
             total = told.get("total_bytes")
             if told["phase"] not in _PHASES:
                 return None
@@ -167,12 +170,12 @@ class Observations:
     async def _ask_worker(self, session: aiohttp.ClientSession, key: Key, name: str) -> None:
         document = self._cache.document(key)
         pods = () if document is None else self._cache.pods_of(document)
-        pod = next((pod for pod in pods if pod["metadata"]["name"] == name and _address(pod)), None)
+        pod = next((pod for pod in pods if pod["metadata"]["name"] == name and address_of(pod)), None)
         if pod is None:
             return
         token = self._token()
         headers = {names.HEADER_TOKEN: token} if token else {}
-        url = f"http://{_address(pod)}:{self._worker_port}{names.PATH_STARTUP}"
+        url = f"http://{address_of(pod)}:{self._worker_port}{names.PATH_STARTUP}"
         try:
             told = msgspec.convert(await self._get(session, url, headers), StartupReport)
         except _NO_ANSWER:
@@ -201,11 +204,6 @@ _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, 
 def _shown(reports: Mapping[str, StartupReport]) -> dict[str, StartupReport]:
     """Without what changes by itself."""
     return {name: msgspec.structs.replace(report, elapsed_s=0.0) for name, report in reports.items()}
-
-
-def _address(pod: Mapping[str, Any]) -> str | None:
-    address = (pod.get("status") or {}).get("podIP")
-    return f"[{address}]" if address and ":" in address else address
 
 
 def _is_running(pod: Mapping[str, Any]) -> bool:

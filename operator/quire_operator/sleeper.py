@@ -19,17 +19,19 @@ from quire_contract import names
 from quire_contract.kube.client import KubeClient, KubeError
 from quire_contract.kube.resources import POD
 from quire_contract.startup_report import SleepAnswer
-from quire_contract.telemetry import log_event
+from quire_contract.telemetry import Trouble, log_event
 from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
 from quire_operator.keys import Key
+from quire_operator.pod_address import address_of
 from quire_operator.store import KubeObject
 from quire_operator.timestamps import format_time
 from quire_operator.trimming import trim_pod
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 2.0
+LOOK_AGAIN_S = 2.0
+"""After a failure; and after a sleep, as its pod counts as ready until the kubelet has noticed."""
 SLEEP_WAIT_S = 20.0
 """How long a worker may wait for its running requests to end before it sleeps; it is asked again if they have not."""
 _TIMEOUT = aiohttp.ClientTimeout(total=180.0, connect=3.0)
@@ -65,6 +67,7 @@ class Sleeper:
         self._busy: dict[_Pod, bool] = {}
         """What each pod that is being asked is asked for: to be awake."""
         self._going_to_sleep: dict[_Pod, asyncio.Task[None]] = {}
+        self._troubles: dict[_Pod, Trouble] = {}
 
     def want(self, key: Key, *, sleep: frozenset[str], wake: frozenset[str]) -> None:
         """These pods of the service shall sleep, those wake. What is under way already is not begun again."""
@@ -98,39 +101,41 @@ class Sleeper:
 
     async def _carry_out(self, session: aiohttp.ClientSession, key: Key, pod: KubeObject, *, awake: bool) -> None:
         meta = pod["metadata"]
-        again_s: float | None = None
+        again_s = 0.0 if awake else LOOK_AGAIN_S
         try:
             told = await (self._wake(session, pod) if awake else self._put_to_sleep(session, pod))
-            state, time_s = told.state, told.time_s
-            log_event(
-                logger,
-                logging.INFO,
-                "standby",
-                pod=meta["name"],
-                namespace=meta["namespace"],
-                state=state,
-                time_s=time_s,
-            )
+            self._troubles.pop(_identity(pod), None)
+            if told.changed:
+                state, time_s = told.state, told.time_s
+                log_event(
+                    logger,
+                    logging.INFO,
+                    "standby",
+                    pod=meta["name"],
+                    namespace=meta["namespace"],
+                    state=state,
+                    time_s=time_s,
+                )
         except (KubeError, *_NO_ANSWER) as error:
-            again_s = RETRY_S
-            what = "not woken" if awake else "not put to sleep"
-            log_event(
-                logger,
-                logging.WARNING,
-                what,
-                pod=meta["name"],
-                namespace=meta["namespace"],
-                reason=str(error) or repr(error),
-            )
+            again_s = LOOK_AGAIN_S
+            self._complain("not woken" if awake else "not put to sleep", pod, str(error) or repr(error))
         finally:
             if self._busy.get(_identity(pod)) == awake:
                 del self._busy[_identity(pod)]
             if not awake:
                 self._going_to_sleep.pop(_identity(pod), None)
-        self._enqueue(key, again_s or 0.0)
+        self._enqueue(key, again_s)
+
+    def _complain(self, what: str, pod: KubeObject, reason: str) -> None:
+        meta = pod["metadata"]
+        if self._cache.pods.get(POD.kind, meta["namespace"], meta["name"]) is None:
+            self._troubles.pop(_identity(pod), None)  # it went meanwhile
+        elif self._troubles.setdefault(_identity(pod), Trouble()).is_news(f"{what} {reason}"):
+            log_event(logger, logging.WARNING, what, pod=meta["name"], namespace=meta["namespace"], reason=reason[:300])
 
     async def _put_to_sleep(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
-        await self._mark(pod, pod_state.STANDBY_ASLEEP)
+        if not pod_state.is_meant_to_sleep(pod):
+            await self._mark(pod, pod_state.STANDBY_ASLEEP)
         return await self._ask(session, pod, awake=False)
 
     async def _wake(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
@@ -150,14 +155,13 @@ class Sleeper:
         self._cache.pods.put(trim_pod(written))
 
     async def _ask(self, session: aiohttp.ClientSession, pod: KubeObject, *, awake: bool) -> SleepAnswer:
-        address = (pod.get("status") or {}).get("podIP")
+        address = address_of(pod)
         if not address:
             raise ValueError("it has no address")
-        host = f"[{address}]" if ":" in address else address
         path = names.PATH_WAKE if awake else f"{names.PATH_SLEEP}?wait={SLEEP_WAIT_S:.0f}"
         token = self._token()
         headers: Mapping[str, Any] = {names.HEADER_TOKEN: token} if token else {}
-        url = f"http://{host}:{self._port}{path}"
+        url = f"http://{address}:{self._port}{path}"
         async with session.post(url, headers=headers, allow_redirects=False) as answer:
             content = await answer.content.read(_MAX_ANSWER_BYTES)
             if answer.status != 200:

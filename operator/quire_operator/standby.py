@@ -32,15 +32,21 @@ class StandbyPlan:
     """To be put to sleep now; those that sleep are not among them."""
     awake: frozenset[str] = frozenset()
     """To be woken now."""
+    resting: frozenset[str] = frozenset()
+    """Counted among the replicas though they do not serve: who sleeps, is being woken, or was a moment ago."""
 
 
 NOTHING = StandbyPlan()
 
 
 def with_standby(
-    service: InferenceService, plan: RevisionPlan, target: str, observation: Observation
+    service: InferenceService,
+    plan: RevisionPlan,
+    target: str,
+    observation: Observation,
+    doomed: Collection[str] = frozenset(),
 ) -> tuple[RevisionPlan, StandbyPlan]:
-    """The plan with the standby's pods added to the revision that stays, and what its pods are to do."""
+    """The plan with the standby's pods added to the revision that stays, and what its pods are to do; the doomed are not counted on."""
     scaling = service.spec.scaling
     home = home_of(plan.rollout, target)
     if scaling is None or scaling.standby is None:
@@ -49,7 +55,7 @@ def with_standby(
         return plan, NOTHING
     extra = max(0, scaling.standby.replicas - service.spec.replicas)
     wanted = plan.replicas[home]
-    views = [view for view in observation.pods if view.revision == home]
+    views = [view for view in observation.pods if view.revision == home and _name(view.pod) not in doomed]
     broken = {_name(view.pod) for view in views if view.is_broken}
     pods = [view.pod for view in views]
     standby = plan_standby(wanted=wanted, extra=extra, pods=pods, broken=broken, now=observation.now)
@@ -75,14 +81,16 @@ def plan_standby(
     sleepers = sorted((pod for pod in alive if pod_state.is_meant_to_sleep(pod)), key=_wakes_first)
     awake = [pod for pod in alive if _is_awake(pod, broken, now)]
     missing = wanted - len(awake)
+    resting = _names(sleepers[: max(0, missing) + extra]) | _names(pod for pod in awake if not pod_state.is_ready(pod))
     if missing > 0:
         woken, sleepers = sleepers[:missing], sleepers[missing:]
-        return StandbyPlan(awake=_names(woken), asleep=_names(filter(pod_state.is_ready, sleepers)))
-    resting = [pod for pod in sleepers if pod_state.is_ready(pod)]  # its container began anew, or was not told yet
+        asleep = _names(filter(pod_state.is_ready, sleepers))
+        return StandbyPlan(awake=_names(woken), asleep=asleep, resting=resting)
+    tired = [pod for pod in sleepers if pod_state.is_ready(pod)]  # its container began anew, or was not told yet
     if len(alive) <= wanted + extra:
         surplus = sorted((pod for pod in awake if pod_state.is_ready(pod)), key=_sleeps_first)
-        resting += surplus[: max(0, min(-missing, extra - len(sleepers)))]
-    return StandbyPlan(asleep=_names(resting))
+        tired += surplus[: max(0, min(-missing, extra - len(sleepers)))]
+    return StandbyPlan(asleep=_names(tired), resting=resting)
 
 
 def _leftover(observation: Observation) -> frozenset[str]:

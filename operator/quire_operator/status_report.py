@@ -351,8 +351,10 @@ def _rollout(rollout: RolloutStatus | None) -> dict[str, Any] | None:
 
 
 def _with_standby(scaling: Mapping[str, Any] | None, report: Report) -> dict[str, Any] | None:
-    """The autoscaler's view, and how many sleep."""
-    spec = report.service.spec.scaling if report.service else None
+    """The autoscaler's view, and how many sleep; of a spec that is refused, what was so stays."""
+    if report.service is None:
+        return dict(scaling) if scaling else None
+    spec = report.service.spec.scaling
     if spec is None or spec.standby is None:
         return {key: content for key, content in scaling.items() if key != "standby"} if scaling else None
     return {**(scaling or {}), "standby": report.observation.asleep()}

@@ -113,6 +113,7 @@ def test_monitors_scrape_every_component(chart: Chart, wide: bool) -> None:
         ports = {port["name"] for port in services[name]["spec"]["ports"]}
         assert monitor["spec"]["selector"]["matchLabels"].items() <= services[name]["metadata"]["labels"].items()
         assert (endpoint["port"] in ports, endpoint["path"]) == (True, "/metrics")
+        assert endpoint["relabelings"] == [{"action": "labeldrop", "regex": "service"}], "or ours is exported_service"
     assert of_kind(objects, "ServiceMonitor").keys() == {"quire-operator", "quire-router"}
     workers = one(objects, "PodMonitor", "quire-worker")["spec"]
     assert workers["selector"] == {"matchLabels": {"quire.dev/role": "worker"}}

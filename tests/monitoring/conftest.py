@@ -99,6 +99,7 @@ class OperatorMetrics:
         self._metrics.leader.set(1)
         self._metrics.services.labels("true").set(1)
         self._metrics.services.labels("false").set(0)
+        self._metrics.show_scaling("models/quire-demo", demand=1, age_s=0.1, desired=1)
 
     def render(self) -> bytes:
         """The exposition, after some more work."""
@@ -108,6 +109,7 @@ class OperatorMetrics:
         metrics.applies.labels("Deployment").inc()
         metrics.prunes.labels("Deployment").inc()
         metrics.skipped_applies.inc()
+        metrics.scalings.labels("up", "AboveTarget").inc()
         metrics.api_requests.labels("PATCH", "Deployment", "200").inc()
         return generate_latest(metrics.registry)
 
@@ -204,10 +206,17 @@ def scrape_job(kind: str, targets: dict[str, int]) -> dict[str, Any]:
     """A job whose targets carry the labels that the Prometheus operator adds; `endpoint` is one of them, so ours may not be relied on."""
     return {
         "job_name": f"quire/{kind}",
+        "relabel_configs": [{"action": "labeldrop", "regex": "service"}],  # as the chart's ServiceMonitors have it
         "static_configs": [
             {
                 "targets": [f"127.0.0.1:{port}"],
-                "labels": {"namespace": "models", "pod": pod, "container": kind, "endpoint": "http"},
+                "labels": {
+                    "namespace": "models",
+                    "pod": pod,
+                    "container": kind,
+                    "endpoint": "http",
+                    "service": "quire",
+                },
             }
             for pod, port in targets.items()
         ],

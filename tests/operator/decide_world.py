@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -67,9 +67,10 @@ class World:
             now=self.now,
         )
 
-    def look(self) -> Decision:
-        """One decision, carried out."""
-        decision = decide_service(self.snapshot, self.platform)
+    def look(self, *, doomed: Mapping[str, str] | None = None, empty: frozenset[str] = frozenset()) -> Decision:
+        """One decision, carried out. `doomed`: pods whose node is about to be lost, and why; `empty`: those that have drained."""
+        snapshot = replace(self.snapshot, doomed=doomed or {}, empty=empty)
+        decision = decide_service(snapshot, self.platform)
         status = json.loads(json.dumps(decision.status))
         InferenceServiceStatus.model_validate_json(json.dumps(status))
         self.document["status"] = status

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from quire_contract import names
-from quire_operator.pod_state import ANNOTATION_STANDBY
+from quire_operator.drain_plan import COST_EMPTY
+from quire_operator.pod_state import ANNOTATION_LEAVING, ANNOTATION_STANDBY
 from quire_operator.standby import plan_standby
 from quire_operator.timestamps import format_time
 from tests.operator.decide_world import START, World, make_world, running, set_container, set_ready
@@ -199,3 +200,119 @@ def test_a_service_without_standby_any_more_wakes_who_sleeps(document: Any) -> N
 
     assert decision.wake == sleepers
     assert "standby" not in (world.status.get("scaling") or {})
+
+
+def rest_and_drain(world: World, *states: str) -> dict[str, str]:
+    """Gives the world's pods these states, in their order: A ready, z asleep, v draining; their names by state and place."""
+    told = {}
+    for index, (one, state) in enumerate(zip(world.pods, states, strict=True)):
+        name = one["metadata"]["name"]
+        told[f"{state}{index}"] = name
+        if state == "z":
+            fall_asleep(world, frozenset({name}))
+        elif state == "v":
+            marks = {ANNOTATION_LEAVING: f"{format_time(world.now)} ScaleDown"}
+            one["metadata"].setdefault("annotations", {}).update(marks)
+            one["status"]["conditions"][1]["status"] = "False"
+    return told
+
+
+def test_a_replica_drains_on_while_another_goes_to_sleep(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=3, replicas=4))
+    world.settle()
+    told = rest_and_drain(world, "A", "A", "z", "v")
+
+    world.change("replicas: 2")
+    decision = world.look()
+
+    assert set(decision.leaving) == {told["v3"]}
+    assert (decision.sleep, decision.wake) == (set(), set())
+    assert list(world.replicas().values()) == [4]
+
+
+@pytest.mark.parametrize("mark", ["asleep", f"woken {format_time(START)}"])
+def test_a_replica_drains_on_while_a_sleeper_is_woken_beside_it(document: Any, mark: str) -> None:
+    world = make_world(document, STANDBY.format(standby=2, replicas=3))
+    world.settle()
+    told = rest_and_drain(world, "A", "z", "v")
+    world.pods[1]["metadata"]["annotations"][ANNOTATION_STANDBY] = mark
+
+    world.change("replicas: 2")
+    decision = world.look()
+
+    assert decision.wake == ({told["z1"]} if mark == "asleep" else set())
+    assert set(decision.leaving) == {told["v2"]}
+    assert list(world.replicas().values()) == [3]
+
+
+def test_a_sleeper_that_is_no_longer_wanted_goes_in_place_of_one_that_serves(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=3, replicas=3))
+    world.settle()
+    rest_and_drain(world, "A", "A", "z")
+
+    world.change("{replicas: 2, scaling: {standby: {replicas: 1}, minReplicas: 0, maxReplicas: 5}}")
+    decision = world.look()
+
+    assert decision.leaving == {}
+    assert list(world.replicas().values()) == [2]
+    assert world.ready == 2
+
+
+def test_a_sleeper_whose_node_is_lost_soon_is_not_woken_and_goes_once_another_sleeps(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    told = rest_and_drain(world, "z")
+    doomed = {told["z0"]: "its node is interrupted"}
+
+    world.change("replicas: 1")
+    woken = world.look(doomed=doomed).wake
+    world.change("replicas: 0")
+    leaving = world.look(doomed=doomed).leaving
+    beside = list(world.replicas().values())
+    (fresh,) = {one["metadata"]["name"] for one in world.pods} - set(doomed)
+    fall_asleep(world, frozenset({fresh}))
+    mark = {ANNOTATION_LEAVING: f"{format_time(world.now)} x", names.ANNOTATION_DELETION_COST: str(COST_EMPTY)}
+    world.pods[0]["metadata"]["annotations"].update(mark)
+    world.look(doomed=doomed, empty=frozenset(doomed))
+
+    assert woken == set()
+    assert set(leaving) == set(doomed)
+    assert beside == [2]
+    assert list(world.replicas().values()) == [1]
+
+
+def test_a_doomed_replica_goes_though_its_replacement_is_one_that_slept_and_the_new_pod_sleeps(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=2, replicas=1))
+    world.settle()
+    told = rest_and_drain(world, "v", "z")
+    doomed = {told["v0"]: "its node is interrupted"}
+    victim = world.pods[0]
+
+    woken = world.look(doomed=doomed).wake
+    beside = list(world.replicas().values())
+    wake_up(world, woken)
+    set_ready(world.pods[2], world.now)
+    asleep = world.look(doomed=doomed).sleep
+    fall_asleep(world, asleep)
+    victim["metadata"]["annotations"][names.ANNOTATION_DELETION_COST] = str(COST_EMPTY)
+    world.look(doomed=doomed, empty=frozenset(doomed))
+
+    assert woken == {told["z1"]}
+    assert beside == [3]
+    assert len(asleep) == 1
+    assert list(world.replicas().values()) == [2]
+
+
+def test_a_spec_that_is_refused_leaves_the_number_of_those_that_sleep(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    world.look()
+
+    world.change("model: {uri: nonsense}")
+    world.look()
+
+    assert world.condition("Accepted") == ("False", "InvalidSpec")
+    assert world.status["scaling"] == {"standby": 1}

@@ -125,6 +125,28 @@ async def test_a_standby_sleeps_at_zero_and_is_woken_in_place_of_a_new_pod(clust
     assert [phase["name"] for phase in start["phases"]] == ["Engine"]
 
 
+async def test_a_worker_that_sleeps_is_left_alone_until_its_kubelet_has_noticed(
+    cluster: Any, worker: str, counter: Any
+) -> None:
+    async def is_asleep() -> bool:
+        told = await startup_of(worker)
+        return told is not None and told.sleep == "asleep"
+
+    async def is_up() -> bool:
+        return (await startup_of(worker)) is not None
+
+    async with cluster.operator(counter):
+        await cluster.service(replicas=0, scaling=SCALING)
+        pod = await cluster.until(lambda: pod_of(cluster))
+        await cluster.until(is_up)
+        await report(cluster, pod, worker, ready=True)
+        await cluster.until(is_asleep)
+
+        await cluster.settled()
+
+    assert [(method, kind) for method, kind, _ in counter.writes if kind == "Pod"] == [("PATCH", "Pod")]
+
+
 async def test_a_wake_ends_a_sleep_that_waits_and_the_request_inside_goes_on(cluster: Any, worker: str) -> None:
     body = {"model": "demo", "prompt": "x", "max_tokens": 150, "ignore_eos": True}
     url = f"http://{worker}:{names.PORT_HTTP}{names.PATH_COMPLETIONS}"
