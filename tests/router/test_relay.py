@@ -81,7 +81,7 @@ async def guard():
 
 
 def running(response, guard, sink, replay=None):
-    return asyncio.create_task(Relay(response, EventCutter(), replay, guard, sink).run())
+    return asyncio.create_task(Relay(response, EventCutter(), replay, guard, sink, lambda asked_s, came_s: None).run())
 
 
 async def test_what_comes_is_cut_at_events_and_given_away_until_the_end(opened, guard):
