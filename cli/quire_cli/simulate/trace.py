@@ -77,7 +77,7 @@ def _rows(path: Path, file: TextIO, maker: "_Maker") -> "list[_Row]":
     first = next((line for line in file if line.strip()), "")
     lines = itertools.chain([first], file) if first else iter(())
     rows = _json_rows(path, lines) if first.lstrip().startswith("{") else _csv_rows(path, lines)
-    found = []
+    found: list[_Row] = []
     for line, fields in rows:
         if len(found) == MAX_REQUESTS:
             raise CommandError(f"{path}:{line}: is beyond the {MAX_REQUESTS} requests that are taken at most; cut it")
