@@ -9,6 +9,8 @@ How the reports of several routers add up, for one service: `held`, `unreported`
 An answer that does not come, or another `boot` than before, means unknown, never zero.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from quire_contract import names
@@ -18,13 +20,18 @@ MAX_WAIT_S = 30.0
 EDGE_MIN_S = 1.0
 """Edges of one service that follow each other sooner are told as one, at the end of that time: a queue may begin with each request."""
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""A number that is negative, or too large for what is reckoned with it, would be taken off the other routers', or end in no number."""
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
+PerSecond = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
+
 
 class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one worker, as the router knows it."""
 
-    in_flight: int
+    in_flight: Count
     """Requests in its queue, in its batch and on the way to it."""
-    kv_used_tokens: int = 0
+    kv_used_tokens: Count = 0
     """KV that its requests hold."""
     draining: bool = False
     ready: bool = True
@@ -34,40 +41,40 @@ class WorkerDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class ServiceDemand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of one InferenceService. A request that several services may answer is held for the first of them."""
 
-    held: int
+    held: Count
     """Requests that wait in the router, and those of a route that another service answers only because no worker of this one is ready."""
-    held_oldest_s: float
+    held_oldest_s: Seconds
     """How long the oldest of them has waited; 0.0: none."""
-    held_without_worker: int
+    held_without_worker: Count
     """Of `held`, those that wait because no worker that may answer is ready."""
-    queued: int
+    queued: Count
     """Requests in the workers' own queues, as they reported last."""
-    running: int
+    running: Count
     """Requests in the workers' batches, as they reported last."""
-    unreported: int
+    unreported: Count
     """Requests that this router sent and no report can include yet; all it has there, at workers that report nothing."""
-    arrivals: int
+    arrivals: Count
     """Requests that came since the router began, refused ones included."""
-    arrivals_per_s: float
+    arrivals_per_s: PerSecond
     """Over the last half minute."""
-    endpoints: int
+    endpoints: Count
     """Workers in the router's configuration."""
-    ready_endpoints: int
+    ready_endpoints: Count
     """Those that take requests."""
-    queue_wait_p95_s: float | None = None
+    queue_wait_p95_s: Seconds | None = None
     """95th percentile over the last minute: how long requests waited here that were sent on. None: none was. Of several
     routers' the largest counts."""
-    ttft_p95_s: float | None = None
+    ttft_p95_s: Seconds | None = None
     """The same of the time from a stream's arrival here to its first token."""
-    inter_token_p95_s: float | None = None
+    inter_token_p95_s: Seconds | None = None
     """The same of the time between two events of a stream."""
-    kv_used_tokens: int = 0
+    kv_used_tokens: Count = 0
     """KV that requests hold, over the workers that report."""
-    kv_total_tokens: int = 0
+    kv_total_tokens: Count = 0
     """KV that these workers have."""
-    max_num_seqs: int = 0
+    max_num_seqs: Count = 0
     """Requests that these workers may run at once; 0 if none has told."""
-    reporting: int = 0
+    reporting: Count = 0
     """Workers whose reports are fresh: what the three sums above are over."""
     workers: dict[str, WorkerDemand] = {}
     """By the name of the pod."""
@@ -80,9 +87,9 @@ class DemandReport(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the router's pod, or of its process."""
     boot: str
     """Another one after a restart, when counters begin anew."""
-    sequence: int
+    sequence: Count
     """Grows with each report that the router gives to anybody."""
-    edge: int
+    edge: Count
     """Number of edges so far: `since` of the next question."""
     ts: float
     """Unix time in seconds, of the router's clock."""

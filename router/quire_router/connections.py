@@ -14,6 +14,9 @@ RECEIVE_BUFFER_BYTES = 256 * 1024
 """Of an answer that its client does not take, what the kernel holds here before its worker has to wait. Left alone it would be megabytes of
 the router's memory for each slow client."""
 
+READ_BUFFER_BYTES = 32 * 1024
+"""Of the same, what is kept unread here before the connection is read no further: twice as much, and one read of the socket."""
+
 
 @contextlib.asynccontextmanager
 async def client_session(connect_timeout_s: float) -> AsyncIterator[aiohttp.ClientSession]:
@@ -25,6 +28,7 @@ async def client_session(connect_timeout_s: float) -> AsyncIterator[aiohttp.Clie
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
         auto_decompress=False,
+        read_bufsize=READ_BUFFER_BYTES,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:

@@ -83,11 +83,14 @@ async def _send(
                 if attach is not None:
                     attach(_sink(request, sent))
                     attach = None
-                if request.protocol.writing_paused:
-                    await request.writer.drain()
-                guard.since_s = NOT_WAITING
                 if is_events:
                     sent.num_events += part.count(b"\n\n")
+            elif request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the client has left")
+            if request.protocol.writing_paused:
+                guard.since_s = now()
+                await request.writer.drain()
+            guard.since_s = NOT_WAITING
     finally:
         guard.close()
 

@@ -186,7 +186,7 @@ def requests_at(endpoints: Sequence[Endpoint], now_s: float) -> tuple[int, int, 
 
 def kv_used_tokens(report: LoadReport) -> int:
     """What requests hold; cached blocks that nobody uses can be had."""
-    return (report.total_blocks - report.free_blocks) * report.block_size
+    return max(0, report.total_blocks - report.free_blocks) * report.block_size
 
 
 def worker_demand(endpoint: Endpoint, now_s: float) -> WorkerDemand:

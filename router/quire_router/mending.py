@@ -135,7 +135,10 @@ class MendedStream:
         await self._attempt.close()
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
-        """What the client gets. BrokenStreamError where it breaks and nobody can go on: all that was given ended with a whole event."""
+        """What the client gets. BrokenStreamError where it breaks and nobody can go on: all that was given ended with a whole event.
+
+        To a sink's owner b"" is given as well: it looks whether its client keeps up before more of the worker's answer is read.
+        """
         while True:
             attempt = self._attempt
             replay = attempt.replay
@@ -146,7 +149,7 @@ class MendedStream:
                     part = await self._next(attempt)
                     if part is None:
                         break
-                    if part:
+                    if part or self._sink is not None:
                         yield part
             except (aiohttp.ClientError, ConnectionError):
                 self._guard.since_s = NOT_WAITING
@@ -160,12 +163,16 @@ class MendedStream:
                     yield comment
 
     async def _next(self, attempt: Attempt) -> bytes | None:
-        """What comes next from the worker, as far as it is for the client and has not taken the short way. None: nothing more comes."""
+        """What comes next from the worker, as far as it is for the client and has not taken the short way; b"" where the client must be
+        waited for. None: nothing more comes."""
         response, cutter, replay = attempt.response, attempt.begun.cutter, attempt.replay
         if self._sink is not None and cutter is not None and isinstance(response, WorkerResponse):
-            await Relay(response, cutter, replay, self._guard, self._sink, attempt.endpoint.latency.note_wait).run()
+            relay = Relay(response, cutter, replay, self._guard, self._sink, attempt.endpoint.latency.note_wait)
+            await relay.run()
             if replay is not None and replay.is_over:
                 return None
+            if relay.is_full:
+                return b""
         now = asyncio.get_running_loop().time
         self._guard.since_s = asked_s = now()
         part = await response.content.readany()

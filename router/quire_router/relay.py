@@ -41,6 +41,7 @@ class Relay:
         "_response",
         "_sink",
         "_turn",
+        "is_full",
     )
 
     def __init__(
@@ -63,6 +64,8 @@ class Relay:
         self._now = loop.time
         self._turn: asyncio.Future[None] = loop.create_future()
         self._is_taking = False
+        self.is_full = False
+        """It ended because the sink may be given no more now."""
 
     async def run(self) -> None:
         """Until it is the generator's turn: to read on, and to find out why."""
@@ -103,6 +106,6 @@ class Relay:
             part = self._cutter.cut(part)
             if replay is not None and part:
                 part = replay.take(part)
-            is_full = bool(part) and not self._sink(part)
-            if is_full or (replay is not None and replay.is_over):
+            self.is_full = bool(part) and not self._sink(part)
+            if self.is_full or (replay is not None and replay.is_over):
                 return True

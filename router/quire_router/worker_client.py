@@ -17,6 +17,7 @@ from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from quire_router.connections import READ_BUFFER_BYTES
 from quire_router.worker_connection import WorkerConnection, use_worker_connections
 
 MAX_PLACES = 4096
@@ -114,7 +115,7 @@ async def _exchange(connection: Connection, request: bytes) -> WorkerResponse:
     protocol = connection.protocol
     if protocol is None or protocol.transport is None or protocol.transport.is_closing():
         raise aiohttp.ServerDisconnectedError
-    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
     protocol.transport.write(request)
     while True:
         try:

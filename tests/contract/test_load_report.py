@@ -40,3 +40,23 @@ def test_fields_of_a_newer_worker_are_ignored() -> None:
 def test_anything_else_raises_one_error(payload: bytes) -> None:
     with pytest.raises(WireError, match="load report"):
         decode_report(payload)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("running", -1),
+        ("waiting", 2**41),
+        ("free_blocks", -(2**63)),
+        ("total_blocks", 2**63),
+        ("block_size", 0),
+        ("max_num_seqs", -1),
+        ("decode_step_s", float("nan")),
+        ("prefill_tokens_per_s", float("inf")),
+    ],
+)
+def test_numbers_that_nothing_counts_pass_for_no_report(field: str, value: float) -> None:
+    payload = msgspec.msgpack.encode({**msgspec.to_builtins(REPORT), field: value})
+
+    with pytest.raises(WireError, match=field):
+        decode_report(payload)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -11,6 +12,7 @@ from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
 from quire_contract.wire import WireError
+from quire_router.demand import kv_used_tokens
 from quire_router.latency import RATIO
 
 POLL_S = 0.005
@@ -75,6 +77,35 @@ def test_a_report_survives_the_wire_and_nothing_else_passes_for_one():
     for body in (b"", b"[]", b"\xff", b'{"router": 7}'):
         with pytest.raises(WireError):
             decode_demand(body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("held", "-5"),
+        ("held", "1" + "0" * 400),
+        ("max_num_seqs", "1" + "0" * 30),
+        ("reporting", "-1"),
+        ("arrivals_per_s", "1e308"),
+        ("ttft_p95_s", "-1.0"),
+        ("held_oldest_s", "NaN"),
+    ],
+)
+def test_numbers_that_nobody_can_reckon_with_pass_for_no_report(field, value):
+    whole = {**msgspec.to_builtins(DEMAND), field: msgspec.Raw(value.encode())}
+    body = msgspec.json.encode({**msgspec.to_builtins(REPORT), "services": {"ns/svc": whole}})
+
+    with pytest.raises(WireError, match="demand report"):
+        decode_demand(body)
+
+
+def test_a_worker_with_more_free_blocks_than_blocks_uses_none():
+    report = LoadReport(
+        pod="p", model="m", epoch="e", ts=0, kv_seq=0, running=0, waiting=0, free_blocks=9, total_blocks=4,
+        uncached_tokens=0,
+    )  # fmt: skip
+
+    assert kv_used_tokens(report) == 0
 
 
 async def test_only_the_releases_own_parts_are_told(start, trust):

@@ -17,7 +17,7 @@ NUM_SLOW = 40
 POLL_S = 0.05
 NUM_SAME = 10
 """Looks at which nothing has moved: everything is full."""
-MAX_HELD_BYTES = 1_500_000
+MAX_HELD_BYTES = 1_100_000
 """Of one answer, on its way from the worker to a client that takes nothing."""
 
 

@@ -14,11 +14,12 @@ So the traces of Azure (AzurePublicDataset, LLM inference 2023 and 2024), Moonca
 """
 
 import csv
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -29,6 +30,9 @@ HASH_BLOCK = 512
 """Tokens that one of Mooncake's hash_ids stands for."""
 MAX_REQUESTS = 20_000_000
 """Of one simulation."""
+MAX_SPAN_S = 366 * 86_400.0
+"""From the first request to the last: what no trace is longer than, and a unit that was mistaken is."""
+MAX_PRIORITY = 2**31
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "time": ("time", "timestamp", "arrival", "arrivaltime", "arrivedat", "ats", "times", "timems", "timestampms"),
     "prompt": (
@@ -52,22 +56,33 @@ def read_trace(path: Path, max_len: int) -> list[Request]:
 
     CommandError naming line and fix."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            found = _rows(path, file, maker := _Maker(path, max_len))
     except OSError as error:
         raise CommandError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CommandError(f"{path}: is not UTF-8 text") from None
-    is_json = text.lstrip().startswith("{")
-    rows = _json_rows(path, text) if is_json else _csv_rows(path, text)
-    maker = _Maker(path, max_len)
-    found = [maker.read(line, fields) for line, fields in rows]
     if not found:
         raise CommandError(f"{path}: holds no requests")
-    if len(found) > MAX_REQUESTS:
-        raise CommandError(f"{path}: holds {len(found)} requests, at most {MAX_REQUESTS} are taken; cut it")
     found.sort(key=lambda row: row.at_s)
-    start_s = found[0].at_s
+    start_s, span_s = found[0].at_s, found[-1].at_s - found[0].at_s
+    if span_s > MAX_SPAN_S:
+        days = f"{span_s / 86_400:.4g} days from the first request to the last, at most {MAX_SPAN_S / 86_400:g} are simulated"
+        raise CommandError(f"{path}: time: {days}; write seconds, or cut it")
     return [maker.request(number, row, start_s) for number, row in enumerate(found)]
+
+
+def _rows(path: Path, file: TextIO, maker: "_Maker") -> "list[_Row]":
+    """All of them, in the file's order."""
+    first = next((line for line in file if line.strip()), "")
+    lines = itertools.chain([first], file) if first else iter(())
+    rows = _json_rows(path, lines) if first.lstrip().startswith("{") else _csv_rows(path, lines)
+    found: list[_Row] = []
+    for line, fields in rows:
+        if len(found) == MAX_REQUESTS:
+            raise CommandError(f"{path}:{line}: is beyond the {MAX_REQUESTS} requests that are taken at most; cut it")
+        found.append(maker.read(line, fields))
+    return found
 
 
 class _Row(msgspec.Struct, frozen=True, gc=False):
@@ -82,14 +97,14 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     priority: int
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     known: dict[tuple[str, ...], dict[str, str]] = {}
-    for line, one in enumerate(text.splitlines(), start=1):
+    for line, one in enumerate(lines, start=1):
         if not one.strip():
             continue
         try:
             found = msgspec.json.decode(one)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise CommandError(f"{path}:{line}: is not JSON: {error}") from None
         if not isinstance(found, dict):
             raise CommandError(f"{path}:{line}: is not a JSON object; write one request a line")
@@ -99,18 +114,21 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, {field: found[name] for field, name in names.items()}
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(text.splitlines())
-    header = next(reader, None)
-    if header is None:
-        raise CommandError(f"{path}: is empty")
-    places = {field: header.index(name) for field, name in _columns(path, 1, header).items()}
-    for row in reader:
-        if not row:
-            continue
-        if len(row) < len(header):
-            raise CommandError(f"{path}:{reader.line_num}: has {len(row)} columns, the header has {len(header)}")
-        yield reader.line_num, {field: row[place] for field, place in places.items()}
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(lines)
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise CommandError(f"{path}: is empty")
+        places = {field: header.index(name) for field, name in _columns(path, 1, header).items()}
+        for row in reader:
+            if not row:
+                continue
+            if len(row) < len(header):
+                raise CommandError(f"{path}:{reader.line_num}: has {len(row)} columns, the header has {len(header)}")
+            yield reader.line_num, {field: row[place] for field, place in places.items()}
+    except csv.Error as error:
+        raise CommandError(f"{path}:{reader.line_num}: is not CSV: {error}; is a quotation mark open?") from None
 
 
 def _columns(path: Path, line: int, header: list[str]) -> dict[str, str]:
@@ -139,6 +157,8 @@ class _Maker:
         hash_ids = fields.get("hash_ids") or ()
         if isinstance(hash_ids, str):
             hash_ids = hash_ids.strip("[] ").replace(",", " ").split()
+        if not isinstance(hash_ids, list | tuple):
+            raise CommandError(f"{self._path}:{line}: hash_ids: {str(hash_ids)!r:.40}: write a list of names")
         at_s = self._value(line, "time", fields["time"], _seconds)
         return _Row(
             at_s / 1000 if hash_ids else at_s,
@@ -149,7 +169,7 @@ class _Maker:
             self._value(line, "prefix_tokens", fields.get("group_tokens") or 0, _count),
             tuple(map(str, hash_ids)),
             str(fields.get("tenant") or ""),
-            self._value(line, "priority", fields.get("priority") or 0, int),
+            self._value(line, "priority", fields.get("priority") or 0, _priority),
         )
 
     def request(self, number: int, row: _Row, start_s: float) -> Request:
@@ -213,3 +233,10 @@ def _count(value: Any) -> int:
     if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError("write a whole number of tokens, 0 or more")
     return int(number)
+
+
+def _priority(value: Any) -> int:
+    number = int(value)
+    if abs(number) > MAX_PRIORITY:
+        raise ValueError(f"write a number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+    return number

@@ -55,6 +55,7 @@ UNITS: Mapping[Metric, float] = {
 _KEDAS_OWN = frozenset({KEY_ADDRESS, KEY_TLS, "unsafeSsl", "caCert", "tlsCertFile", "tlsClientCert", "tlsClientKey"})
 _KNOWN = frozenset({KEY_SERVICE, KEY_NAMESPACE, KEY_ACTIVATION, KEY_FORCE, *KEY_OF_TARGET.values()}) | _KEDAS_OWN
 _MAX_TARGET = 1e9
+_MAX_NAME = 253
 
 
 class MetadataError(ValueError):
@@ -90,6 +91,8 @@ def parse_trigger(namespace: str, metadata: Mapping[str, str]) -> Trigger:
         raise MetadataError(
             f"{KEY_SERVICE}: is a name without a namespace, and {metadata[KEY_SERVICE][:200]!r} is none"
         )
+    if len(metadata[KEY_SERVICE]) > _MAX_NAME or len(namespace) > _MAX_NAME:
+        raise MetadataError(f"{KEY_SERVICE}: no name is longer than {_MAX_NAME}; write the InferenceService's name")
     if not namespace:
         raise MetadataError(f"{KEY_NAMESPACE}: KEDA has not told the ScaledObject's namespace")
     if metadata.get(KEY_NAMESPACE, namespace) != namespace:

@@ -18,6 +18,8 @@ from quire_operator.keda.proto import MESSAGES, SERVICE
 
 REPEAT_S = 10.0
 """While demand waits at zero replicas, KEDA is told so often: it may have missed it, or have been restarted."""
+MAX_STREAMS = 5000
+"""StreamIsActive calls at once: more than one release has services. Each costs memory; who gets none still asks every pollingInterval."""
 _Context = Any
 """grpc.aio.ServicerContext; grpcio has no types."""
 
@@ -43,9 +45,10 @@ class Counts:
 class ExternalScaler:
     """The service's methods. One for the process."""
 
-    def __init__(self, source: DemandSource, *, repeat_s: float = REPEAT_S) -> None:
-        """`repeat_s`: see REPEAT_S."""
+    def __init__(self, source: DemandSource, *, repeat_s: float = REPEAT_S, max_streams: int = MAX_STREAMS) -> None:
+        """`repeat_s`: see REPEAT_S; `max_streams`: see MAX_STREAMS."""
         self._source = source
+        self._max_streams = max_streams
         self._repeat_s = repeat_s
         self.counts = Counts()
 
@@ -75,6 +78,9 @@ class ExternalScaler:
     async def stream_is_active(self, request: Any, context: _Context) -> AsyncIterator[Any]:
         """True at once when demand begins, and again while nobody answers it. Never False: KEDA learns of that by asking."""
         trigger = await _trigger(request, context)
+        if self.counts.streams >= self._max_streams:
+            text = f"{self._max_streams} streams are open already; IsActive is answered all the same"
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         edge = asyncio.Event()
         unsubscribe = self._source.subscribe(trigger.service, edge.set)
         self.counts.streams += 1

@@ -86,3 +86,24 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str, words: 
 
     assert str(caught.value).startswith(str(path))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("time,prompt,output\n0,5,5\n1e15,5,5\n", "time: .* days"),
+        ("time,prompt,output\n0,5,5\n1e308,5,5\n", "time: .* days"),
+        ("time,prompt,output\nnan,5,5\n", ":2: time"),
+        ("time,prompt,output\n0,5," + "5" * 200_000 + "\n", ":2: is not CSV"),
+        ('time,prompt,output\n"0,5,5\n' + "1,2,3\n" * 50_000, "is not CSV"),
+        ('{"time":' + "[" * 100_000 + "\n", ":1: is not JSON"),
+        ('{"timestamp":0,"input_length":600,"output_length":5,"hash_ids":5}\n', ":1: hash_ids"),
+        ('{"time":0,"prompt":5,"output":5,"priority":1' + "0" * 400 + "}\n", ":1: priority"),
+        ("time,prompt,output\n0,5,5\n\0", ":3:"),
+    ],
+)
+def test_hostile_traces_are_refused_by_place_and_not_by_an_exception(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+
+    with pytest.raises(CommandError, match=words):
+        read_trace(path, 8192)

@@ -23,8 +23,8 @@ async def serve(source: Source) -> AsyncIterator[Callable[..., Any]]:
     """Serves the source, and gives the scaler and its port."""
     async with AsyncExitStack() as stack:
 
-        async def start(tls: ScalerTls | None = None, repeat_s: float = 60.0, port: int = 0):
-            scaler = ExternalScaler(source, repeat_s=repeat_s)
+        async def start(tls: ScalerTls | None = None, repeat_s: float = 60.0, port: int = 0, max_streams: int = 9):
+            scaler = ExternalScaler(source, repeat_s=repeat_s, max_streams=max_streams)
             return scaler, await stack.enter_async_context(
                 serve_scaler(scaler.handler(), host="127.0.0.1", port=port, tls=tls)
             )

@@ -146,6 +146,22 @@ async def test_a_stream_that_is_opened_late_says_true_at_once(keda, source) -> N
     stream.cancel()
 
 
+async def test_no_more_streams_are_open_than_may_be_and_questions_are_answered_beside_them(serve, source) -> None:
+    scaler, port = await serve(max_streams=1)
+    source.say(known(demand(held=1)))
+    async with KedaClient(f"127.0.0.1:{port}") as keda:
+        first = keda.stream(ref())
+        opened = await first.read()
+
+        code = (await refused(keda.stream(ref()).read()))[0]
+        is_active = await keda.is_active(ref())
+
+        assert (opened, is_active) == ({"result": True}, True)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert scaler.counts.streams == 1
+        first.cancel()
+
+
 async def test_the_stream_repeats_itself_while_nobody_answers_and_then_no_more(serve, source) -> None:
     scaler, port = await serve(repeat_s=0.01)
     source.say(known(demand(held=2)))

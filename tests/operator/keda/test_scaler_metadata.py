@@ -36,6 +36,7 @@ def test_a_trigger_of_values_is_read() -> None:
             {"service": "chat", "namespace": "finance", "target": "8"},
             "namespace: must be the ScaledObject's own, 'models'; nobody reads another's",
         ),
+        ({"service": "c" * 254, "target": "8"}, "service: no name is longer than 253"),
         ({"service": "chat"}, "target: is missing; write it, or another target (target, queueLengthTarget, "),
         ({"service": "chat", "target": "0"}, "target: must be a number from 0.001 to 1e+09 and is '0'"),
         ({"service": "chat", "target": "nan"}, "target: must be a number"),
