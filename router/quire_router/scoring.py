@@ -188,12 +188,11 @@ def drop_all(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, 
 def drop_unfit(request: RouteRequest, snapshot: Sequence[Candidate]) -> dict[str, str]:
     """As `drop_all`, whatever the load."""
     dropped = {c.endpoint_id: word for c in snapshot if (word := _unfit(request, c))}
-    if not any(c.ejected or c.silent for c in snapshot):
-        return dropped
-    for avoided, word in ((_is_ejected, "ejected"), (_is_silent, "silent")):
-        found = [c.endpoint_id for c in snapshot if avoided(c) and c.endpoint_id not in dropped]
-        if found and len(found) + len(dropped) < len(snapshot):
-            dropped.update(dict.fromkeys(found, word))
+    if any(c.ejected or c.silent for c in snapshot):
+        for avoided, word in ((_is_ejected, "ejected"), (_is_silent, "silent")):
+            found = [c.endpoint_id for c in snapshot if avoided(c) and c.endpoint_id not in dropped]
+            if found and len(found) + len(dropped) < len(snapshot):
+                dropped.update(dict.fromkeys(found, word))
     if any(c.warmth < 1 for c in snapshot):
         dropped |= warming(request, [c for c in snapshot if c.endpoint_id not in dropped])
     return dropped
