@@ -3,13 +3,13 @@
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
+from cluster.processes import free_ports
 
 POLL_S = 0.01
 START_S = 30
@@ -22,9 +22,7 @@ class RedisServer:
         self._folder = folder
         self._keep = keep
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
 
     @property
     def url(self) -> str:

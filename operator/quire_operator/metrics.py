@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from quire_contract import names
+
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -42,22 +44,22 @@ class Metrics:
             registry=registry,
         )
         self.scalings = Counter(
-            "quire_operator_scalings_total",
+            names.QUIRE_OPERATOR_SCALINGS,
             "Changes of the number of replicas that were written.",
             ["direction", "reason"],
             registry=registry,
         )
         # Its parts too: a label selector, which an HPA has, cannot hold the whole.
         self._demand = Gauge(
-            "quire_operator_demand_requests",
+            names.QUIRE_OPERATOR_DEMAND,
             "Held, queued and running, over all routers.",
             ["service", "service_namespace", "service_name"],
             registry=registry,
         )
         self._demand_age = self._by_service(
-            "quire_operator_demand_age_seconds", "How long ago all routers were last heard."
+            names.QUIRE_OPERATOR_DEMAND_AGE_SECONDS, "How long ago all routers were last heard."
         )
-        self._desired = self._by_service("quire_operator_desired_replicas", "What the autoscaler asks for.")
+        self._desired = self._by_service(names.QUIRE_OPERATOR_DESIRED_REPLICAS, "What the autoscaler asks for.")
 
     def show_scaling(self, service: str, *, demand: int | None, age_s: float, desired: int) -> None:
         """Of "namespace/name", at its last look. An unknown demand shows the last that was known, and its age grows."""

@@ -6,6 +6,7 @@ for a first worker counts, from when it came or the last worker went; as soon as
 
 import asyncio
 import math
+from collections.abc import Iterable
 from enum import Enum
 
 from quire_contract import names
@@ -188,9 +189,23 @@ class Line:
                 self.readiness.pop(target, None)
 
     @property
+    def shortest_timeout_s(self) -> float:
+        """The shortest wait after which somebody here may have to give up."""
+        return min(self.queue_timeout_s, self.hold_timeout_s)
+
+    @property
     def waiters(self) -> list[Waiter]:
         """All that wait here."""
         return [ticket.owner for ticket in self.queue]
+
+
+def large_victim(lines: Iterable[Line], ticket: Ticket[Waiter], too_many_bytes: int) -> Waiter | None:
+    """Who leaves one of `lines` for `ticket`, and is itself at least `too_many_bytes`. None: nobody."""
+    for line in lines:
+        victim = line.queue.victim_for(ticket, "bytes")
+        if victim is not None and victim.size_bytes >= too_many_bytes:
+            return victim.owner
+    return None
 
 
 class Limit(Enum):

@@ -23,7 +23,7 @@ from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.fair_queue import Ticket
 from quire_router.holding import Holding
-from quire_router.line import LIGHT_PATHS, Limit, Line, State, Waiter, new_waiter, time_limit
+from quire_router.line import LIGHT_PATHS, Limit, Line, State, Waiter, large_victim, new_waiter, time_limit
 from quire_router.lines import Lines
 from quire_router.reach import Reach
 
@@ -244,7 +244,7 @@ class WaitingRoom:
             raise refusals.queue_is_full(model, self._no_place(lines, now_s))
         too_many = self.holding.too_many_bytes(waiter)
         if too_many > 0:
-            large = self._large_victim(ticket, too_many)
+            large = large_victim(self._waiting, ticket, too_many)
             if large is None:
                 raise refusals.memory_is_full(model, self._no_place(places, now_s))
             self._displace(large, now_s)
@@ -256,13 +256,6 @@ class WaitingRoom:
         """A newcomer is refused. When to come back, in s."""
         self._metrics.dropped.labels(names.REASON_QUEUE_FULL).inc()
         return refusals.soonest(self._retry_s(line, now_s) for line in lines)
-
-    def _large_victim(self, ticket: Ticket[Waiter], too_many_bytes: int) -> Waiter | None:
-        for line in self._waiting:
-            victim = line.queue.victim_for(ticket, "bytes")
-            if victim is not None and victim.size_bytes >= too_many_bytes:
-                return victim.owner
-        return None
 
     def _displace(self, waiter: Waiter, now_s: float) -> None:
         retry_s = refusals.soonest(self._retry_s(line, now_s) for line in waiter.places)
@@ -333,16 +326,13 @@ class WaitingRoom:
             if known is None or known[0] != is_ready:
                 line.readiness[model] = (is_ready, now_s)
                 has_changed = has_changed or known is not None
-        if has_changed and self._shortest_timeout_s(line) < MIN_RECHECK_S:
+        if has_changed and line.shortest_timeout_s < MIN_RECHECK_S:
             for waiter in line.waiters:
                 waiter.wake()
 
-    def _shortest_timeout_s(self, line: Line) -> float:
-        return min(line.queue_timeout_s, line.hold_timeout_s)
-
     def _recheck_s(self) -> float:
         """A limit that begins while somebody sleeps ends no sooner than this, or wakes it: see `_note_readiness`."""
-        return max(MIN_RECHECK_S, min(map(self._shortest_timeout_s, self._waiting)))
+        return max(MIN_RECHECK_S, min(line.shortest_timeout_s for line in self._waiting))
 
     def _look_soon(self, line: Line) -> None:
         if not self._due:

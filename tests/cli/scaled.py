@@ -53,7 +53,7 @@ class ScaledUp:
         self.lines.append("END")
         self._more.set()
 
-    async def wait_for(self, pattern: str, timeout_s: float = 60) -> "re.Match[str]":
+    async def wait_for(self, pattern: str, timeout_s: float = 150) -> "re.Match[str]":
         """The first line after the last one that was waited for."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +103,7 @@ class ScaledUp:
         (pid,) = re.findall(rf"{pod}: starting \(pid (\d+)\)", self.told)[-1:]
         psutil.Process(int(pid)).kill()
 
-    async def until(self, look: Callable[[], bool], timeout_s: float = 60) -> None:
+    async def until(self, look: Callable[[], bool], timeout_s: float = 150) -> None:
         """Until `look` is true: what it looks at happens in other processes."""
         async with asyncio.timeout(timeout_s):
             while not look():  # noqa: ASYNC110 - nobody sets an event
@@ -138,15 +138,18 @@ class ScaledUp:
     async def end(self) -> int:
         """Asks for the end; the exit code."""
         self.process.terminate()
-        code = await asyncio.wait_for(self.process.wait(), 60)
+        code = await asyncio.wait_for(self.process.wait(), 150)
         await self._reader
         return code
 
     async def close(self) -> None:
         """Whatever is left ends."""
         if self.process.returncode is None:
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            for process in [psutil.Process(self.process.pid), *family]:
+            family: list[psutil.Process] = []
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself: its output says why
+                own = psutil.Process(self.process.pid)
+                family = [own, *own.children(recursive=True)]
+            for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             await self.process.wait()

@@ -9,7 +9,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_demo_answers_right_and_leaves_nothing_running() -> None:
     demo = subprocess.run(
         [sys.executable, str(REPOSITORY / "examples" / "demo.py")],

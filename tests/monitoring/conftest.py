@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.processes import free_ports
 from prometheus_client import generate_latest
 
 from quire_contract import names
@@ -60,14 +60,6 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
         assert time.monotonic() < deadline, f"no {what} after {timeout_s:g} s"
         pause.wait(POLL_S)
     return value
-
-
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def answers(url: str) -> bool:

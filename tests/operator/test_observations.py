@@ -87,7 +87,7 @@ async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
     observations.want(KEY, DOCUMENT, decision(canary=True, fetch=True))
     running = asyncio.create_task(observations.run())
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (seen := observations.canary(KEY)) is None or seen.revisions.get("new", RevisionCounts()).requests < 20:
             assert isinstance(await keys.get(), Key)
 
@@ -131,7 +131,7 @@ async def test_a_worker_that_became_ready_is_asked_with_the_token_how_it_started
     observations.want(KEY, DOCUMENT, decision(starting="w1"))
     running = asyncio.create_task(observations.run())
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         first = await keys.get()
         tokens = {await asked.get() for _ in range(3)}
 

@@ -37,7 +37,7 @@ async def test_the_earliest_of_several_wishes_counts() -> None:
     queue.add("a", 0.01)
     queue.add("a", 1800)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await queue.take() == "a"
 
 
@@ -84,7 +84,7 @@ async def test_workers_survive_whatever_a_pass_raises() -> None:
     for key in (*errors, "last"):
         queue.add(key)
     worker = asyncio.create_task(work(queue, reconcile, told.append))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await finished.wait()
         await asyncio.sleep(0)
     worker.cancel()

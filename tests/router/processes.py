@@ -3,22 +3,14 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.processes import free_ports
+
 from quire_contract.router_config import EndpointEntry
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def family_of(pid: int) -> list[int]:
@@ -30,33 +22,29 @@ def family_of(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family_of(int(child)))]
 
 
-class WorkerProcess:
-    """One worker of model "m"."""
+class OwnProcess:
+    """A process that may be killed and started again with the same command, so on the same ports."""
 
-    def __init__(self, worker_id: str, model_dir: Path, log_path: Path, *flags: str) -> None:
-        self.id, self._log_path = worker_id, log_path
-        port, events, replay = free_ports(3)
-        self.entry = EndpointEntry(
-            id=worker_id,
-            url=f"http://127.0.0.1:{port}",
-            models=["m"],
-            events=f"tcp://127.0.0.1:{events}",
-            replay=f"tcp://127.0.0.1:{replay}",
-        )
-        self._command = [sys.executable, "-m", "quire_worker", "--model", str(model_dir), "--served-model-name", "m"]
-        self._command += ["--port", str(port), "--pod-name", worker_id, "--disable-log-requests"]
-        self._command += ["--kv-events-endpoint", f"tcp://127.0.0.1:{events}", "--kv-replay-endpoint"]
-        self._command += [f"tcp://127.0.0.1:{replay}", *flags]
+    def __init__(self, command: Sequence[str], log_path: Path, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: what it has beside this process's own. Its log goes on over restarts."""
+        self.log_path = log_path
+        self._command, self._environment = list(command), {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it runs"
+        return self._process.pid
 
     def signal(self, number: int) -> None:
-        """To every process of the worker, as a node's trouble would be."""
-        assert self._process is not None, "it runs"
-        for pid in family_of(self._process.pid):
+        """To it and all that it started, as a node's trouble would be."""
+        for pid in family_of(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -66,22 +54,39 @@ class WorkerProcess:
             self._process.wait()
             self._process = None
 
+    def end(self, timeout_s: float) -> int:
+        """SIGTERM; its exit code."""
+        assert self._process is not None, "it runs"
+        self._process.terminate()
+        return self._process.wait(timeout_s)
 
-class RouterProcess:
-    """`quire-router` with a configuration file."""
+
+class WorkerProcess(OwnProcess):
+    """One worker of model "m"."""
+
+    def __init__(self, worker_id: str, model_dir: Path, log_path: Path, *flags: str) -> None:
+        self.id = worker_id
+        port, events, replay = free_ports(3)
+        self.entry = EndpointEntry(
+            id=worker_id,
+            url=f"http://127.0.0.1:{port}",
+            models=["m"],
+            events=f"tcp://127.0.0.1:{events}",
+            replay=f"tcp://127.0.0.1:{replay}",
+        )
+        command = [sys.executable, "-m", "quire_worker", "--model", str(model_dir), "--served-model-name", "m"]
+        command += ["--port", str(port), "--pod-name", worker_id, "--disable-log-requests"]
+        command += ["--kv-events-endpoint", f"tcp://127.0.0.1:{events}", "--kv-replay-endpoint"]
+        super().__init__([*command, f"tcp://127.0.0.1:{replay}", *flags], log_path)
+
+
+class RouterProcess(OwnProcess):
+    """`quire-router` with a configuration file. It runs at once."""
 
     def __init__(self, config: Path, log_path: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: what it has beside this process's own."""
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "quire_router", "--config", str(config), "--port", str(port), *flags]
-        with log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        super().__init__(command, log_path, environment)
+        self.start()

@@ -2,63 +2,19 @@
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 
 import aiohttp
 import anthropic
 import openai
 import pytest
 
-from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+from quire_contract.router_config import ModelEntry, RouterConfig, write_config
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
 from quire_contract.trust import Trust
+from tests.router.processes import RouterProcess, WorkerProcess
 
 START_TIMEOUT_S = 60.0
-
-
-def free_ports(number):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Worker:
-    """One worker process on ports that stay its own over restarts."""
-
-    def __init__(self, worker_id, model_dir, log_path, *flags):
-        self.id, self.log_path = worker_id, log_path
-        port, events, replay = free_ports(3)
-        self.entry = EndpointEntry(
-            id=worker_id,
-            url=f"http://127.0.0.1:{port}",
-            models=["m"],
-            events=f"tcp://127.0.0.1:{events}",
-            replay=f"tcp://127.0.0.1:{replay}",
-        )
-        self.command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(model_dir)]
-        self.command += ["--served-model-name", "m", "--port", str(port), "--pod-name", worker_id]
-        self.command += ["--kv-events-endpoint", self.entry.events, "--kv-replay-endpoint", self.entry.replay]
-        self.command += ["--disable-log-requests", *flags]
-        self.process = None
-
-    def start(self):
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
-
-    def kill(self):
-        """SIGKILL to everything of the worker, as a node's death would be."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture
@@ -66,7 +22,7 @@ def start_workers(model_dir, tmp_path):
     started = []
 
     def start(number, *flags):
-        workers = [Worker(f"w{i}", model_dir, tmp_path / f"w{i}.log", *flags) for i in range(number)]
+        workers = [WorkerProcess(f"w{i}", model_dir, tmp_path / f"w{i}.log", "--fake", *flags) for i in range(number)]
         for worker in workers:
             worker.start()
             started.append(worker)
@@ -139,7 +95,7 @@ async def test_follow_ups_go_to_the_worker_with_their_longest_prefix_and_the_loa
         workers[0].entry.url + "/v1/completions", json={"model": "m", "prompt": "w1"}
     ) as direct:
         assert direct.status == 401
-    assert len(decisions) == 120
+    assert len({decision["request_id"] for decision in decisions}) == 120, "a request that was sent again has two"
     assert all(decision["reason"] and len(decision["candidates"]) == 2 for decision in decisions)
     assert {decision["level"] for decision in decisions} == {"precise"}
 
@@ -204,46 +160,40 @@ async def test_a_restarted_worker_starts_without_credit_and_a_drained_one_gets_n
 
 @pytest.fixture
 def router_process(tmp_path):
-    """Starts quire-router as a process of its own; gives (process, its file, its url)."""
+    """Starts quire-router as a process of its own, with a file of this configuration."""
     processes = []
 
     def start(config):
-        (port,) = free_ports(1)
-        path = tmp_path / "own.json"
-        write_config(path, config)
-        command = [sys.executable, "-m", "quire_router", "--config", str(path), "--port", str(port)]
-        with (tmp_path / "router.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        return processes[-1], path, f"http://127.0.0.1:{port}"
+        write_config(tmp_path / "own.json", config)
+        processes.append(RouterProcess(tmp_path / "own.json", tmp_path / "router.log"))
+        return processes[-1]
 
     yield start
     for process in processes:
         process.kill()
-        process.wait()
 
 
 async def test_the_console_script_serves_reloads_its_file_and_ends_on_sigterm(
-    start_upstream, make_config, router_process
+    start_upstream, make_config, router_process, tmp_path
 ):
     worker = await start_upstream("a")
     at_once = RouterSettingsEntry(admission=AdmissionSettings(no_endpoint_timeout_s=0))
-    process, path, url = router_process(RouterConfig(models=[ModelEntry(name="m")], endpoints=[], settings=at_once))
+    router = router_process(RouterConfig(models=[ModelEntry(name="m")], endpoints=[], settings=at_once))
     body = {"model": "m", "prompt": "w1 w2", "max_tokens": 2}
 
     async def until_status(expected):
-        async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(START_TIMEOUT_S), aiohttp.ClientSession() as session:
             status = None
             while status != expected:
                 with contextlib.suppress(OSError):
-                    async with session.post(url + "/v1/completions", json=body) as answer:
+                    async with session.post(router.url + "/v1/completions", json=body) as answer:
                         status = answer.status
 
     await until_status(503)
-    write_config(path, make_config(worker))
+    write_config(tmp_path / "own.json", make_config(worker))
     await until_status(200)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(timeout=20)
-    log = (path.parent / "router.log").read_text()
+    code = router.end(timeout_s=60)
+    log = router.log_path.read_text()
 
     assert code == 0
     assert "event=stopped" in log

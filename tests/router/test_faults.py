@@ -159,7 +159,7 @@ async def test_a_worker_whose_server_hangs_loses_its_requests_although_its_engin
     asking = asyncio.create_task(ask(router))
     await until(lambda: deaf.num_calls == 1)
     deaf.is_stopped, well.ready_status = True, 200
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not asking.done():
             endpoint.take_report(report("w0"), time.monotonic())
             await asyncio.sleep(POLL_S)

@@ -241,7 +241,7 @@ async def test_a_burst_to_a_model_at_zero_wakes_it_once(start_router, trust, unt
 
     waiting = asyncio.create_task(demand(router, trust, since=known.edge, wait=30))
     tasks = asking(router, 50)
-    told = await asyncio.wait_for(waiting, 10)
+    told = await asyncio.wait_for(waiting, 60)
     await until(lambda: num_waiting(router) == 50)
     later = await demand(router, trust)
     await end(tasks)
@@ -276,7 +276,7 @@ async def test_a_model_at_zero_is_woken_although_its_fallback_serves(
 
     waiting = asyncio.create_task(demand(router, trust, since=known.edge, wait=30))
     tasks = asking(router, 2, {**BODY, "model": "r", "stream": stream})
-    told = await asyncio.wait_for(waiting, 10)
+    told = await asyncio.wait_for(waiting, 60)
     await until(lambda: worker.num_calls == 2)
     during = (await demand(router, trust)).services
     go.set()

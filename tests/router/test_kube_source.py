@@ -458,7 +458,7 @@ async def metric(router, series):
 
 
 async def until_metric(router, series, expected):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await metric(router, series) != expected:  # noqa: ASYNC110 - nobody sets an event
             await asyncio.sleep(POLL_S)
 

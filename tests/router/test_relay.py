@@ -52,7 +52,7 @@ class Sink:
         return len(self.parts) < self.room
 
     async def until(self, data):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while data not in b"".join(self.parts):
                 self.news.clear()
                 await self.news.wait()
@@ -93,7 +93,7 @@ async def test_what_comes_is_cut_at_events_and_given_away_until_the_end(opened, 
     await sink.until(b"a")
     waiting_since_s = guard.since_s
     await worker.send(chunk(b"ta: b\n\n") + chunk(b"data: c\n\n") + END)
-    await asyncio.wait_for(relay, 10)
+    await asyncio.wait_for(relay, 60)
 
     assert sink.parts[0] == b"data: a\n\n"
     assert b"".join(sink.parts) == b"data: a\n\ndata: b\n\ndata: c\n\n"
@@ -108,7 +108,7 @@ async def test_a_sink_that_is_full_gets_no_more_and_the_reader_has_the_rest(open
     relay = running(response, guard, sink)
 
     await worker.send(chunk(b"data: a\n\n"))
-    await asyncio.wait_for(relay, 10)
+    await asyncio.wait_for(relay, 60)
     await worker.send(chunk(b"data: b\n\n") + END)
     rest = await response.content.read()
 
@@ -145,7 +145,7 @@ async def test_an_answer_that_breaks_is_the_readers_to_find_out(opened, guard, h
         (await worker.writer).transport.abort()
     else:
         await worker.send(b"no length\r\n")
-    await asyncio.wait_for(relay, 10)
+    await asyncio.wait_for(relay, 60)
 
     assert sink.parts == [b"data: a\n\n"]
     with pytest.raises((aiohttp.ClientError, ConnectionError)):
@@ -158,7 +158,7 @@ async def test_a_worker_that_says_that_it_is_over_ends_the_relay(opened, guard):
     relay = running(response, guard, sink, replay)
 
     await worker.send(chunk(b": s state\n: t 0 7\ndata: a\n\n") + chunk(b": migrate\n\n"))
-    await asyncio.wait_for(relay, 10)
+    await asyncio.wait_for(relay, 60)
 
     assert sink.parts == [b"data: a\n\n"]
     assert (replay.is_over, replay.migrates, replay.usage.output) == (True, True, 1)

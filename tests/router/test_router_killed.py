@@ -6,12 +6,13 @@ import contextlib
 import aiohttp
 import pytest
 from aiohttp import web
+from cluster.processes import free_ports
 
 from quire_contract import names
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
 from quire_contract.router_tenants import PriceEntry, TenantEntry, TenantLimitsEntry
 from tests.redis_server import running_redis
-from tests.router.processes import RouterProcess, free_ports
+from tests.router.processes import RouterProcess
 from tests.router.tenant_help import bearer, key_entry, until_true
 
 NUM_SLOTS = 3

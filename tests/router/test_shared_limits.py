@@ -254,7 +254,7 @@ async def test_a_router_that_ends_gives_back_what_it_held_and_writes_down_what_w
     settings = RouterSettings(config=path, port=0, redis_url=redis_server.url, shutdown_timeout_s=0.2)
 
     async with running(settings, None) as (_, url), aiohttp.ClientSession() as session:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 async with session.post(url + "/v1/completions", json=BODY, headers=bearer("k")) as reply:
                     if reply.status == 200:

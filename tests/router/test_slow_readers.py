@@ -13,7 +13,7 @@ REQUEST = b"POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Length: %d\r\n\r
 EVENT = b"data: " + b"x" * 8000 + b"\n\n"
 END = b"data: [DONE]\n\n"
 SMALL_BUFFER = 4096
-NUM_SLOW = 40
+NUM_SLOW = 200
 POLL_S = 0.05
 NUM_SAME = 10
 """Looks at which nothing has moved: everything is full."""
@@ -41,7 +41,7 @@ class Pouring:
 
     async def until_stuck(self):
         same, before = 0, -1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while same < NUM_SAME:
                 same = same + 1 if self.sent == before else 0
                 before = self.sent

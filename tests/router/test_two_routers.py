@@ -2,49 +2,20 @@
 
 import asyncio
 import contextlib
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
-import sys
 
 import aiohttp
 import pytest
 
-from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
+from quire_contract.router_config import ModelEntry, RouterConfig, write_config
+from tests.router.processes import RouterProcess, WorkerProcess
 
 POLL_S = 0.02
 START_TIMEOUT_S = 60.0
 NUM_PREFIXES = 12
+NUM_WORKERS = 3
 ROUTE = re.compile(r"(\w+); cached=(\d+)/(\d+)")
-
-
-def free_ports(number):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Process:
-    """A process that may be killed and started again, on the same ports."""
-
-    def __init__(self, command, log_path):
-        self.command, self.log_path, self.running = command, log_path, None
-
-    def start(self):
-        with self.log_path.open("ab") as log:
-            self.running = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
-
-    def kill(self):
-        if self.running is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGKILL)
-            self.running.wait()
-            self.running = None
 
 
 class Fleet:
@@ -53,33 +24,44 @@ class Fleet:
     def __init__(self, model_dir, folder, session):
         self.session, self.rng = session, random.Random(5)
         self.prefixes = [self.words(400) for _ in range(NUM_PREFIXES)]
-        entries, self.workers = [], {}
-        for name in ("w0", "w1", "w2"):
-            port, events, replay = (str(port) for port in free_ports(3))
-            events, replay = f"tcp://127.0.0.1:{events}", f"tcp://127.0.0.1:{replay}"
-            command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(model_dir), "--port", port]
-            command += ["--served-model-name", "m", "--pod-name", name, "--disable-log-requests"]
-            command += ["--kv-events-endpoint", events, "--kv-replay-endpoint", replay]
-            self.workers[name] = Process(command, folder / f"{name}.log")
-            url = f"http://127.0.0.1:{port}"
-            entries.append(EndpointEntry(id=name, url=url, models=["m"], events=events, replay=replay))
+        self.workers = {
+            name: WorkerProcess(name, model_dir, folder / f"{name}.log", "--fake")
+            for name in (f"w{number}" for number in range(NUM_WORKERS))
+        }
+        for worker in self.workers.values():
+            worker.start()
+        entries = [worker.entry for worker in self.workers.values()]
         write_config(folder / "router.json", RouterConfig(models=[ModelEntry(name="m")], endpoints=entries))
-        self.routers, self.urls = [], []
-        for number, port in enumerate(free_ports(2)):
-            command = [sys.executable, "-m", "quire_router", "--config", str(folder / "router.json")]
-            self.routers.append(Process([*command, "--port", str(port)], folder / f"router{number}.log"))
-            self.urls.append(f"http://127.0.0.1:{port}")
+        self.routers = [RouterProcess(folder / "router.json", folder / f"router{number}.log") for number in (0, 1)]
 
     def words(self, number):
         return " ".join(f"w{self.rng.randrange(500)}" for _ in range(number))
 
+    async def shown(self, router, **query):
+        """What the router says of its workers, and of its choices, oldest first."""
+        async with self.session.get(self.routers[router].url + "/debug/route", params=query) as answer:
+            body = await answer.json()
+        return body["endpoints"], body["decisions"][::-1]
+
     async def in_step(self, router):
         """Whether the router follows all workers."""
         with contextlib.suppress(OSError, aiohttp.ClientError):
-            async with self.session.get(self.urls[router] + "/debug/route") as answer:
-                shown = (await answer.json())["endpoints"]
-            return all(e["ready"] and e["events_in_step"] and e["bundle"] for e in shown)
+            endpoints, _ = await self.shown(router)
+            return len(endpoints) == NUM_WORKERS and all(
+                e["ready"] and e["events_in_step"] and e["bundle"] for e in endpoints
+            )
         return False
+
+    async def blocks_known(self, router):
+        """Of each worker's cache."""
+        endpoints, _ = await self.shown(router)
+        return {endpoint["id"]: endpoint["blocks_known"] for endpoint in endpoints}
+
+    async def known(self, router, number):
+        """The share of the prompts' tokens, over the router's last choices, that it knew some worker to hold."""
+        _, decisions = await self.shown(router, limit=number, explain=1)
+        best = [max(candidate["matched_tokens"] for candidate in decision["candidates"]) for decision in decisions]
+        return sum(best) / sum(decision["prompt_tokens"] for decision in decisions)
 
     async def until_in_step(self, *routers):
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -93,7 +75,7 @@ class Fleet:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": self.words(20)}]
         body = {"model": "m", "messages": messages, "max_tokens": 4, "ignore_eos": True}
         try:
-            async with self.session.post(self.urls[router] + "/v1/chat/completions", json=body) as answer:
+            async with self.session.post(self.routers[router].url + "/v1/chat/completions", json=body) as answer:
                 if answer.status != 200:
                     return None
                 usage = (await answer.json())["usage"]
@@ -113,8 +95,6 @@ async def fleet(model_dir, tmp_path):
     async with aiohttp.ClientSession() as session:
         fleet = Fleet(model_dir, tmp_path, session)
         try:
-            for process in (*fleet.workers.values(), *fleet.routers):
-                process.start()
             await fleet.until_in_step(0, 1)
             yield fleet
         finally:
@@ -161,6 +141,7 @@ def hit_rate(answers):
 
 
 async def test_a_router_restarted_under_load_chooses_as_well_as_the_other(fleet):
+    """A prefix may still move to a worker that is faster at the moment, from either router: that is a choice, not ignorance."""
     seen = []
 
     async with under_load(fleet, seen):
@@ -170,10 +151,32 @@ async def test_a_router_restarted_under_load_chooses_as_well_as_the_other(fleet)
         await fleet.until_in_step(1)
         await until_answers(seen, 4)  # what was chosen before is answered
         start = await until_answers(seen, 100)
-    stayed, restarted = ([a for r, a in seen[start:] if r == router and a is not None] for router in (0, 1))
+        known = [await fleet.known(router, 100) for router in (0, 1)]
+    answers = [[a for r, a in seen[start:] if r == router and a is not None] for router in (0, 1)]
 
-    assert hit_rate(stayed) > 0.9
-    assert abs(hit_rate(restarted) - hit_rate(stayed)) <= 0.02
+    assert min(known) > 0.9
+    assert abs(known[1] - known[0]) <= 0.02
+    assert [answer for one in answers for answer in one if answer[1] > answer[2]] == []
+    assert min(map(hit_rate, answers)) > 0.8
+
+
+async def test_a_restarted_router_knows_every_cache_again_though_nothing_happens_there(fleet):
+    """It asks for what it missed; it need not wait for a worker's next event."""
+    for turn in range(2 * NUM_PREFIXES):
+        await fleet.ask(turn % 2, turn // 2)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while await fleet.blocks_known(0) != (known := await fleet.blocks_known(1)):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(POLL_S)
+
+    fleet.routers[1].kill()
+    fleet.routers[1].start()
+    await fleet.until_in_step(1)
+    again = await fleet.blocks_known(1)
+    answers = [await fleet.ask(1, prefix) for prefix in range(NUM_PREFIXES)]
+
+    assert sum(known.values()) >= NUM_PREFIXES * 400 // 16
+    assert again == known
+    assert [credited >= 400 and cached >= credited for _, credited, cached, _ in answers] == [True] * NUM_PREFIXES
 
 
 async def test_a_worker_restarted_at_its_address_gets_no_credit_for_its_former_cache(fleet):

@@ -31,7 +31,7 @@ async def ask():
         await site.start()
         reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
         writer.write(requests)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             found = await reader.read()
         writer.close()
         return found

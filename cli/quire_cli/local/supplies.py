@@ -37,11 +37,6 @@ class Supplies:
         self._ports: set[int] = set()
         self._numbers: set[int] = set()
 
-    @property
-    def num_free_devices(self) -> int:
-        """Devices that nobody has now."""
-        return len(self._devices)
-
     def take(self, *, num_ports: int, num_devices: int = 0) -> Share | None:
         """A share; None, and nothing taken, while fewer devices are free."""
         if num_devices > len(self._devices):

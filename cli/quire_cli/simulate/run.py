@@ -1,7 +1,7 @@
 """One simulation from its parts' descriptions to its figures, and several policies on the same load."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from quire_cli.simulate.costs import StepCost, WorkerShape
@@ -77,11 +77,6 @@ def shares_prompts(requests: Iterable[Request]) -> bool:
 def fixed(number: int) -> Scaling:
     """So many replicas, always."""
     return Scaling(name=f"{number} replicas", policy=None)
-
-
-def with_replicas(plan: Plan, number: int) -> Plan:
-    """The same with another number at the beginning."""
-    return replace(plan, replicas=number)
 
 
 def _run(plan: Plan, setting: Setting, parts: Parts[W], requests: Iterable[Request]) -> Outcome:

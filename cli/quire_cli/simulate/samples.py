@@ -1,6 +1,5 @@
 """Percentiles of what was seen: histograms with logarithmic buckets for what is too many to keep, sorting for the rest."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from math import ceil, log
 
@@ -51,8 +50,3 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     if not ordered:
         return 0.0
     return ordered[max(0, ceil(share * len(ordered)) - 1)]
-
-
-def share_within(ordered: Sequence[float], limit: float) -> float:
-    """The share that is less than `limit`; 1.0 of nothing."""
-    return bisect_left(ordered, limit) / len(ordered) if ordered else 1.0

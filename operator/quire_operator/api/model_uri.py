@@ -45,11 +45,6 @@ class ModelUri:
     path: str
     """The rest: the repository of hf://, a path without leading slash for pvc and s3, a path as written for file."""
 
-    @property
-    def is_relative(self) -> bool:
-        """A file path that depends on where the manifest or the model root is."""
-        return self.scheme == "file" and not self.path.startswith("/")
-
 
 class ModelUriError(ValueError):
     """The text is no model source; the message says what one looks like."""

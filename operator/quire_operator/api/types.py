@@ -55,9 +55,6 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity, kept as written; an integer is accepted and becomes its text."""
 
-DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN, max_length=63)]
-"""A name that may become a Service's or a container's name."""
-
 ObjectName = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN_PATTERN, max_length=253)]
 """The name of another Kubernetes object in the same namespace."""
 

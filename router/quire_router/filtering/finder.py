@@ -63,11 +63,6 @@ class Finder:
         self._hold = hold or _hold_of(pattern)
         self._first = first
 
-    @property
-    def knows_beginnings(self) -> bool:
-        """Whether text that cannot be a match's beginning is told from text that may be one."""
-        return self._hold is not None
-
     def may_occur(self, text: Text) -> bool:
         """Whether there is a match of any length; one that only looks like it counts, too. Linear in the text's length."""
         return self._program.search(text) is not None

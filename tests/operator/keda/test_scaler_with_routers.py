@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from cluster.processes import free_ports
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, ServiceEntry, write_config
 from quire_contract.trust import Trust
@@ -39,8 +39,7 @@ class Release:
         self._stack = stack
         self.trust = Trust.generate()
         self.trust.write(folder / "trust")
-        self.routers = [free_port(), free_port()]
-        self._worker, events, replay = free_port(), free_port(), free_port()
+        *self.routers, self._worker, events, replay = free_ports(5)
         self._entry = EndpointEntry(
             id="worker-0",
             url=f"http://127.0.0.1:{self._worker}",
@@ -77,12 +76,6 @@ class Release:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         self._stack.callback(process.wait, 20)
         self._stack.callback(process.terminate)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

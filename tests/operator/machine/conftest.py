@@ -164,7 +164,7 @@ class Cluster:
         conditions = ((document or {}).get("status") or {}).get("conditions") or []
         return next((condition for condition in conditions if condition["type"] == type_), {})
 
-    async def until(self, check: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
+    async def until(self, check: Callable[[], Awaitable[Any]], timeout_s: float = 120.0) -> Any:
         """What `check` gives once it gives something true."""
         deadline_s = time.monotonic() + timeout_s
         while not (found := await check()):

@@ -56,7 +56,7 @@ class WorkerProcess:
         with self._changed:
             return "".join(self._lines)
 
-    def wait_for_log(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout_s: float = 150) -> re.Match[str]:
         """The first match of `pattern` in the log; fails if the worker ends first."""
         with self._changed:
             found = self._changed.wait_for(lambda: re.search(pattern, "".join(self._lines)) or self._ended, timeout_s)
@@ -70,7 +70,7 @@ class WorkerProcess:
         self.wait_for_log(r'"?event"?[:=] ?"?ready"?')
         return self
 
-    def wait(self, timeout_s: float = 30) -> int:
+    def wait(self, timeout_s: float = 120) -> int:
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return code
@@ -86,7 +86,7 @@ class WorkerProcess:
         self.wait()
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60, **options)
+        return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=120, **options)
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +186,7 @@ async def client(worker: WorkerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """For what the SDK would not send. Every request is bounded."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
         yield session
 
 
@@ -210,7 +210,7 @@ def metric(http: aiohttp.ClientSession) -> Callable[..., Any]:
 def eventually() -> Callable[..., Any]:
     """Asks again until the answer is the expected one; each question is a round trip, so this does not spin."""
 
-    async def wait(ask: Callable[[], Any], expected: Any, timeout_s: float = 20) -> None:
+    async def wait(ask: Callable[[], Any], expected: Any, timeout_s: float = 120) -> None:
         seen = None
         try:
             async with asyncio.timeout(timeout_s):
