@@ -1,5 +1,7 @@
 """Which headers pass the router, in both directions. Knows no bodies."""
 
+import re
+
 from aiohttp import hdrs
 from multidict import CIMultiDict, MultiMapping
 
@@ -36,6 +38,8 @@ _NOT_TO_WORKER = _HOP_BY_HOP | {
 _KEYS = frozenset({"authorization", names.HEADER_API_KEY})
 _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", names.HEADER_REQUEST_ID}
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
+_NOT_IN_VALUES = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""aiohttp reads such values from a worker and writes them to nobody: they would end the whole answer."""
 
 
 def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
@@ -82,6 +86,8 @@ def to_client(headers: MultiMapping[str], request_id: str, endpoint_id: str, rou
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
+        if not value.isprintable() and _NOT_IN_VALUES.search(value):
+            continue
         if lower == names.HEADER_REASON or not (
             lower in _NOT_TO_CLIENT or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped
         ):

@@ -53,6 +53,7 @@ class NestedErrorHandler(RequestHandler):
             error = ApiError(status, "The request is not valid HTTP.", code="invalid_http")
         if request.writer.output_size > 0:
             raise ConnectionError("part of an answer was sent already")
+        request.writer.chunked = False  # type: ignore[attr-defined]  # set for an answer that failed before a byte of it
         response = error_response(error, request_id)
         response.force_close()
         return response

@@ -216,3 +216,24 @@ def test_metrics_of_a_name_may_go_though_it_was_never_asked_for():
     metrics._forget({"gone"})
 
     assert b"gone" not in metrics.render()
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_a_header_that_nobody_could_write_costs_that_header_and_not_the_answer(
+    start_upstream, start_router, make_config, kind
+):
+    body = b"data: [DONE]\n\n"
+
+    async def answer(request, upstream):
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nX-Bad: a\x01\x7f\r\nX-Good: a\tb\r\nContent-Length: {len(body)}\r\n\r\n"
+        request.transport.write(head.encode() + body)
+        await asyncio.Event().wait()
+
+    router = await start_router(make_config(await start_upstream("a", answer)))
+    await router.until_ready(1)
+    async with router.post({"model": "m", "prompt": "x"}) as answered:
+        got = await answered.read()
+
+    assert (answered.status, got) == (200, body)
+    assert "X-Bad" not in answered.headers
+    assert answered.headers["X-Good"] == "a\tb"
