@@ -17,7 +17,7 @@ from quire_operator.keys import service_key
 from tests.operator.machine.scaling_world import Worker, served, some_address
 
 POLL_S = 0.01
-MAX_POLLS = 1000
+MAX_POLLS = 6000
 KEY = service_key("team", "demo")
 GOES = {"p": Leaving(why="ScaleDown", cost=COST_DRAINING)}
 

@@ -14,7 +14,7 @@ from quire_contract.demand_report import DemandReport, ServiceDemand, encode_dem
 from quire_operator.autoscale.listener import DemandListener, RouterAddress
 
 POLL_S = 0.01
-MAX_POLLS = 2000
+MAX_POLLS = 6000
 SERVICE = "team/demo"
 
 

@@ -15,7 +15,7 @@ from quire_operator.autoscale.verdict import Verdict
 
 SERVICE = "team/demo"
 POLL_S = 0.005
-MAX_POLLS = 4000
+MAX_POLLS = 20000
 NOW_S = 1_800_000_000.0
 POLICY = Policy(min_replicas=0, max_replicas=8, targets=(Target(metric="Demand", value=1.0),), cooldown_s=10.0)
 

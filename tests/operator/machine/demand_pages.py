@@ -16,7 +16,7 @@ from quire_contract.kube.client import KubeClient, KubeError
 from quire_operator.platform import Platform
 
 POLL_S = 0.05
-MAX_POLLS = 200
+MAX_POLLS = 2400
 
 
 class DemandPage:

@@ -20,7 +20,7 @@ from tests.operator.keda.wire import KedaClient
 
 Document = dict[str, Any]
 POLL_S = 0.05
-MAX_POLLS = 600
+MAX_POLLS = 2400
 LABEL, FINALIZER = "scaledobject.keda.sh/name", "finalizer.keda.sh"
 CRD_KIND = ResourceKind(
     group="apiextensions.k8s.io",
