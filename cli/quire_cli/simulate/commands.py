@@ -113,6 +113,7 @@ def add_simulate_command(app: typer.Typer) -> None:
             seed=seed,
         )
         _check(made)
+        _check_plot(plot)
         requests = list(generate(made)) if trace is None else read_trace(trace, kind.shape.max_model_len)
         if not requests:
             raise CommandError("the load has no requests; give a higher --rate or a longer --duration")
@@ -159,6 +160,16 @@ def _check(load: Load) -> None:
             f"--prefix-tokens: is {load.prefix_tokens}; prompt and answer together have {load.max_len} tokens here, "
             "give less than half of that"
         )
+
+
+def _check_plot(plot: Path | None) -> None:
+    """CommandError before the simulation: what it took minutes to find out is not lost to a wrong path."""
+    if plot is None:
+        return
+    if plot.suffix.lower() != ".svg":
+        raise CommandError(f"--plot: {plot}: pictures are SVG; give a name that ends in .svg")
+    if not plot.parent.is_dir():
+        raise CommandError(f"--plot: {plot}: there is no folder {plot.parent}; make it, or give another name")
 
 
 def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> Ways:

@@ -2,7 +2,9 @@
 
 Names of columns that are understood, whatever their case, spaces and underscores:
 
-    time            time, timestamp, arrival, arrival_time, at_s; seconds, or a date and time; milliseconds where `hash_ids` stand beside
+    time            time, timestamp, arrival, arrival_time, arrived_at, at_s; seconds, or a date and time; milliseconds where `hash_ids`
+                    stand beside
+    time_ms         time_ms, timestamp_ms, arrival_ms, in place of time
     prompt tokens   prompt, prompt_tokens, input_length, input_tokens, context_tokens, request_tokens, num_prefill_tokens
     output tokens   output, output_tokens, output_length, generated_tokens, response_tokens, num_decode_tokens
     session         session, session_id, conversation_id: later requests of one begin with the earlier ones' prompt and answer
@@ -30,17 +32,18 @@ HASH_BLOCK = 512
 MAX_REQUESTS = 20_000_000
 """Of one simulation."""
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "time": ("time", "timestamp", "arrival", "arrivaltime", "arrivedat", "ats", "times", "timems", "timestampms"),
+    "time": ("time", "timestamp", "arrival", "arrival_time", "arrived_at", "at_s", "time_s"),
+    "time_ms": ("time_ms", "timestamp_ms", "arrival_ms"),
     "prompt": (
-        "prompt", "prompttokens", "inputlength", "inputtokens", "contexttokens", "requesttokens", "numprefilltokens",
+        "prompt", "prompt_tokens", "input_length", "input_tokens", "context_tokens", "request_tokens", "num_prefill_tokens",
     ),
     "output": (
-        "output", "outputtokens", "outputlength", "generatedtokens", "responsetokens", "numdecodetokens",
+        "output", "output_tokens", "output_length", "generated_tokens", "response_tokens", "num_decode_tokens",
     ),
-    "session": ("session", "sessionid", "conversationid", "conversation"),
-    "group": ("prefixgroup", "group"),
-    "group_tokens": ("prefixtokens", "grouptokens"),
-    "hash_ids": ("hashids",),
+    "session": ("session", "session_id", "conversation_id", "conversation"),
+    "group": ("prefix_group", "group"),
+    "group_tokens": ("prefix_tokens", "group_tokens"),
+    "hash_ids": ("hash_ids",),
     "tenant": ("tenant",),
     "priority": ("priority",),
 }  # fmt: skip
@@ -57,7 +60,7 @@ def read_trace(path: Path, max_len: int) -> list[Request]:
         raise CommandError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CommandError(f"{path}: is not UTF-8 text") from None
-    is_json = text.lstrip().startswith("{")
+    is_json = text.lstrip().startswith(("{", "["))
     rows = _json_rows(path, text) if is_json else _csv_rows(path, text)
     maker = _Maker(path, max_len)
     found = [maker.read(line, fields) for line, fields in rows]
@@ -92,7 +95,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CommandError(f"{path}:{line}: is not JSON: {error}") from None
         if not isinstance(found, dict):
-            raise CommandError(f"{path}:{line}: is not a JSON object; write one request a line")
+            raise CommandError(
+                f"{path}:{line}: is not a JSON object; write one request a line, without brackets around them"
+            )
         names = known.get(keys := tuple(found))
         if names is None:
             names = known[keys] = _columns(path, line, list(found))
@@ -115,15 +120,21 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _columns(path: Path, line: int, header: list[str]) -> dict[str, str]:
     """Field -> the name that it has here."""
-    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in header}
+    plain = {_plain(name): name for name in header}
     found = {
-        field: plain[name] for field, names in _NAMES.items() if (name := next((n for n in names if n in plain), None))
+        field: plain[name]
+        for field, names in _NAMES.items()
+        if (name := next((n for n in map(_plain, names) if n in plain), None))
     }
-    missing = [field for field in _NEEDED if field not in found]
+    missing = [field for field in _NEEDED if field not in found and f"{field}_ms" not in found]
     if missing:
         wanted = "; ".join(f"{field}: one of {', '.join(_NAMES[field][:4])}" for field in missing)
         raise CommandError(f"{path}:{line}: has columns {', '.join(header) or 'none'}, and lacks {wanted}")
     return found
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 class _Maker:
@@ -139,9 +150,8 @@ class _Maker:
         hash_ids = fields.get("hash_ids") or ()
         if isinstance(hash_ids, str):
             hash_ids = hash_ids.strip("[] ").replace(",", " ").split()
-        at_s = self._value(line, "time", fields["time"], _seconds)
         return _Row(
-            at_s / 1000 if hash_ids else at_s,
+            self._at_s(line, fields, is_mooncake=bool(hash_ids)),
             self._value(line, "prompt tokens", fields["prompt"], _count),
             max(1, self._value(line, "output tokens", fields["output"], _count)),
             str(fields.get("session") or ""),
@@ -149,8 +159,14 @@ class _Maker:
             self._value(line, "prefix_tokens", fields.get("group_tokens") or 0, _count),
             tuple(map(str, hash_ids)),
             str(fields.get("tenant") or ""),
-            self._value(line, "priority", fields.get("priority") or 0, int),
+            self._value(line, "priority", fields.get("priority") or 0, _whole),
         )
+
+    def _at_s(self, line: int, fields: dict[str, Any], *, is_mooncake: bool) -> float:
+        if "time" not in fields:
+            return float(self._value(line, "time_ms", fields["time_ms"], _milliseconds)) / 1000
+        at_s = float(self._value(line, "time", fields["time"], _seconds))
+        return at_s / 1000 if is_mooncake else at_s
 
     def request(self, number: int, row: _Row, start_s: float) -> Request:
         """The row as a request; rows come in the order of time."""
@@ -208,8 +224,30 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _milliseconds(value: Any) -> float:
+    number = _number(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("write milliseconds, 0 or more")
+    return number
+
+
+def _number(value: Any) -> float:
+    """NaN where it is none, so that the caller's words say what to write."""
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        return math.nan
+
+
 def _count(value: Any) -> int:
-    number = float(value)
+    number = _number(value)
     if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError("write a whole number of tokens, 0 or more")
+    return int(number)
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError("write a whole number")
     return int(number)

@@ -89,6 +89,8 @@ def test_a_measured_cost_takes_the_place_of_model_and_gpu(tmp_path: Path, capsys
         (["--cost", "/nowhere"], "/nowhere: cannot be read"),
         (["--trace", "/nowhere"], "/nowhere: cannot be read"),
         (["--manifest", "/nowhere"], "/nowhere: cannot be read"),
+        (["--plot", "/nowhere/course.svg"], "--plot: /nowhere/course.svg: there is no folder /nowhere; make it"),
+        (["--plot", "course.png"], "--plot: course.png: pictures are SVG; give a name that ends in .svg"),
         (["--rate", "9000", "--duration", "24h"], "make 778 million requests; 20 million are the most"),
     ],
 )

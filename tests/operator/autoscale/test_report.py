@@ -123,7 +123,7 @@ def test_routers_that_have_not_answered_a_new_process_are_no_news() -> None:
         (ScalingFacts(provider=BUILT_IN), ("Unknown", "Waiting")),
         (ScalingFacts(provider=BUILT_IN, view=replace(VIEW, **UNKNOWN)), ("False", "DemandUnknown")),
         (ScalingFacts(provider=BUILT_IN, view=replace(VIEW, refusal="forbidden")), ("False", "ReplicasNotWritten")),
-        (ScalingFacts(provider=Provider(name="Keda", problem=("KedaMissing", "install it"))), ("False", "KedaMissing")),
+        (ScalingFacts(provider=Provider(name="Keda", problem=("KEDANotInstalled", "install it"))), ("False", "KEDANotInstalled")),
     ],
     ids=["ready", "waiting", "unknown", "refused", "no-keda"],
 )

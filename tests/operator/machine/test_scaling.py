@@ -199,7 +199,7 @@ async def test_routers_that_are_gone_make_demand_unknown_and_nothing_goes(cluste
 async def test_provider_that_is_not_there_is_named_and_nobody_scales_in_its_place(cluster, counter) -> None:
     async with Router(cluster).running() as router, cluster.operator(counter):
         await cluster.service(replicas=0, scaling={**FAST, "provider": "Keda"})
-        await cluster.until(becomes("KedaMissing", reason, cluster))
+        await cluster.until(becomes("KEDANotInstalled", reason, cluster))
 
         router.ask(held=3)
         await cluster.settled()
