@@ -271,7 +271,7 @@ def test_status_tells_how_the_replica_that_became_ready_last_started(world: Worl
 
 
 def test_status_tells_why_it_scaled_that_way(world: World, quire: Quire) -> None:
-    world.service(**SECOND, scaling={"minReplicas": 0, "maxReplicas": 8})
+    world.service(model=SECOND["model"], scaling={"minReplicas": 0, "maxReplicas": 8})
     reason = "AboveTarget: demand 41 at 16 a replica asks for 3 replicas"
     history = [
         {"time": NOW, "replicas": 3, "reason": reason},
@@ -289,7 +289,7 @@ def test_status_tells_why_it_scaled_that_way(world: World, quire: Quire) -> None
 
 
 def test_status_of_a_service_that_scales_and_was_not_looked_at_says_so(world: World, quire: Quire) -> None:
-    world.service(**SECOND, scaling={"maxReplicas": 8})
+    world.service(model=SECOND["model"], scaling={"maxReplicas": 8})
     world.status()
 
     _, out, _ = quire("status", "demo")

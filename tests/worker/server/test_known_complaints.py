@@ -1,6 +1,7 @@
 """What users of other servers complain of most, and goes right here: the cases that no other test shows.
 
-docs/known-complaints.md lists the complaints with their tests; the numbers below are its rows, of which those after the fifteenth are about scaling.
+docs/known-complaints.md lists the complaints with their tests;
+the numbers below are its rows. Rows after the fifteenth are about scaling and are tested elsewhere.
 """
 
 import asyncio
