@@ -1,9 +1,10 @@
 """`quire simulate`: options in, a table and a plot out. The work is elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -28,6 +29,8 @@ class Ways:
 
     scalings: tuple[Scaling, ...]
     replicas: int
+    rules: AdmissionSettings = field(default_factory=AdmissionSettings)
+    """How long requests wait for workers."""
 
 
 def add_simulate_command(app: typer.Typer) -> None:
@@ -121,7 +124,7 @@ def add_simulate_command(app: typer.Typer) -> None:
         plan = Plan(
             shape=kind.shape,
             cost=kind.cost,
-            rules=AdmissionSettings(),
+            rules=ways.rules,
             cold_start=ColdStart(median_s=duration_s(cold_start, "--cold-start")),
             replicas=ways.replicas,
             objective=Objective(
@@ -189,7 +192,9 @@ def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> 
     if not least <= replicas <= most:
         raise CommandError(f"--workers: is {replicas}; {manifest} has {least} to {most} replicas")
     others = tuple(policies.keda(threshold, least=least, most=most) for threshold in thresholds)
-    return Ways(scalings=(policies.of_service(service), *others), replicas=replicas)
+    hold_s = float(scaling.hold_timeout_seconds)
+    rules = msgspec.structs.replace(AdmissionSettings(), no_endpoint_timeout_s=hold_s)
+    return Ways(scalings=(policies.of_service(service), *others), replicas=replicas, rules=rules)
 
 
 def _tell(

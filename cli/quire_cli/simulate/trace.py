@@ -147,9 +147,7 @@ class _Maker:
 
     def read(self, line: int, fields: dict[str, Any]) -> _Row:
         """Values of a row. CommandError naming what is wrong."""
-        hash_ids = fields.get("hash_ids") or ()
-        if isinstance(hash_ids, str):
-            hash_ids = hash_ids.strip("[] ").replace(",", " ").split()
+        hash_ids = self._value(line, "hash_ids", fields.get("hash_ids") or (), _hash_ids)
         return _Row(
             self._at_s(line, fields, is_mooncake=bool(hash_ids)),
             self._value(line, "prompt tokens", fields["prompt"], _count),
@@ -157,7 +155,7 @@ class _Maker:
             str(fields.get("session") or ""),
             str(fields.get("group") or ""),
             self._value(line, "prefix_tokens", fields.get("group_tokens") or 0, _count),
-            tuple(map(str, hash_ids)),
+            hash_ids,
             str(fields.get("tenant") or ""),
             self._value(line, "priority", fields.get("priority") or 0, _whole),
         )
@@ -207,6 +205,8 @@ class _Maker:
 
 def _seconds(value: Any) -> float:
     """A number, or a date and time."""
+    if value is None or isinstance(value, (bool, list, dict)):
+        raise ValueError("is neither seconds nor a date and time such as 2026-11-21 18:17:03.97")
     try:
         seconds = float(value)
     except ValueError:
@@ -222,6 +222,14 @@ def _seconds(value: Any) -> float:
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError("write seconds, 0 or more")
     return seconds
+
+
+def _hash_ids(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.strip("[] ").replace(",", " ").split())
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("write a list of block names")
+    return tuple(map(str, value))
 
 
 def _milliseconds(value: Any) -> float:
