@@ -144,6 +144,8 @@ class _Maker:
         self._path, self._max_len = path, max_len
         self._reached: dict[str, tuple[tuple[Segment, ...], int]] = {}
         """Session -> (its chain so far, tokens of it)."""
+        self._is_dated: bool | None = None
+        """Whether times are dates; None: none was read yet."""
 
     def read(self, line: int, fields: dict[str, Any]) -> _Row:
         """Values of a row. CommandError naming what is wrong."""
@@ -164,6 +166,11 @@ class _Maker:
         if "time" not in fields:
             return float(self._value(line, "time_ms", fields["time_ms"], _milliseconds)) / 1000
         at_s = float(self._value(line, "time", fields["time"], _seconds))
+        is_dated = math.isnan(_number(fields["time"]))
+        if self._is_dated not in (None, is_dated):
+            found, before = ("a date", "seconds") if is_dated else ("seconds", "dates")
+            raise CommandError(f"{self._path}:{line}: time: is {found}, and {before} before; write all of them alike")
+        self._is_dated = is_dated
         return at_s / 1000 if is_mooncake else at_s
 
     def request(self, number: int, row: _Row, start_s: float) -> Request:

@@ -80,6 +80,10 @@ def test_what_is_longer_than_the_model_is_cut(tmp_path: Path) -> None:
         ("time,prompt,output\n1,two,3\n", ":2: prompt tokens: 'two': write a whole number of tokens"),
         ("time,prompt,output,priority\n1,2,3,high\n", ":2: priority: 'high': write a whole number"),
         ("time_ms,prompt,output\nsoon,2,3\n", ":2: time_ms: 'soon': write milliseconds, 0 or more"),
+        (
+            "time,prompt,output\n2024-01-01 00:00:00,2,3\n5,2,3\n",
+            ":3: time: is seconds, and dates before; write all of them",
+        ),
         ("time,prompt\n1,2\n", "output: one of output, output_tokens, output_length"),
         ('{"time": 1, "prompt": 2, "output": 3, "hash_ids": 5}\n', ":1: hash_ids: '5': write a list of block names"),
         ('{"time": null, "prompt": 2, "output": 3}\n', ":1: time: 'None': is neither seconds nor a date"),
