@@ -270,6 +270,34 @@ def test_status_tells_how_the_replica_that_became_ready_last_started(world: Worl
     assert "Start:     12.3 s, cold (Fetch 7.1, Engine 0.5): demo-x\n" in out
 
 
+def test_status_tells_why_it_scaled_that_way(world: World, quire: Quire) -> None:
+    world.service(model=SECOND["model"], scaling={"minReplicas": 0, "maxReplicas": 8})
+    reason = "AboveTarget: demand 41 at 16 a replica asks for 3 replicas"
+    history = [
+        {"time": NOW, "replicas": 3, "reason": reason},
+        {"time": NOW, "replicas": 1, "reason": "Activated: demand 1 is above 0; starts 1 replica"},
+    ]
+    scaling = {"provider": "BuiltIn", "desired": 3, "demand": 41, "lastReason": reason, "history": history}
+    world.status(scaling=scaling)
+
+    _, out, _ = quire("status", "demo")
+
+    assert f"Scaling:   0 to 8, 3 wanted at demand 41, by BuiltIn ({reason})\n" in out
+    changes = out.split("Last changes of replicas\n")[1].splitlines()
+    assert changes[0].split() == ["AGE", "REPLICAS", "REASON"]
+    assert [line.split(maxsplit=2)[1:] for line in changes[1:3]] == [["3", reason], ["1", history[1]["reason"]]]
+
+
+def test_status_of_a_service_that_scales_and_was_not_looked_at_says_so(world: World, quire: Quire) -> None:
+    world.service(model=SECOND["model"], scaling={"maxReplicas": 8})
+    world.status()
+
+    _, out, _ = quire("status", "demo")
+
+    assert "Scaling:   1 to 8; nobody has decided yet\n" in out
+    assert "Last changes" not in out
+
+
 def test_a_pod_that_is_meant_to_sleep_and_does_is_called_asleep() -> None:
     conditions = [{"type": "Ready", "status": "False"}]
     running = [{"name": "worker", "state": {"running": {"startedAt": NOW}}}]

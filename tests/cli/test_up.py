@@ -301,11 +301,33 @@ def test_how_a_services_requests_are_treated_and_what_they_cost_is_followed_with
     command.wait_for("are served as the files say now")
     followed = get(address)["config"]
     file.write_text(text.replace("uri: file:models/demo", "uri: file:models/demo\n    name: other"))
-    command.wait_for("all but its routing, price, replicas and scaling holds after quire up is started anew")
+    command.wait_for(
+        "demo: was changed: all but its routing, price, replicas and scaling holds after quire up is started anew"
+    )
 
     assert [service["policy"] for service in followed["services"]] == ["round_robin"]
     assert [model["price"] for model in followed["models"]] == [{"input": "0.15"}]
     assert command.output.count("started anew") == 1
+
+
+def test_what_is_not_followed_and_what_no_machine_has_is_told_by_name_when_the_file_changes(
+    quire: Quire, manifest: Write
+) -> None:
+    file = manifest("replicas: 1")
+    command = quire("up", str(file), "--port", "0")
+    endpoint(command)
+    text = file.read_text()
+    other = text.replace("name: demo", "name: other", 1).replace(
+        "uri: file:models/demo", "uri: file:models/demo\n    name: other"
+    )
+
+    file.write_text(text.replace("replicas: 1", "scaling: {maxReplicas: 1, provider: Keda}"))
+    command.wait_for(r"warning: .*spec.scaling.provider: there is no KEDA here; the built-in autoscaler does it")
+    file.write_text(f"{text}\n---\n{other}")
+    command.wait_for("other: is new, and served after quire up is started anew")
+    file.write_text(other)
+
+    command.wait_for("demo: is in no file any more; it is served on, and gone after quire up is started anew")
 
 
 def test_a_key_that_is_made_rotated_and_revoked_by_command_reaches_the_router_that_runs(

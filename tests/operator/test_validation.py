@@ -35,6 +35,10 @@ INVALID = [
     ("model: {uri: 'hf://a/b', name: x, aliases: [x]}", "spec.model.aliases: an alias repeats the model's name"),
     ("model: {uri: 'hf://a/b', aliases: [x, x]}", "spec.model.aliases: an alias is listed twice"),
     ("model: {uri: 'hf://a/b', maxModelLen: 1}", "spec.model.maxModelLen: must be at least 16, not 1"),
+    (
+        "scaling: {maxReplicas: 2, schedules: [{name: a, start: '8:00', end: '10:00', minReplicas: 1}]}",
+        "schedules[0].start: '8:00' has characters or a form that is not allowed here; write a local time as hh:mm in quotes",
+    ),
     ("replicas: '2'", "spec.replicas: must be a whole number, not '2'"),
     ("replicas: 2.5", "spec.replicas: must be a whole number, not 2.5"),
     ("replicas: -1", "spec.replicas: must be at least 0, not -1"),

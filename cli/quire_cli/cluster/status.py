@@ -79,6 +79,7 @@ def details(found: FoundService, now: datetime) -> list[str]:
         "",
         "Pods",
         *_pods(found, pods, now),
+        *_scalings(found.document, now),
         "",
         "Events",
         *_events(found, now),
@@ -146,6 +147,33 @@ def _last_start(document: Mapping[str, Any]) -> str:
     return f"{start['totalMilliseconds'] / 1000:.1f} s, {start['kind'].lower()}{parts}: {start['pod']}"
 
 
+def _scaling(document: Mapping[str, Any]) -> str:
+    """Bounds, number, demand and why, as "1 to 8, 3 wanted at demand 41, by BuiltIn (AboveTarget: ...)"; empty without spec.scaling."""
+    spec = (document.get("spec") or {}).get("scaling") or {}
+    if not spec:
+        return ""
+    bounds = f"{spec.get('minReplicas', 1)} to {spec.get('maxReplicas', '-')}"
+    scaling = (document.get("status") or {}).get("scaling") or {}
+    if not scaling:
+        return f"{bounds}; nobody has decided yet"
+    reason, standby = scaling.get("lastReason"), scaling.get("standby")
+    asleep = f", {standby} asleep" if standby else ""
+    wanted = f"{scaling.get('desired', 0)} wanted at demand {scaling.get('demand', 0)}{asleep}"
+    return f"{bounds}, {wanted}, by {scaling.get('provider', '-')}{f' ({reason})' if reason else ''}"
+
+
+def _scalings(document: Mapping[str, Any], now: datetime) -> list[str]:
+    """The last changes of the number of replicas, newest first; nothing if there were none."""
+    history = ((document.get("status") or {}).get("scaling") or {}).get("history") or ()
+    if not history:
+        return []
+    rows = [
+        [age(one.get("time"), now), str(one.get("replicas", "-")), " ".join(str(one.get("reason", "")).split())]
+        for one in history
+    ]
+    return ["", "Last changes of replicas", *_indented(["AGE", "REPLICAS", "REASON"], rows)]
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
@@ -174,6 +202,7 @@ def _head(document: KubeObject, now: datetime) -> list[str]:
         ("Rollout", (status.get("rollout") or {}).get("message", "")),
         ("Download", _fetch(document)),
         ("Start", _last_start(document)),
+        ("Scaling", _scaling(document)),
         ("Age", age(metadata.get("creationTimestamp"), now)),
     ]
     return [f"{title + ':':<11}{text}" for title, text in facts if text]

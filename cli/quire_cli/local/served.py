@@ -13,6 +13,7 @@ import msgspec
 
 from quire_cli.errors import CommandError
 from quire_cli.local.router_settings import read_settings
+from quire_cli.local.sizes import provider_warnings
 from quire_cli.manifest_files import Document, LoadedFiles, load_resources
 from quire_contract.router_config import RouteEntry, RouterConfig
 from quire_contract.router_settings import RouterSettingsEntry
@@ -128,6 +129,18 @@ def served_warnings(loaded: LoadedFiles, config: RouterConfig) -> list[str]:
     return [f"warning: {line}" for line in warnings]
 
 
+def _not_followed(wanted: Sequence[InferenceService], served: Sequence[InferenceService]) -> list[str]:
+    """What the files say of services and is not done while they are served; `served` holds already what is."""
+    specs = {one.metadata.name: one.spec for one in wanted}
+    running = {one.metadata.name: one.spec for one in served}
+    anew = "after quire up is started anew"
+    changed = "was changed: all but its routing, price, replicas and scaling holds"
+    lines = [f"{name}: {changed} {anew}" for name, spec in running.items() if specs.get(name, spec) != spec]
+    lines += [f"{name}: is new, and served {anew}" for name in specs if name not in running]
+    gone = f"is in no file any more; it is served on, and gone {anew}"
+    return [*lines, *(f"{name}: {gone}" for name in running if name not in specs)]
+
+
 @dataclass(frozen=True)
 class _Wanted:
     config: RouterConfig
@@ -172,11 +185,8 @@ class FileFollower:
             config = served_config(loaded, services, self._files)
         except CommandError as error:
             return None, [f"error: {line} (what was served before is served on)" for line in error.lines]
-        if [(one.metadata.name, one.spec) for one in wanted] != [(one.metadata.name, one.spec) for one in services]:
-            kept = "routing, price, replicas and scaling"
-            line = f"an InferenceService was changed: all but its {kept} holds after quire up is started anew"
-            return _Wanted(config, services), [line, *served_warnings(loaded, config)]
-        return _Wanted(config, services), served_warnings(loaded, config)
+        told = [*_not_followed(wanted, services), *served_warnings(loaded, config), *provider_warnings(loaded.services)]
+        return _Wanted(config, services), told
 
     def _use(self, wanted: _Wanted | None, lines: Sequence[str]) -> None:
         if wanted is not None:

@@ -27,12 +27,11 @@ def num_engines(services: Iterable[InferenceService]) -> int:
     return sum(map(most_replicas, services))
 
 
-def scaling_warnings(loaded: Sequence[LoadedService], cores: int, num_devices: int) -> list[str]:
-    """What spec.scaling asks for and a single machine does not have."""
+def provider_warnings(loaded: Sequence[LoadedService]) -> list[str]:
+    """What spec.scaling names and no single machine has."""
     warnings = []
     for item in loaded:
-        scaling, accelerator = item.service.spec.scaling, item.service.spec.accelerator
-        if scaling is None:
+        if (scaling := item.service.spec.scaling) is None:
             continue
         problems = []
         if scaling.provider in ("Keda", "Hpa"):
@@ -41,6 +40,18 @@ def scaling_warnings(loaded: Sequence[LoadedService], cores: int, num_devices: i
         if scaling.standby is not None:
             message = "there are no sleeping workers here: at zero, no process runs"
             problems.append(Problem(path="spec.scaling.standby", message=message))
+        warnings += [f"warning: {item.document.describe(problem)}" for problem in problems]
+    return warnings
+
+
+def scaling_warnings(loaded: Sequence[LoadedService], cores: int, num_devices: int) -> list[str]:
+    """What spec.scaling asks for and this machine does not have."""
+    warnings = provider_warnings(loaded)
+    for item in loaded:
+        scaling, accelerator = item.service.spec.scaling, item.service.spec.accelerator
+        if scaling is None:
+            continue
+        problems = []
         most = most_replicas(item.service)
         if accelerator is not None and most * accelerator.count > num_devices:
             message = f"{most} workers need {most * accelerator.count} Nvidia devices, this machine has {num_devices}"

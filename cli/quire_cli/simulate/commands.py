@@ -1,9 +1,10 @@
 """`quire simulate`: options in, a table and a plot out. The work is elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -28,6 +29,8 @@ class Ways:
 
     scalings: tuple[Scaling, ...]
     replicas: int
+    rules: AdmissionSettings = field(default_factory=AdmissionSettings)
+    """How long requests wait for workers."""
 
 
 def add_simulate_command(app: typer.Typer) -> None:
@@ -113,6 +116,7 @@ def add_simulate_command(app: typer.Typer) -> None:
             seed=seed,
         )
         _check(made)
+        _check_plot(plot)
         requests = list(generate(made)) if trace is None else read_trace(trace, kind.shape.max_model_len)
         if not requests:
             raise CommandError("the load has no requests; give a higher --rate or a longer --duration")
@@ -120,7 +124,7 @@ def add_simulate_command(app: typer.Typer) -> None:
         plan = Plan(
             shape=kind.shape,
             cost=kind.cost,
-            rules=AdmissionSettings(),
+            rules=ways.rules,
             cold_start=ColdStart(median_s=duration_s(cold_start, "--cold-start")),
             replicas=ways.replicas,
             objective=Objective(
@@ -161,6 +165,16 @@ def _check(load: Load) -> None:
         )
 
 
+def _check_plot(plot: Path | None) -> None:
+    """CommandError before the simulation: what it took minutes to find out is not lost to a wrong path."""
+    if plot is None:
+        return
+    if plot.suffix.lower() != ".svg":
+        raise CommandError(f"--plot: {plot}: pictures are SVG; give a name that ends in .svg")
+    if not plot.parent.is_dir():
+        raise CommandError(f"--plot: {plot}: there is no folder {plot.parent}; make it, or give another name")
+
+
 def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> Ways:
     """CommandError where the flags contradict one another."""
     for threshold in thresholds:
@@ -178,7 +192,9 @@ def _ways(manifest: Path | None, workers: int | None, thresholds: list[int]) -> 
     if not least <= replicas <= most:
         raise CommandError(f"--workers: is {replicas}; {manifest} has {least} to {most} replicas")
     others = tuple(policies.keda(threshold, least=least, most=most) for threshold in thresholds)
-    return Ways(scalings=(policies.of_service(service), *others), replicas=replicas)
+    hold_s = float(scaling.hold_timeout_seconds)
+    rules = msgspec.structs.replace(AdmissionSettings(), no_endpoint_timeout_s=hold_s)
+    return Ways(scalings=(policies.of_service(service), *others), replicas=replicas, rules=rules)
 
 
 def _tell(

@@ -88,10 +88,12 @@ class Simulation(Generic[W]):
         """(since when, who), oldest first."""
         self.record = Record()
         self.told.first, self.told.done = self._on_first, self._on_done
-        self.fleet = Fleet(parts.make, setting.cold_start, setting.seed, self._on_ready, self._router.leave)
+        self.fleet = Fleet(parts.make, setting.cold_start, setting.seed, self._on_ready, self._on_leave)
         self.scaler = Scaler(setting.scaling, self.fleet, self.told, setting.max_num_seqs)
         self._next_decision_s = setting.scaling.interval_s if setting.scaling.policy is not None else inf
         self._next_edge_s = 0.0
+        self._turned_s = 0.0
+        """When there was a worker again, or none any more."""
         self._next_point_s = setting.point_s
         self._point_arrivals = 0
         self._point_firsts: list[float] = []
@@ -174,10 +176,15 @@ class Simulation(Generic[W]):
             room = min(room - 1, self._router.room_of(worker, now_s))
 
     def _expire(self, now_s: float) -> None:
-        """Who waited too long gives up."""
+        """Who waited too long gives up. The two limits follow each other as in the router's `time_limit`: who waited for the first worker
+        may then wait for room."""
         rules = self._setting.rules
         longest_s = rules.queue_timeout_s if self._router.workers else rules.no_endpoint_timeout_s
-        while self._held and self._held[0][0] + longest_s < now_s:
+        most_s = rules.queue_timeout_s + rules.no_endpoint_timeout_s
+        while self._held:
+            joined_s = self._held[0][0]
+            if min(max(joined_s, self._turned_s) + longest_s, joined_s + most_s) >= now_s:
+                return
             since_s, _ = self._held.popleft()
             self.record.num_dropped += 1
             self.scaler.waits.add(now_s, now_s - since_s)
@@ -198,7 +205,14 @@ class Simulation(Generic[W]):
 
     # ---- replicas
 
+    def _on_leave(self, worker: W) -> None:
+        self._router.leave(worker)
+        if not self._router.workers:
+            self._turned_s = self._parts.now_s
+
     def _on_ready(self, worker: W, now_s: float) -> None:
+        if not self._router.workers:
+            self._turned_s = now_s
         self._router.join(worker, now_s)
         if self._held:
             self._start_some(worker, now_s)

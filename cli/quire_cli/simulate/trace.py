@@ -2,7 +2,9 @@
 
 Names of columns that are understood, whatever their case, spaces and underscores:
 
-    time            time, timestamp, arrival, arrival_time, at_s; seconds, or a date and time; milliseconds where `hash_ids` stand beside
+    time            time, timestamp, arrival, arrival_time, arrived_at, at_s; seconds, or a date and time; milliseconds where `hash_ids`
+                    stand beside
+    time_ms         time_ms, timestamp_ms, arrival_ms, in place of time
     prompt tokens   prompt, prompt_tokens, input_length, input_tokens, context_tokens, request_tokens, num_prefill_tokens
     output tokens   output, output_tokens, output_length, generated_tokens, response_tokens, num_decode_tokens
     session         session, session_id, conversation_id: later requests of one begin with the earlier ones' prompt and answer
@@ -34,17 +36,18 @@ MAX_SPAN_S = 366 * 86_400.0
 """From the first request to the last: what no trace is longer than, and a unit that was mistaken is."""
 MAX_PRIORITY = 2**31
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "time": ("time", "timestamp", "arrival", "arrivaltime", "arrivedat", "ats", "times", "timems", "timestampms"),
+    "time": ("time", "timestamp", "arrival", "arrival_time", "arrived_at", "at_s", "time_s"),
+    "time_ms": ("time_ms", "timestamp_ms", "arrival_ms"),
     "prompt": (
-        "prompt", "prompttokens", "inputlength", "inputtokens", "contexttokens", "requesttokens", "numprefilltokens",
+        "prompt", "prompt_tokens", "input_length", "input_tokens", "context_tokens", "request_tokens", "num_prefill_tokens",
     ),
     "output": (
-        "output", "outputtokens", "outputlength", "generatedtokens", "responsetokens", "numdecodetokens",
+        "output", "output_tokens", "output_length", "generated_tokens", "response_tokens", "num_decode_tokens",
     ),
-    "session": ("session", "sessionid", "conversationid", "conversation"),
-    "group": ("prefixgroup", "group"),
-    "group_tokens": ("prefixtokens", "grouptokens"),
-    "hash_ids": ("hashids",),
+    "session": ("session", "session_id", "conversation_id", "conversation"),
+    "group": ("prefix_group", "group"),
+    "group_tokens": ("prefix_tokens", "group_tokens"),
+    "hash_ids": ("hash_ids",),
     "tenant": ("tenant",),
     "priority": ("priority",),
 }  # fmt: skip
@@ -76,7 +79,7 @@ def _rows(path: Path, file: TextIO, maker: "_Maker") -> "list[_Row]":
     """All of them, in the file's order."""
     first = next((line for line in file if line.strip()), "")
     lines = itertools.chain([first], file) if first else iter(())
-    rows = _json_rows(path, lines) if first.lstrip().startswith("{") else _csv_rows(path, lines)
+    rows = _json_rows(path, lines) if first.lstrip().startswith(("{", "[")) else _csv_rows(path, lines)
     found: list[_Row] = []
     for line, fields in rows:
         if len(found) == MAX_REQUESTS:
@@ -107,7 +110,9 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise CommandError(f"{path}:{line}: is not JSON: {error}") from None
         if not isinstance(found, dict):
-            raise CommandError(f"{path}:{line}: is not a JSON object; write one request a line")
+            raise CommandError(
+                f"{path}:{line}: is not a JSON object; write one request a line, without brackets around them"
+            )
         names = known.get(keys := tuple(found))
         if names is None:
             names = known[keys] = _columns(path, line, list(found))
@@ -133,15 +138,21 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str,
 
 def _columns(path: Path, line: int, header: list[str]) -> dict[str, str]:
     """Field -> the name that it has here."""
-    plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in header}
+    plain = {_plain(name): name for name in header}
     found = {
-        field: plain[name] for field, names in _NAMES.items() if (name := next((n for n in names if n in plain), None))
+        field: plain[name]
+        for field, names in _NAMES.items()
+        if (name := next((n for n in map(_plain, names) if n in plain), None))
     }
-    missing = [field for field in _NEEDED if field not in found]
+    missing = [field for field in _NEEDED if field not in found and f"{field}_ms" not in found]
     if missing:
         wanted = "; ".join(f"{field}: one of {', '.join(_NAMES[field][:4])}" for field in missing)
         raise CommandError(f"{path}:{line}: has columns {', '.join(header) or 'none'}, and lacks {wanted}")
     return found
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 class _Maker:
@@ -151,26 +162,34 @@ class _Maker:
         self._path, self._max_len = path, max_len
         self._reached: dict[str, tuple[tuple[Segment, ...], int]] = {}
         """Session -> (its chain so far, tokens of it)."""
+        self._is_dated: bool | None = None
+        """Whether times are dates; None: none was read yet."""
 
     def read(self, line: int, fields: dict[str, Any]) -> _Row:
         """Values of a row. CommandError naming what is wrong."""
-        hash_ids = fields.get("hash_ids") or ()
-        if isinstance(hash_ids, str):
-            hash_ids = hash_ids.strip("[] ").replace(",", " ").split()
-        if not isinstance(hash_ids, list | tuple):
-            raise CommandError(f"{self._path}:{line}: hash_ids: {str(hash_ids)!r:.40}: write a list of names")
-        at_s = self._value(line, "time", fields["time"], _seconds)
+        hash_ids = self._value(line, "hash_ids", fields.get("hash_ids") or (), _hash_ids)
         return _Row(
-            at_s / 1000 if hash_ids else at_s,
+            self._at_s(line, fields, is_mooncake=bool(hash_ids)),
             self._value(line, "prompt tokens", fields["prompt"], _count),
             max(1, self._value(line, "output tokens", fields["output"], _count)),
             str(fields.get("session") or ""),
             str(fields.get("group") or ""),
             self._value(line, "prefix_tokens", fields.get("group_tokens") or 0, _count),
-            tuple(map(str, hash_ids)),
+            hash_ids,
             str(fields.get("tenant") or ""),
             self._value(line, "priority", fields.get("priority") or 0, _priority),
         )
+
+    def _at_s(self, line: int, fields: dict[str, Any], *, is_mooncake: bool) -> float:
+        if "time" not in fields:
+            return float(self._value(line, "time_ms", fields["time_ms"], _milliseconds)) / 1000
+        at_s = float(self._value(line, "time", fields["time"], _seconds))
+        is_dated = math.isnan(_number(fields["time"]))
+        if self._is_dated not in (None, is_dated):
+            found, before = ("a date", "seconds") if is_dated else ("seconds", "dates")
+            raise CommandError(f"{self._path}:{line}: time: is {found}, and {before} before; write all of them alike")
+        self._is_dated = is_dated
+        return at_s / 1000 if is_mooncake else at_s
 
     def request(self, number: int, row: _Row, start_s: float) -> Request:
         """The row as a request; rows come in the order of time."""
@@ -211,6 +230,8 @@ class _Maker:
 
 def _seconds(value: Any) -> float:
     """A number, or a date and time."""
+    if value is None or isinstance(value, (bool, list, dict)):
+        raise ValueError("is neither seconds nor a date and time such as 2026-11-21 18:17:03.97")
     try:
         seconds = float(value)
     except ValueError:
@@ -228,15 +249,40 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _hash_ids(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.strip("[] ").replace(",", " ").split())
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("write a list of block names")
+    return tuple(map(str, value))
+
+
+def _milliseconds(value: Any) -> float:
+    number = _number(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("write milliseconds, 0 or more")
+    return number
+
+
+def _number(value: Any) -> float:
+    """NaN where it is none, so that the caller's words say what to write."""
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        return math.nan
+
+
 def _count(value: Any) -> int:
-    number = float(value)
+    number = _number(value)
     if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError("write a whole number of tokens, 0 or more")
     return int(number)
 
 
 def _priority(value: Any) -> int:
-    number = int(value)
+    number = _number(value)
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError("write a whole number")
     if abs(number) > MAX_PRIORITY:
         raise ValueError(f"write a number from {-MAX_PRIORITY} to {MAX_PRIORITY}")
-    return number
+    return int(number)

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from quire_operator.api.base import RULE_BROKEN, NotYet
 from quire_operator.api.inference_service import INFERENCE_SERVICE, InferenceService
 from quire_operator.api.model_route import MODEL_ROUTE
+from quire_operator.api.operations import CLOCK_PATTERN
 from quire_operator.api.resource import API_VERSION, Kind
 from quire_operator.api.tenant import RFC3339_PATTERN, TENANT
 from quire_operator.api.types import DECIMAL_PATTERN, DNS_LABEL_PATTERN, SERVED_NAME_PATTERN
@@ -46,6 +47,7 @@ _MESSAGES = {
     "dict_type": "must be an object, not {shown}",
 }
 _PATTERN_WORDS = {
+    CLOCK_PATTERN: "write a local time as hh:mm in quotes, from '00:00' to '23:59'",
     DECIMAL_PATTERN: "write a decimal number such as 12.50",
     DNS_LABEL_PATTERN: "use lower-case letters, digits and '-', the first a letter and the last none of '-'",
     RFC3339_PATTERN: "write a time such as 2027-01-31T00:00:00Z",

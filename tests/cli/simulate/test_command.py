@@ -61,6 +61,20 @@ def test_a_manifest_scales_and_is_compared_with_keda_in_json_and_a_picture(
     assert ElementTree.fromstring(picture.read_text()).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.parametrize(("hold_s", "is_lost"), [(300, False), (20, True)])
+def test_at_zero_requests_wait_as_long_as_the_manifest_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hold_s: int, is_lost: bool
+) -> None:
+    manifest = tmp_path / "chat.yaml"
+    manifest.write_text(MANIFEST.replace("minReplicas: 1,", f"minReplicas: 0, holdTimeoutSeconds: {hold_s},"))
+
+    code = run_command(HOST, [*SMALL, "--manifest", str(manifest), "--cold-start", "80s", "--json"])
+
+    (found,) = msgspec.json.decode(capsys.readouterr().out)
+    assert code == 0
+    assert (found["summary"]["dropped"] > 0) == is_lost
+
+
 def test_a_measured_cost_takes_the_place_of_model_and_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cost.json"
     cost = StepCost(overhead_s=0.01, row_s=0.001, weights_s=0.02, token_s=0.001, kv_s=0, pair_s=0)
@@ -89,6 +103,8 @@ def test_a_measured_cost_takes_the_place_of_model_and_gpu(tmp_path: Path, capsys
         (["--cost", "/nowhere"], "/nowhere: cannot be read"),
         (["--trace", "/nowhere"], "/nowhere: cannot be read"),
         (["--manifest", "/nowhere"], "/nowhere: cannot be read"),
+        (["--plot", "/nowhere/course.svg"], "--plot: /nowhere/course.svg: there is no folder /nowhere; make it"),
+        (["--plot", "course.png"], "--plot: course.png: pictures are SVG; give a name that ends in .svg"),
         (["--rate", "9000", "--duration", "24h"], "make 778 million requests; 20 million are the most"),
     ],
 )

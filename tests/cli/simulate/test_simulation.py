@@ -1,6 +1,7 @@
 """A whole simulated service: requests, replicas that come and go, figures that add up."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,25 @@ def test_the_first_request_wakes_a_service_at_zero_and_nobody_is_lost() -> None:
     assert found.summary.dropped == 0
     assert found.summary.requests_per_s * found.summary.duration_s == pytest.approx(found.summary.requests)
     assert 30 < found.summary.ttft.p99 < 70
+
+
+def test_who_waited_longer_for_the_first_worker_than_one_may_for_room_is_served_when_it_comes() -> None:
+    plan = Plan(
+        shape=SHAPE,
+        cost=COST,
+        rules=AdmissionSettings(queue_timeout_s=60.0, no_endpoint_timeout_s=120.0),
+        cold_start=ColdStart(median_s=90, spread=0.0),
+        replicas=0,
+        objective=Objective(),
+        price_per_hour=3.0,
+    )
+    requests = list(generate(Load(kind="poisson", duration_s=20, rate=1, prompt=200, output=50, seed=2)))
+
+    patient = simulate(plan, demand(8, 0, 1), requests)
+    hasty = simulate(replace(plan, rules=AdmissionSettings(no_endpoint_timeout_s=30.0)), demand(8, 0, 1), requests)
+
+    assert patient.summary.dropped == 0
+    assert hasty.summary.dropped == len(requests)
 
 
 def test_keda_on_queue_length_sends_replicas_away_whose_batches_are_full() -> None:

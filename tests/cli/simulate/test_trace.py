@@ -45,6 +45,14 @@ def test_burstgpts_columns_are_known(tmp_path: Path) -> None:
     assert [(one.at_s, one.prompt, one.output) for one in requests] == [(0.0, 472, 18)]
 
 
+def test_a_column_of_milliseconds_is_read_as_such(tmp_path: Path) -> None:
+    text = "Timestamp_ms,prompt_tokens,output_tokens\n500,10,3\n2500,10,3\n"
+
+    requests = read_trace(write(tmp_path, text), 8192)
+
+    assert [one.at_s for one in requests] == [0.0, 2.0]
+
+
 def test_a_session_goes_on_with_its_own_stream_and_groups_share_a_beginning(tmp_path: Path) -> None:
     text = (
         "time,prompt,output,session,prefix_group,prefix_tokens\n0,300,20,a,g,100\n1,200,10,b,g,100\n5,400,20,a,g,100\n"
@@ -69,7 +77,17 @@ def test_what_is_longer_than_the_model_is_cut(tmp_path: Path) -> None:
         ("", "is empty"),
         ("time,prompt,output\n", "holds no requests"),
         ("when,prompt,output\n1,2,3\n", ":1: has columns when, prompt, output, and lacks time: one of time, timestamp"),
-        ("time,prompt,output\n1,two,3\n", ":2: prompt tokens: 'two': could not convert"),
+        ("time,prompt,output\n1,two,3\n", ":2: prompt tokens: 'two': write a whole number of tokens"),
+        ("time,prompt,output,priority\n1,2,3,high\n", ":2: priority: 'high': write a whole number"),
+        ("time_ms,prompt,output\nsoon,2,3\n", ":2: time_ms: 'soon': write milliseconds, 0 or more"),
+        (
+            "time,prompt,output\n2024-01-01 00:00:00,2,3\n5,2,3\n",
+            ":3: time: is seconds, and dates before; write all of them",
+        ),
+        ("time,prompt\n1,2\n", "output: one of output, output_tokens, output_length"),
+        ('{"time": 1, "prompt": 2, "output": 3, "hash_ids": 5}\n', ":1: hash_ids: '5': write a list of block names"),
+        ('{"time": null, "prompt": 2, "output": 3}\n', ":1: time: 'None': is neither seconds nor a date"),
+        ('[{"time": 1, "prompt": 2, "output": 3}]\n', ":1: is not a JSON object; write one request a line"),
         ("time,prompt,output\nsoon,2,3\n", ":2: time: 'soon': is neither seconds nor a date"),
         ("time,prompt,output\n1,2\n", ":2: has 2 columns, the header has 3"),
         ("time,prompt,output\n1,-2,3\n", ":2: prompt tokens: '-2': write a whole number of tokens"),

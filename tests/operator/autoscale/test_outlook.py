@@ -48,7 +48,7 @@ def test_a_replica_gets_a_share_of_what_it_could_run() -> None:
 
     verdict = decide(reading(2, 24, 0, 3.0), ahead(), history, NOW)
 
-    assert COMFORT * 16 == pytest.approx(10.4)
+    assert pytest.approx(10.4) == COMFORT * 16
     assert verdict.replicas == 3
     assert verdict.message == (
         "demand 24, 3 requests per s take 8 s each, after a start of 60 s 24 will wait: 24.0 at 10.4 a replica asks for 3 replicas"
