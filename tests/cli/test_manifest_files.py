@@ -152,7 +152,7 @@ def test_every_example_renders(repository: Path) -> None:
     rendered = [render(found.services) for file in files if (found := load_resources([file])).services]
 
     assert len(rendered) >= 3
-    assert all(len(one.manifests) == 12 for one in rendered)
+    assert all(len(one.manifests) == 7 + 5 * len(one.workers) for one in rendered)
 
 
 def test_text_of_several_lines_is_printed_as_a_block(repository: Path) -> None:
