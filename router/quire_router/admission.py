@@ -15,6 +15,7 @@ from quire_contract.openai.errors import TYPE_SERVER, ApiError
 from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome, Usage
 from quire_router.line import Waiter
+from quire_router.precheck import check_body
 from quire_router.refusals import NobodyLeftError
 from quire_router.waiting_room import WaitingRoom
 
@@ -49,6 +50,8 @@ class AdmissionLayer:
             return await self._hold(call, outcome, inner, num_returns=1)
         if not self._room.may_hold(call):
             return await inner(call, outcome)  # it knows best why nobody can answer
+        if self._room.is_asleep(call):
+            await check_body(call)
         return await self._hold(call, outcome, inner, num_returns=0)
 
     async def _hold(self, call: Call, outcome: Outcome, inner: Source, num_returns: int) -> Answer:

@@ -110,6 +110,10 @@ class WaitingRoom:
             self._lines.of(target).hold_timeout_s > 0 or self._reach.is_usable(target) for target in call.targets
         )
 
+    def is_asleep(self, call: Call) -> bool:
+        """Whether no worker could answer `call` now."""
+        return not any(map(self._reach.is_usable, call.targets))
+
     # Waiting
 
     def join(self, call: Call, *, is_back: bool = False) -> Waiter:

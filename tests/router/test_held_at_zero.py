@@ -305,3 +305,21 @@ async def test_a_declared_model_is_listed_and_held_at_zero_and_after_its_last_wo
     assert listed == ["m", "n"]
     assert (status, headers["Retry-After"], headers["x-quire-reason"]) == (503, "10", "no_endpoint")
     assert "has no ready worker" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "told"),
+    [
+        ("/v1/completions", {"prompt": "x", "max_tokens": -1}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}, "temperature"),
+        ("/v1/completions", {"prompt": "x" * 70_000, "top_p": 7}, "top_p"),
+    ],
+)
+async def test_what_no_worker_would_accept_is_refused_at_once_and_wakes_nobody(start_router, path, wrong, told):
+    router = await start_router(config_of(no_endpoint_timeout_s=600.0))
+
+    async with router.post({"model": "n", **wrong}, path=path) as answer:
+        status, error = answer.status, (await answer.json())["error"]
+
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", told)
+    assert num_waiting(router) == 0

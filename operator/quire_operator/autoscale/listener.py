@@ -29,6 +29,8 @@ _GAP_S = 0.02
 _RETRY_S = (0.1, 3.0)
 """The first wait after a failure and the longest."""
 _MAX_ANSWER_BYTES = 16 * 2**20
+_LARGE_BYTES = 2**19
+"""What is larger is decoded in a thread."""
 _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, WireError)
 
 
@@ -152,7 +154,9 @@ class DemandListener:
                 body += chunk
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise WireError("the answer is too large")
-            return decode_demand(bytes(body))
+        if len(body) > _LARGE_BYTES:
+            return await asyncio.to_thread(decode_demand, bytes(body))
+        return decode_demand(bytes(body))
 
     def _hear(self, ear: _Ear, report: DemandReport) -> None:
         before = ear.report
