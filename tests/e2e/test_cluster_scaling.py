@@ -78,6 +78,18 @@ def has_grown(installation: Installation) -> Callable[[], bool]:
     return lambda: len(installation.ready_workers()) == MAX_REPLICAS
 
 
+def pods(installation: Installation, selector: str) -> list[str]:
+    """Names of the pods that a selector finds."""
+    return sorted(pod["metadata"]["name"] for pod in installation.get("pods", "-l", selector)["items"])
+
+
+def leader(installation: Installation) -> str:
+    """Name of the operator's pod that holds the Lease."""
+    return str(installation.get("lease", f"{installation.release}-operator")["spec"]["holderIdentity"]).partition("_")[
+        0
+    ]
+
+
 def answered(load: Load, more: int) -> None:
     """Waits until `more` further requests were answered."""
     enough = load.outcome.num_good + more
@@ -142,7 +154,7 @@ def test_a_part_is_killed_under_load_and_the_replicas_are_right_again_within_a_m
 
     with Load(url, MODEL, num_clients=MANY) as load:
         wait_until(has_grown(installation), GROWN_WITHIN_S, installation.diagnosis)
-        victim = sorted(pod["metadata"]["name"] for pod in installation.get("pods", "-l", selector)["items"])[0]
+        victim = leader(installation) if "operator" in selector else pods(installation, selector)[0]
         installation.namespaced("delete", "pod", victim, "--grace-period=0", "--force")
         answered(load, STEADY_REQUESTS)
         took_s = wait_until(has_recovered, 120.0, installation.diagnosis)
