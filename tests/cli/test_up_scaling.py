@@ -85,7 +85,7 @@ async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_mea
         engine=engine,
     ) as up:
         streams = [asyncio.create_task(up.ask(tokens=100, stream=True)) for _ in range(12)]
-        await up.until(lambda: up.scaling().get("demand", {}).get("running") == 12)
+        await up.until(lambda: (up.scaling().get("demand") or {}).get("running") == 12)
 
         up.change(minReplicas=2, maxReplicas=2)
         await up.wait_for(r"m-worker-\w+-\d: stopped")
