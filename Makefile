@@ -94,13 +94,13 @@ simulate-day: $(VENV)/.dev ## A day of bursty traffic on 100 workers, simulated:
 	bash -c 'time $(BIN)/quire simulate $(or $(SIMULATE_DAY),--model qwen3-32b --gpu h200 --workers 100 --load bursty --rate 9 --burstiness 0.6 --duration 24h --prompt-tokens 2000 --output-tokens 4500 --max-num-seqs 64 --seed 7)'
 
 simulate-calibrate: $(VENV)/.dev ## Measure what a step of the CPU engine costs, for quire simulate --cost; OUT=FILE
-	$(BIN)/python bench/simulate_calibrate.py $(if $(OUT),--out '$(OUT)') $(BENCH_ARGS)
+	PYTHONSAFEPATH= $(BIN)/python bench/simulate_calibrate.py $(if $(OUT),--out '$(OUT)') $(BENCH_ARGS)
 
 simulate-validate: $(VENV)/.dev ## What quire simulate predicts of the CPU engine against what it does
-	$(BIN)/python bench/simulate_validate.py $(BENCH_ARGS)
+	PYTHONSAFEPATH= $(BIN)/python bench/simulate_validate.py $(BENCH_ARGS)
 
 simulate-policies: $(VENV)/.dev ## The shipped autoscaling against KEDA on queue length, in simulation
-	$(BIN)/python bench/simulate_policies.py $(BENCH_ARGS)
+	PYTHONSAFEPATH= $(BIN)/python bench/simulate_policies.py $(BENCH_ARGS)
 
 # From the source tree, with whatever Python has torch and Triton: a machine with a GPU need not have .venv (docs/gpu.md).
 GPU_OUT ?= build/gpu
