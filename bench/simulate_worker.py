@@ -218,7 +218,7 @@ def predict(found: CostFile, asks: Sequence[Ask], streams: int | None) -> Figure
 
 
 def _warm(sim: ExactWorker, found: CostFile) -> None:
-    """The real worker has measured its speeds before the load begins."""
-    prompt, rows = 1000, 8
+    """The real worker has measured its speeds before the load begins: the last request of what came before ended alone."""
+    prompt = 1000
     sim.speeds.add(prompt, 1, found.cost.step_s(1, prompt, 0, prompt * prompt / 2))
-    sim.speeds.add(rows, rows, found.cost.step_s(rows, rows, rows * 200, 0))
+    sim.speeds.add(1, 1, found.cost.step_s(1, 1, 200, 0))
