@@ -51,7 +51,9 @@ class Processes:
         self._logs, self._pids = folder / "logs", folder / "pids"
         self._prefix: list[str] = []
         if die_with_parent and (setpriv := shutil.which("setpriv")):
-            self._prefix = [setpriv, "--pdeathsig", "KILL", "--"]
+            # A parent that died before the signal was asked for is never told of: the shell looks once it is.
+            orphan = f'[ "$PPID" = {os.getpid()} ] || exit 1; exec "$@"'
+            self._prefix = [setpriv, "--pdeathsig", "KILL", "--", "sh", "-c", orphan, "sh"]
         # The kernel's parent is the thread that forked: one that lives as long as this object, whoever calls start().
         self._spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
         self._running: dict[str, subprocess.Popen[bytes]] = {}
