@@ -13,6 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = (
     (1, 64, 96), (1, 7, 33), (2, 1, 1), (3, 33, 40), (5, 200, 31), (6, 48, 200), (7, 100, 50), (12, 5, 64), (13, 31, 34),
     (24, 128, 17), (40, 2, 130), (70, 199, 200), (200, 77, 64),
+    (7, 1030, 40), (26, 2085, 70), (110, 1500, 33), (30, 40, 5000), (205, 30, 2100),
 )  # fmt: skip
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.bfloat16: 3e-3}
 
@@ -75,7 +76,7 @@ def test_gate_and_up_come_out_as_their_activation(linears, dtype, rows, width, s
 
 @pytest.mark.parametrize("form", [{}, {"gate_up": True}, {"is_int8": True}])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [64, 101])
+@pytest.mark.parametrize("width", [64, 101, 2085])
 def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(linears, form, dtype, width):
     x = randn(4, 40, width).to(dtype)
     layer = make_layer(linears, randn(5, 90, width), dtype, randn(6, 90), **form)
@@ -155,7 +156,9 @@ def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 64, 40), (4, 3, 5), (11, 130, 33), (50, 257, 64)])
+@pytest.mark.parametrize(
+    ("rows", "width", "outputs"), [(1, 64, 40), (4, 3, 5), (11, 130, 33), (50, 257, 64), (25, 4099, 64)]
+)
 def test_int8_products_are_exact(linears, dtype, rows, width, outputs):
     # Extremes of one sign: every product of a quad is as large as can be, which 16-bit sums would not hold.
     x, weight = randn(17, rows, width).to(dtype), randn(18, outputs, width)

@@ -16,6 +16,8 @@ constexpr int kDirectRows = kRegisters == 32 ? 6 : 2;
 constexpr int kBlockTiles = 8;
 constexpr int kPiecePanels = 4;
 constexpr int kPiecesPerThread = 16;
+// Steps of a slice: of a panel that is 64 KB.
+constexpr int64_t kSliceSteps = 512;
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -77,16 +79,11 @@ inline F16 finish(I16 sum, const Packed& w, const float* scales, int64_t row, in
     return w.bias ? x + load(w.bias + column) : x;
 }
 
-template <class X, class Out, int R, int P, bool kStaged>
-void compute_tile(const Product<X, Out>& product, int64_t first_row, int64_t first_panel) {
-    using K = Kernel<X>;
+template <class X, class Out, int R, int P>
+void store_tile(
+    const Product<X, Out>& product, int64_t first_row, int64_t first_panel, const typename Kernel<X>::Sum (&sums)[R][P * kPanelVectors]) {
     const Packed& w = product.w;
     const Rows<X>& rows = product.rows;
-    int64_t row_length = product.num_steps * K::kDepth;
-    typename K::Sum sums[R][P * kPanelVectors];
-    multiply_tile<X, R, P>(
-        rows.data + first_row * (kStaged ? row_length : rows.row_stride), kStaged ? K::kDepth : rows.row_stride,
-        kStaged ? R * K::kDepth : K::kDepth, product.num_steps, product.panel(first_panel), product.panel_size(), sums);
     int64_t num_outputs = w.num_outputs();
     for (int r = 0; r < R; r++) {
         Out* out = product.out + (first_row + r) * product.out_stride;
@@ -102,6 +99,23 @@ void compute_tile(const Product<X, Out>& product, int64_t first_row, int64_t fir
             }
         }
     }
+}
+
+template <class X, class Out, int R, int P, bool kStaged>
+void compute_tile(const Product<X, Out>& product, int64_t first_row, int64_t first_panel) {
+    using K = Kernel<X>;
+    const Rows<X>& rows = product.rows;
+    int64_t row_length = product.num_steps * K::kDepth;
+    typename K::Sum sums[R][P * kPanelVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+        for (int c = 0; c < P * kPanelVectors; c++) sums[r][c] = K::none();
+    }
+    multiply_tile<X, R, P, false>(
+        rows.data + first_row * (kStaged ? row_length : rows.row_stride), kStaged ? K::kDepth : rows.row_stride,
+        kStaged ? R * K::kDepth : K::kDepth, product.num_steps, product.panel(first_panel), product.panel_size(), Ahead(), sums);
+    store_tile<X, Out, R, P>(product, first_row, first_panel, sums);
 }
 
 // Calls f with the number as a type: 1 to kMax.
@@ -138,18 +152,75 @@ void compute_few(Team& team, const Product<X, Out>& product) {
     });
 }
 
+// Panels [first, last) for the tiles [first_tile, last_tile), a slice of the inputs after the other: a slice of the panels is read from
+// memory by the first tile and from the cache by the others, which meanwhile ask for the next slice. After the last slice that is the
+// first one of the panels from `later` on, which the thread is likely to compute next.
+template <class X, class Out>
+void compute_block(
+    const Product<X, Out>& product, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, int64_t later) {
+    using K = Kernel<X>;
+    constexpr int kStepBytes = kPanel * K::kDepth * sizeof(typename K::Weight);
+    alignas(64) typename K::Sum sums[kBlockTiles][kPiecePanels][K::kMaxRows * kPanelVectors];
+    int64_t num_slices = (product.num_steps + kSliceSteps - 1) / kSliceSteps, row_length = product.num_steps * K::kDepth;
+    int num_asking = int(std::min<int64_t>(last_tile - first_tile - 1, 2));
+    for (int64_t slice = 0; slice < num_slices; slice++) {
+        int64_t start = product.num_steps * slice / num_slices, end = product.num_steps * (slice + 1) / num_slices;
+        bool is_last = slice + 1 == num_slices;
+        int64_t next_panel = is_last ? later : first, next_start = is_last ? 0 : end;
+        int64_t next_steps = product.num_steps * (is_last ? 1 : slice + 2) / num_slices - next_start;
+        for (int64_t tile = first_tile; tile < last_tile; tile++) {
+            int turn = int(tile - first_tile) - 1;
+            with_constant<K::kMaxRows>(product.tiles.rows(tile), [&](auto rows) {
+                constexpr int R = rows();
+                int64_t row = product.tiles.start(tile);
+                const X* x = product.rows.data + row * row_length + start * R * K::kDepth;
+                for (int64_t panel = first; panel < last; panel++) {
+                    auto& sum = reinterpret_cast<typename K::Sum(&)[R][kPanelVectors]>(sums[tile - first_tile][panel - first]);
+                    if (slice == 0) {
+#pragma GCC unroll 16
+                        for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = K::none();
+                    }
+                    const auto* weights = product.panel(panel) + start * kPanel * K::kDepth;
+                    int64_t asked_panel = next_panel + panel - first;
+                    bool asks = turn >= 0 && turn < num_asking && asked_panel < product.w.num_panels();
+                    if (asks) {
+                        const char* from = (const char*)(product.panel(asked_panel) + next_start * kPanel * K::kDepth);
+                        Ahead ahead = num_asking == 1 ? Ahead{from, kStepBytes, 64}
+                                                      : Ahead{from + turn * (next_steps * kStepBytes / 2), kStepBytes / 2, 0};
+                        multiply_tile<X, R, 1, true>(x, K::kDepth, R * K::kDepth, end - start, weights, 0, ahead, sum);
+                    } else {
+                        multiply_tile<X, R, 1, false>(x, K::kDepth, R * K::kDepth, end - start, weights, 0, Ahead(), sum);
+                    }
+                    if (is_last) store_tile<X, Out, R, 1>(product, row, panel, sum);
+                }
+            });
+        }
+    }
+}
+
+// How panels are handed out: in groups, so that a block of rows is read for several at once, but one by one at the end, where a thread may
+// have to wait for the other's last piece.
+struct Groups {
+    int64_t num_panels, size, num_whole;
+
+    Groups(int64_t num_panels, int64_t size, int num_threads)
+        : num_panels(num_panels), size(size), num_whole(size > 1 ? std::max<int64_t>(0, num_panels / size - 2 * num_threads) : 0) {}
+    int64_t count() const { return num_whole + num_panels - num_whole * size; }
+    int64_t first(int64_t group) const { return std::min(group <= num_whole ? group * size : num_whole * (size - 1) + group, num_panels); }
+};
+
 // Blocks of rows times some panels, so that both stay in the thread's cache; all blocks of the same panels one after the other: weights
 // come from memory once. Fewer panels when that leaves too few pieces.
 template <class X, class Out>
 void compute_many(Team& team, const Product<X, Out>& product) {
     int64_t num_panels = product.w.num_panels(), num_blocks = (product.tiles.count + kBlockTiles - 1) / kBlockTiles;
     int64_t wanted_pieces = int64_t(team.size()) * kPiecesPerThread;
-    int64_t group = std::clamp<int64_t>(num_panels * num_blocks / wanted_pieces, 1, kPiecePanels);
-    int64_t num_groups = (num_panels + group - 1) / group;
-    team.for_each(num_groups * num_blocks, 1, [&](int64_t i) {
-        int64_t panel = i / num_blocks * group, tile = i % num_blocks * kBlockTiles;
-        compute_piece<X, Out, true, Kernel<X>::kMaxRows, 1>(
-            product, panel, std::min(panel + group, num_panels), tile, std::min(tile + kBlockTiles, product.tiles.count));
+    Groups groups(num_panels, std::clamp<int64_t>(num_panels * num_blocks / wanted_pieces, 1, kPiecePanels), team.size());
+    team.for_each(groups.count() * num_blocks, 1, [&](int64_t i) {
+        int64_t group = i / num_blocks, tile = i % num_blocks * kBlockTiles, later = (i + team.size()) / num_blocks;
+        compute_block(
+            product, groups.first(group), groups.first(group + 1), tile, std::min(tile + kBlockTiles, product.tiles.count),
+            later == group ? num_panels : groups.first(later));
     });
 }
 
@@ -178,7 +249,7 @@ void transpose_four(const X* x, int64_t x_stride, int64_t num_steps, int num_row
     }
 }
 
-// Copies the rows of a tile to `to`, [step][row][kDepth], the missing inputs 0.
+// Copies some inputs of the rows of a tile to `to`, [step][row][kDepth], the missing ones 0.
 template <class X>
 void stage_tile(const X* x, int64_t x_stride, int num_rows, int64_t in_features, X* to) {
     constexpr int kDepth = Kernel<X>::kDepth;
@@ -229,9 +300,13 @@ Rows<T> prepare(Team& team, const T* x, int64_t x_stride, int64_t num_rows, int6
     T* staged = static_cast<T*>(scratch);
     int64_t row_length = round_up(in_features, kDepth);
     Tiles tiles = tiles_of<T>(num_rows);
-    team.for_each(tiles.count, 1, [&](int64_t tile) {
-        int64_t row = tiles.start(tile);
-        stage_tile(x + row * x_stride, x_stride, tiles.rows(tile), in_features, staged + row * row_length);
+    constexpr int64_t kInputs = kSliceSteps * kDepth;
+    int64_t num_slices = (in_features + kInputs - 1) / kInputs;
+    team.for_each(tiles.count * num_slices, 1, [&](int64_t i) {
+        int64_t tile = i / num_slices, row = tiles.start(tile), first = i % num_slices * kInputs;
+        int num = tiles.rows(tile);
+        stage_tile(
+            x + row * x_stride + first, x_stride, num, std::min(kInputs, in_features - first), staged + row * row_length + first * num);
     });
     return {staged, 0, nullptr, true};
 }

@@ -56,9 +56,16 @@ struct Kernel<uint8_t> {
 // Bytes ahead of the reads at which a panel's lines are asked for. Measured: 4 % at 64 rows, where the first tile waits for memory.
 constexpr int64_t kPrefetch = 2048;
 
-// sums[r][c]: row r of the tile, sixteen columns from c * 16 on. Rows are `row_stride` elements apart, a row's steps `step_stride`;
+// What is asked for while something else is computed: at each step a line of 64 bytes, `step_bytes` after the last one.
+struct Ahead {
+    const char* from;
+    int64_t step_bytes;
+    int64_t second;  // 64: the line behind it as well
+};
+
+// sums[r][c] += row r of the tile, sixteen columns from c * 16 on. Rows are `row_stride` elements apart, a row's steps `step_stride`;
 // panels `panel_stride`.
-template <class X, int R, int P>
+template <class X, int R, int P, bool kAhead>
 inline void multiply_tile(
     const X* x,
     int64_t row_stride,
@@ -66,6 +73,7 @@ inline void multiply_tile(
     int64_t num_steps,
     const typename Kernel<X>::Weight* panels,
     int64_t panel_stride,
+    Ahead ahead,
     typename Kernel<X>::Sum (&sums)[R][P * kPanelVectors]) {
     using K = Kernel<X>;
     constexpr int kVectors = P * kPanelVectors;
@@ -73,9 +81,14 @@ inline void multiply_tile(
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 16
-        for (int c = 0; c < kVectors; c++) sum[r][c] = K::none();
+        for (int c = 0; c < kVectors; c++) sum[r][c] = sums[r][c];
     }
     for (int64_t step = 0; step < num_steps; step++) {
+        if constexpr (kAhead) {
+            _mm_prefetch(ahead.from, _MM_HINT_T1);
+            _mm_prefetch(ahead.from + ahead.second, _MM_HINT_T1);
+            ahead.from += ahead.step_bytes;
+        }
         decltype(K::weights(panels)) w[kVectors];
 #pragma GCC unroll 16
         for (int c = 0; c < kVectors; c++) {
