@@ -16,7 +16,7 @@ import pytest
 from quire_operator.platform import Platform
 from tests.images.conftest import ROOT, write_archive
 
-DEADLINE_S = 30
+DEADLINE_S = 120
 TOOL = """#!/usr/bin/env bash
 # Records its arguments, and the pip.conf that a build gets.
 name=$(basename "$0")

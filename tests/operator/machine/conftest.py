@@ -105,7 +105,7 @@ class Cluster:
             )
             task = asyncio.create_task(machine.run())
             ready = asyncio.create_task(machine.working.wait())
-            await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=120)
             ready.cancel()
             try:
                 yield task
@@ -173,11 +173,14 @@ class Cluster:
         return found
 
     async def settled(self) -> dict[tuple[str, str], Document]:
-        """The objects, once they have been the same for a while: that nothing happens can only be watched."""
+        """The objects, once they have been the same for a while: that nothing happens can only be watched.
+
+        What an owner left behind is still to be collected by the controller manager, which may be busy.
+        """
         before, num_same = None, 0
         while num_same < NUM_SAME:
             now = await self.objects()
-            num_same = num_same + 1 if now == before else 0
+            num_same = num_same + 1 if now == before and not _orphans(now) else 0
             before = now
             await asyncio.sleep(POLL_S)
         return before
@@ -225,6 +228,17 @@ class Cluster:
         if item["kind"] != "InferenceService":
             item.pop("status", None)
         return _without_run(item, self.namespace)
+
+
+def _orphans(objects: dict[tuple[str, str], Document]) -> list[tuple[str, str]]:
+    """Those whose InferenceService is gone."""
+    services = {name for kind, name in objects if kind == resources.INFERENCE_SERVICE.kind}
+    return [
+        key
+        for key, item in objects.items()
+        for kind, name in item["metadata"]["owners"]
+        if kind == resources.INFERENCE_SERVICE.kind and name not in services
+    ]
 
 
 def _is_token(item: Document) -> bool:

@@ -30,7 +30,7 @@ from quire_worker.engine.messages import (
 )
 from quire_worker.request import SamplingParams
 
-TIMEOUT_S = 20
+TIMEOUT_S = 120
 
 
 class EngineUnderTest:

@@ -73,7 +73,7 @@ async def test_while_loading_it_is_alive_but_not_ready(http: aiohttp.ClientSessi
 async def test_an_engine_that_cannot_start_ends_the_worker_with_its_reason(
     model_dir: Path, behaviour: str, reason: str
 ) -> None:
-    async with asyncio.timeout(20), in_process(model_dir, behaviour) as (_, running):
+    async with asyncio.timeout(120), in_process(model_dir, behaviour) as (_, running):
         with pytest.raises(QuireWorkerError, match=reason):
             await running
 
@@ -100,7 +100,7 @@ async def stream_and_second(
     http: aiohttp.ClientSession, base: str
 ) -> AsyncIterator[tuple[aiohttp.ClientResponse, aiohttp.ClientResponse]]:
     """A stream that has begun, and the answer to a request sent after."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         streamed = await http.post(f"{base}/v1/completions", json={**BODY, "stream": True})
         assert (await streamed.content.readline()).startswith(b"data: {")
         async with http.post(f"{base}/v1/completions", json=BODY) as second:
@@ -275,7 +275,7 @@ async def test_when_the_api_process_is_killed_the_engine_ends_too(launch: Callab
     ended = loop.create_future()
     loop.add_reader(engine, ended.set_result, True)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await ended
     loop.remove_reader(engine)
     os.close(engine)
