@@ -190,7 +190,7 @@ async def test_a_load_that_stands_still_is_unhealthy(
 async def test_an_engine_with_work_but_no_steps_is_unhealthy(
     http: aiohttp.ClientSession, model_dir: Path, eventually: Any
 ) -> None:
-    async with in_process(model_dir, "silent", health_timeout_s=0.2) as (base, _):
+    async with in_process(model_dir, "silent", health_timeout_s=2.0) as (base, _):
         await eventually(lambda: status(http, f"{base}/ready"), 200)
 
         await eventually(lambda: status(http, f"{base}/health"), 503)
@@ -200,7 +200,7 @@ async def test_sigterm_lets_running_requests_finish_refuses_new_ones_and_exits_0
     http: aiohttp.ClientSession, launch: Callable[..., Any], eventually: Any
 ) -> None:
     worker = launch("--served-model-name", "tiny", *SLOW).wait_until_ready()
-    running = await http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 60, "stream": True})
+    running = await http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 250, "stream": True})
     assert await running.content.readline()
 
     worker.process.send_signal(signal.SIGTERM)
@@ -246,7 +246,7 @@ async def test_a_second_sigterm_does_not_wait(http: aiohttp.ClientSession, launc
 
 
 async def test_a_killed_engine_fails_requests_with_503_and_the_worker_exits_1(
-    http: aiohttp.ClientSession, launch: Callable[..., Any]
+    http: aiohttp.ClientSession, launch: Callable[..., Any], metric: Any, eventually: Any
 ) -> None:
     worker = launch("--served-model-name", "tiny", *SLOW).wait_until_ready()
     streamed = await http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 1900, "stream": True})
@@ -254,6 +254,7 @@ async def test_a_killed_engine_fails_requests_with_503_and_the_worker_exits_1(
     whole = asyncio.create_task(
         http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 1900}).__aenter__()
     )
+    await eventually(lambda: metric(worker, "vllm:num_requests_running"), 2)
 
     os.kill(worker.engine_pid(), signal.SIGKILL)
     events = await events_of(streamed)
