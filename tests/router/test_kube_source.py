@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
+from cluster.forgotten import collect_forgotten_connections
 from cluster.processes import free_ports
 
 from quire_contract.kube.access import KubeAccess
@@ -119,11 +120,10 @@ class Wire:
         self._target = host, port
         self._server = None
         self._writers = set()
-        self.port = 0
+        (self.port,) = free_ports(1)
 
     async def mend(self):
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self):
         """No new connections, and those there are break."""
@@ -138,6 +138,8 @@ class Wire:
         mine = {writer, there_writer}
         self._writers |= mine
         try:
+            if self._server is None:
+                return  # cut meanwhile
             await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
         finally:
             self._writers -= mine
@@ -161,6 +163,7 @@ async def cluster(control_plane):
         await made.open()
         yield made
         await made.close()
+    collect_forgotten_connections()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cluster.forgotten import collect_forgotten_connections
 
 from quire_contract import names
 from quire_contract.kube import resources
@@ -112,7 +112,7 @@ class Cluster:
             finally:
                 task.cancel()
                 await asyncio.wait([task])
-                _collect_forgotten_connections()
+                collect_forgotten_connections()
                 if not task.cancelled() and (error := task.exception()) is not None and not _is_only_killed(error):
                     raise error
 
@@ -245,13 +245,6 @@ def _is_token(item: Document) -> bool:
     return item.get("type") == "kubernetes.io/service-account-token"
 
 
-def _collect_forgotten_connections() -> None:
-    """Python 3.11 forgets a TLS connection that is cancelled between its making and its first callback; a later test would be blamed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
 def _is_only_killed(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_only_killed, error.exceptions))
@@ -296,6 +289,7 @@ async def clusters(control_plane, install_crds) -> AsyncIterator[Callable[[], Aw
         yield make
         for name in made:
             await client.delete(resources.NAMESPACE, None, name)
+    collect_forgotten_connections()  # of whatever else was cancelled
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ class Bench:
     def __init__(self, compiler: GrammarCompiler) -> None:
         self.compiler = compiler
 
-    def compile(self, text: str, timeout_s: float = 60) -> Outcome:
+    def compile(self, text: str, timeout_s: float = 600) -> Outcome:
         """What becomes of a text that nobody asked for before."""
         assert self.compiler.start(digest_of(text), text)
         return dict(self.wait(1, timeout_s))[digest_of(text)]
 
-    def wait(self, count: int, timeout_s: float = 60) -> list[tuple[bytes, Outcome]]:
+    def wait(self, count: int, timeout_s: float = 600) -> list[tuple[bytes, Outcome]]:
         """The next `count` outcomes."""
         found: list[tuple[bytes, Outcome]] = []
         while len(found) < count:
