@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "models" / "quire-demo"
-START_S = 90
+START_S = 240
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def serve(model_dir: Path, *flags: str) -> Iterator[Server]:
         yield Server(f"http://127.0.0.1:{port[1]}", model_dir, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        reader.join(30)
+        process.wait(120)
+        reader.join(120)
         assert process.stderr is not None
         process.stderr.close()

@@ -12,7 +12,7 @@ import redis
 from cluster.processes import free_ports
 
 POLL_S = 0.01
-START_S = 30
+START_S = 120
 
 
 class RedisServer:
@@ -55,7 +55,7 @@ class RedisServer:
         if self._process is not None:
             self._signal(signal.SIGCONT)
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
 
     def _signal(self, number: int) -> None:

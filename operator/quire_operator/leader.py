@@ -79,16 +79,26 @@ class LeaderElection:
 
     async def release(self) -> None:
         """Let the next one begin at once. Does nothing if the Lease is not ours; errors are logged."""
-        if self._lease is None or not self.holds():
+        if not self.holds():
             return
         self._held_until_s = float("-inf")
-        spec = {**self._lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
         try:
             async with asyncio.timeout(_ATTEMPT_S):
-                await self._client.replace(LEASE, self._namespace, self._name, {**self._lease, "spec": spec})
-            log_event(logger, logging.INFO, "released the lease", lease=self._name)
+                is_released = await self._give_back()
         except (KubeError, TimeoutError) as error:
             log_event(logger, logging.WARNING, "could not release the lease", lease=self._name, reason=str(error))
+        else:
+            if is_released:
+                log_event(logger, logging.INFO, "released the lease", lease=self._name)
+
+    async def _give_back(self) -> bool:
+        """Whether it was still ours. The server is asked: a renewal that was cut off may have been written."""
+        lease = await self._read()
+        if lease is None or lease["spec"].get("holderIdentity") != self._identity:
+            return False
+        spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+        await self._client.replace(LEASE, self._namespace, self._name, {**lease, "spec": spec})
+        return True
 
     async def _attempt(self, timeout_s: float) -> bool:
         """Take or renew the Lease if that is allowed. False if it is another's or the server did not answer."""

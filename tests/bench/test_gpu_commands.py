@@ -21,7 +21,7 @@ from quire_worker.models.safetensors_reader import open_checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout_s: float = 850) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "bench")
     command = [sys.executable, "-m", *arguments]

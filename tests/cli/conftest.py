@@ -109,19 +109,21 @@ class Command:
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
         self.output = ""
+        self._seen = 0
 
-    def wait_for(self, pattern: str, timeout_s: float = 30.0) -> "re.Match[str]":
-        """The first match of `pattern` in the output from here on."""
+    def wait_for(self, pattern: str, timeout_s: float = 120.0) -> "re.Match[str]":
+        """The first match of `pattern` after the last one that was waited for."""
         assert self.process.stdout is not None
-        start, deadline = len(self.output), time.monotonic() + timeout_s
-        while not (match := re.search(pattern, self.output[start:])):
+        deadline = time.monotonic() + timeout_s
+        while not (match := re.compile(pattern).search(self.output, self._seen)):
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             chunk = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert chunk, f"no {pattern!r} in:\n{self.output}"
             self.output += chunk.decode()
+        self._seen = match.end()
         return match
 
-    def end(self, timeout_s: float = 30.0) -> int:
+    def end(self, timeout_s: float = 120.0) -> int:
         """Waits for the end; the exit code."""
         rest, _ = self.process.communicate(timeout=timeout_s)
         self.output += rest.decode()

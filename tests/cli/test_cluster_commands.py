@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cluster.control_plane import ControlPlane
+from cluster.processes import wait_for
 from cluster.tools import Command
 
 from quire_cli.app import run_command
@@ -94,7 +95,14 @@ class World:
         """A pod of the service `demo` in a state of our choice."""
         labels = {"quire.dev/service": "demo", "quire.dev/revision": revision}
         # No scheduler takes it, so nobody changes the status that we write.
-        spec = {"schedulerName": "nobody", "containers": [{"name": "worker", "image": "w:1"}]}
+        spec = {
+            "schedulerName": "nobody",
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "worker", "image": "w:1"}],
+        }
+        # Without its account a new namespace refuses pods.
+        account = ("get", "serviceaccount", "default", "-n", self.namespace)
+        wait_for(lambda: self._kubectl.run(*account).returncode == 0, 120.0, "the namespace's account")
         document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
         made = self.apply(document)
         made["status"] = status

@@ -151,7 +151,7 @@ async def test_a_pod_that_is_stopped_is_not_started_again(make_pod: Make) -> Non
 
 async def test_a_stopping_pod_that_has_closed_its_port_keeps_its_grace_period(make_pod: Make, tmp_path: Path) -> None:
     port = next(free_ports(LOOPBACK))
-    probe = Probe(url=f"http://{LOOPBACK}:{port}/health", period_s=0.02, timeout_s=1, max_failures=2)
+    probe = Probe(url=f"http://{LOOPBACK}:{port}/health", period_s=0.02, timeout_s=30, max_failures=2)
     pod, recorder = make_pod(SERVES_UNTIL_SIGTERM.replace("PORT", str(port)), grace_s=20, probe=probe)
     stopping = []
 

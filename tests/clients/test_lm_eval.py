@@ -88,7 +88,7 @@ def run_lm_eval(
         env={"PATH": "/usr/bin:/bin", "HOME": str(task_dir), **offline},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

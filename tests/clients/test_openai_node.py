@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "openai_node.mjs"
 def found(server: Server, node_modules: Path) -> Any:
     """What the script saw."""
     done = subprocess.run(
-        ["node", str(SCRIPT), str(node_modules), server.v1], capture_output=True, text=True, timeout=180, check=False
+        ["node", str(SCRIPT), str(node_modules), server.v1], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -153,7 +153,7 @@ class OwnControlPlane:
             f"--audit-log-path={self.folder / 'audit.log'}",
         ]
         self.processes.start("api-server", command)
-        self.processes.wait_ready("api-server", self._is_ready, 60.0)
+        self.processes.wait_ready("api-server", self._is_ready, 180.0)
 
     def requests(self) -> Iterator[dict[str, Any]]:
         """Audit events of clients' requests."""
@@ -165,7 +165,7 @@ class OwnControlPlane:
         context = ssl.create_default_context(cafile=str(self.pki.file("ca.crt")))
         context.load_cert_chain(self.pki.file("admin.crt"), self.pki.file("admin.key"))
         try:
-            with urllib.request.urlopen(self.url + path, context=context, timeout=5) as response:
+            with urllib.request.urlopen(self.url + path, context=context, timeout=30) as response:
                 body: bytes = response.read()
         except urllib.error.HTTPError as refusal:
             refusal.close()  # it holds the connection
@@ -215,7 +215,7 @@ class OwnControlPlane:
         self.processes.start("controller-manager", command)
         # The first thing it does that pods need.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
-        self.processes.wait_ready("controller-manager", lambda: self._answers(account), 60.0)
+        self.processes.wait_ready("controller-manager", lambda: self._answers(account), 180.0)
 
     def _is_ready(self) -> bool:
         return self._answers("/readyz")

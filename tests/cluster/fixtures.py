@@ -98,8 +98,8 @@ def install_crds(kubectl: Command) -> list[str]:
     # No `kubectl wait`: it fails on a CRD that has no conditions yet, and being established precedes being served.
     names = [name.partition("/")[2] for name in applied]
     for name in names:
-        wait_for(partial(_is_served, kubectl, name), 30.0, f"{name} is served")
-        wait_for(partial(_is_published, kubectl, name), 60.0, f"the schema of {name} is published")
+        wait_for(partial(_is_served, kubectl, name), 120.0, f"{name} is served")
+        wait_for(partial(_is_published, kubectl, name), 180.0, f"the schema of {name} is published")
     return names
 
 

@@ -91,7 +91,7 @@ class Processes:
                 wait_for(lambda: not self.is_running(name), timeout_s, f"{name} ends")
             except ProcessError:
                 _signal(pid, signal.SIGKILL)
-                wait_for(lambda: not self.is_running(name), timeout_s, f"{name} is killed")
+                wait_for(lambda: not self.is_running(name), 60.0, f"{name} is killed")
         self._forget(name)
 
     def kill(self, name: str) -> None:
@@ -99,7 +99,7 @@ class Processes:
         pid = self._recorded(name)
         if pid is not None:
             _signal(pid, signal.SIGKILL)
-            wait_for(lambda: not self.is_running(name), 10.0, f"{name} is killed")
+            wait_for(lambda: not self.is_running(name), 60.0, f"{name} is killed")
         self._forget(name)
 
     @contextlib.contextmanager
@@ -157,7 +157,7 @@ class Processes:
     def _forget(self, name: str) -> None:
         process = self._running.pop(name, None)
         if process is not None:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         (self._pids / name).unlink(missing_ok=True)
 
 

@@ -17,11 +17,11 @@ from cluster.tools import Command, CommandError
 @pytest.mark.usefixtures("controllers")
 def test_owned_objects_are_collected_and_deployments_make_pods(kubectl: Command, namespace: str) -> None:
     kubectl("create", "deployment", "web", "--image=localhost/none", "-n", namespace)
-    wait_for(lambda: bool(kubectl("get", "pods", "-n", namespace, "-o", "name")), 30.0, "the deployment's pod")
+    wait_for(lambda: bool(kubectl("get", "pods", "-n", namespace, "-o", "name")), 120.0, "the deployment's pod")
 
     kubectl("delete", "deployment", "web", "-n", namespace)
 
-    wait_for(lambda: not kubectl("get", "pods,rs", "-n", namespace, "-o", "name"), 30.0, "collection")
+    wait_for(lambda: not kubectl("get", "pods,rs", "-n", namespace, "-o", "name"), 120.0, "collection")
 
 
 def test_the_crds_are_served(kubectl: Command, install_crds: list[str], namespace: str) -> None:
@@ -58,7 +58,7 @@ def test_requests_of_clients_are_recorded(control_plane: ControlPlane, kubectl: 
             if (event.get("objectRef") or {}).get("name") == "told" and event["objectRef"]["namespace"] == namespace
         ]
 
-    wait_for(lambda: writes() == ["create"], 10.0, "the audit event")
+    wait_for(lambda: writes() == ["create"], 60.0, "the audit event")
 
 
 def test_helm_installs_a_chart_and_takes_it_away(
@@ -98,7 +98,7 @@ def test_processes_die_with_the_tests_that_started_them(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
 
     assert was_running
-    wait_for(lambda: not sleeper.is_running("sleeper"), 10.0, "the sleeper's end")
+    wait_for(lambda: not sleeper.is_running("sleeper"), 60.0, "the sleeper's end")
 
 
 def test_a_process_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_process_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None
 
     # A look at once could come before the kernel's signal: the witness's whole life passes first.
     processes.start("witness", ["sleep", "0"])
-    wait_for(lambda: not processes.is_running("witness"), 10.0, "the witness's end")
+    wait_for(lambda: not processes.is_running("witness"), 60.0, "the witness's end")
     assert processes.is_running("sleeper")
     processes.stop("sleeper")
     processes.stop("witness")
@@ -121,6 +121,6 @@ def test_a_process_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> Non
     processes.start("broken", ["sh", "-c", "echo no such flag; exit 3"])
 
     with pytest.raises(ProcessError, match="no such flag"):
-        processes.wait_ready("broken", lambda: False, 10.0)
+        processes.wait_ready("broken", lambda: False, 60.0)
 
     processes.stop("broken")

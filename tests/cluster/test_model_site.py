@@ -25,7 +25,7 @@ def site(tmp_path: Path) -> Iterator[ModelSite]:
 def get(url: str, **headers: str) -> HTTPResponse:
     """The answer, whose body is still to be read."""
     request = urllib.request.Request(url, headers={name.replace("_", "-"): text for name, text in headers.items()})
-    answer: HTTPResponse = urllib.request.urlopen(request, timeout=10)
+    answer: HTTPResponse = urllib.request.urlopen(request, timeout=60)
     return answer
 
 

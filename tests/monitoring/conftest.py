@@ -42,8 +42,8 @@ MODEL = ROOT / "examples" / "models" / "quire-demo"
 SERVED, NOWHERE = "quire-demo", "nowhere"
 """A model with two workers, and one that is declared but has none: its requests fail."""
 TENANT_KEY, ADMIN_TOKEN = "a tenant's key of these tests", "an admin token of these tests"
-START_TIMEOUT_S = 90.0
-DATA_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+DATA_TIMEOUT_S = 180.0
 POLL_S = 0.1
 
 
@@ -64,7 +64,7 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float) -> Any:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -148,7 +148,7 @@ class Prometheus:
         """The `data` of an answer of its API. AssertionError with its words if it refuses."""
         try:
             with urllib.request.urlopen(
-                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(params)}", timeout=30
+                f"{self.base}/api/v1/{path}?{urllib.parse.urlencode(params)}", timeout=120
             ) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:

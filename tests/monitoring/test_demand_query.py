@@ -18,7 +18,7 @@ from .conftest import MODEL, Prometheus, answers, free_ports, prometheus_over, r
 from .programs import program
 
 AWAKE, ASLEEP = "models/chat", "models/night"
-START_TIMEOUT_S, DATA_TIMEOUT_S = 90.0, 60.0
+START_TIMEOUT_S, DATA_TIMEOUT_S = 240.0, 180.0
 
 
 class Requests:
@@ -36,7 +36,7 @@ class Requests:
         self._stop.set()
 
     def _post(self, port: int, model: str) -> None:
-        body = {"model": model, "prompt": "The pages of a quire", "max_tokens": 100, "stream": True, "ignore_eos": True}
+        body = {"model": model, "prompt": "The pages of a quire", "max_tokens": 240, "stream": True, "ignore_eos": True}
         url = f"http://127.0.0.1:{port}/v1/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=DATA_TIMEOUT_S) as answer:

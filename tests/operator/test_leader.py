@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quire_contract.kube.client import KubeError
+from quire_contract.kube.resources import LEASE
 from quire_operator import leader
 from quire_operator.leader import LeaderElection, LeadershipLostError
 
@@ -132,6 +133,32 @@ async def test_what_is_released_is_taken_at_once() -> None:
 
     assert not first.holds()
     assert await tries(second)
+
+
+async def test_what_was_renewed_without_an_answer_is_released_all_the_same() -> None:
+    server, clock = LeaseServer(), Clock()
+    first, second = election(server, "first", clock), election(server, "second", clock)
+    await tries(first)
+    lease = await server.get(LEASE, "here", "lease")
+    await server.replace(LEASE, "here", "lease", lease)  # written, and whoever waited for the answer was told to stop
+
+    await first.release()
+
+    assert await tries(second)
+
+
+async def test_what_another_took_meanwhile_stays_its_own() -> None:
+    server, clock = LeaseServer(), Clock()
+    first = election(server, "first", clock)
+    await tries(first)
+    lease = await server.get(LEASE, "here", "lease")
+    lease["spec"]["holderIdentity"] = "second"
+    await server.replace(LEASE, "here", "lease", lease)
+
+    await first.release()
+
+    assert server.lease["spec"]["holderIdentity"] == "second"
+    assert not first.holds()
 
 
 async def test_releasing_what_was_lost_changes_nothing() -> None:

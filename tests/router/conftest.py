@@ -122,7 +122,7 @@ class Router:
         return sum(endpoint.ready for endpoint in self.app._pool)
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for a condition that the event loop's other tasks bring about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - conditions are about processes and sockets, nobody sets an event

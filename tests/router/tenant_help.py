@@ -21,7 +21,7 @@ def bearer(key):
     return {"Authorization": f"Bearer {key}"}
 
 
-async def until_true(look, timeout_s=15.0):
+async def until_true(look, timeout_s=120.0):
     """Wait until `await look()` is true: what it asks for comes about in other processes and tasks."""
     async with asyncio.timeout(timeout_s):
         while not await look():  # noqa: ASYNC110 - nobody sets an event

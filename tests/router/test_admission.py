@@ -623,7 +623,7 @@ async def test_whatever_ends_requests_no_place_is_lost(start_upstream, start_rou
         if number % 3 == 0:
             rng.choice(tasks).cancel()
         await asyncio.sleep(0)
-    await asyncio.wait(tasks, timeout=30)
+    await asyncio.wait(tasks, timeout=120)
     await until(lambda: is_at_rest(router))
 
     assert all(task.done() for task in tasks)

@@ -7,6 +7,7 @@ import time
 import pytest
 import zmq
 import zmq.asyncio
+from cluster.processes import free_ports
 
 from quire_contract.kv_events import (
     AllBlocksCleared,
@@ -193,7 +194,7 @@ async def test_a_lost_last_batch_shows_in_the_next_load_report(opened, until):
 
 
 async def test_a_restarted_worker_gets_no_credit_for_its_former_cache(opened, until):
-    worker = opened(Publisher("e1"))
+    worker = opened(Publisher("e1", free_ports(2)))
     await worker.start_epoch()
     await worker.store(1, 2, 3)
     follow = opened(Follow(worker))

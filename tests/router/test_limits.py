@@ -224,7 +224,7 @@ async def test_a_stream_that_the_client_leaves_gives_its_place_back(served, unti
             assert answer.status == 200
             await answer.content.readany()
             answer.close()
-        await asyncio.wait_for(worker.abandoned.wait(), 10)
+        await asyncio.wait_for(worker.abandoned.wait(), 60)
 
     assert worker.num_abandoned == 3
 
@@ -237,7 +237,7 @@ async def test_a_client_that_leaves_before_the_answer_pays_for_its_prompt(served
         asking = asyncio.create_task(ask(router))
         await until(lambda: worker.num_calls > worker.num_abandoned)
         asking.cancel()
-        await asyncio.wait_for(worker.abandoned.wait(), 10)
+        await asyncio.wait_for(worker.abandoned.wait(), 60)
     after = await ask(router, {**BODY, "max_tokens": 1000})
 
     assert "used 30," in after[1]["error"]["message"]
@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_before_the_answer_pays_for_its_prompt(served
 
 async def test_too_little_time_makes_no_request_free(served):
     router, worker = await served(held_until(asyncio.Event()), limits={"tokens_per_day": 100, "requests_per_minute": 2})
-    hasty = {**BODY, "timeout_s": 0.4}
+    hasty = {**BODY, "timeout_s": 1.0}
 
     found = [(await ask(router, hasty))[0] for _ in range(3)]
 

@@ -10,7 +10,7 @@ LENGTH = b"Content-Length: %d\r\n" % len(GOOD)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 SMUGGLED = b'POST /v1/completions HTTP/1.1\r\nHost: r\r\nContent-Length: 33\r\n\r\n{"model":"m","prompt":"smuggled"}'
 CLOSE = b"Connection: close\r\n"
-ANSWER_S = 20.0
+ANSWER_S = 120.0
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 OF = {"HTTP/0.9": b"505", "HTTP/2.0": b"505"}
 """Refusals other than 400."""

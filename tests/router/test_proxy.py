@@ -353,7 +353,7 @@ async def test_a_stream_that_stalls_ends_with_an_error_event(start_upstream, sta
 
     async with router.post(STREAM) as answer:
         text = await answer.read()
-    await asyncio.wait_for(worker.abandoned.wait(), 5)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
 
     assert text.startswith(b"data: one\n\n")
     assert b"sent nothing for 0.1 s" in text
@@ -367,7 +367,7 @@ async def test_a_worker_that_does_not_answer_in_time_gives_504_and_is_let_go(sta
 
     async with router.post(STREAM) as answer:
         error = (await answer.json())["error"]
-    await asyncio.wait_for(worker.abandoned.wait(), 5)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
 
     assert (answer.status, error["code"]) == (504, "worker_timeout")
 
@@ -417,7 +417,7 @@ async def test_a_client_that_leaves_while_waiting_frees_the_worker(
     asking = asyncio.create_task(router.session.post(router.url + "/v1/completions", json=body))
     await until(lambda: worker.num_calls == 1)
     asking.cancel()
-    await asyncio.wait_for(worker.abandoned.wait(), 5)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
     await until(lambda: router.app._pool.get("a").num_in_flight == 0)
 
     assert worker.num_abandoned == 1
@@ -433,7 +433,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_the_worker(
     answer = await router.post(STREAM)
     first = await answer.content.readany()
     answer.close()
-    await asyncio.wait_for(worker.abandoned.wait(), 5)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
     await until(lambda: router.app._pool.get("a").num_in_flight == 0)
 
     assert first == b"data: one\n\n"
@@ -454,7 +454,7 @@ async def test_a_client_that_takes_nothing_is_dropped_and_its_worker_freed(
 
     reader, writer = await connect(router.url, STREAM)
     await reader.readline()  # and no more
-    await asyncio.wait_for(worker.abandoned.wait(), 10)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
     await until(lambda: router.app._pool.get("a").num_in_flight == 0)
     writer.transport.abort()
 

@@ -125,7 +125,7 @@ async def test_what_had_come_before_is_given_away_first_and_in_order_however_muc
         await asyncio.sleep(0)
     sink = Sink()
 
-    await asyncio.wait_for(running(response, guard, sink), 30)
+    await asyncio.wait_for(running(response, guard, sink), 60)
     await sending
 
     assert first + b"".join(sink.parts) == b"".join(events)

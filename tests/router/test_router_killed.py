@@ -19,7 +19,7 @@ NUM_SLOTS = 3
 TOKEN = "t" * 16
 BODY = {"model": "m", "prompt": "x" * 40, "max_tokens": 20}
 RESERVED, USED = 30, 15
-DEAD_AFTER_S = 30.0
+DEAD_AFTER_S = 120.0
 """Redis believes a router dead after 15 s."""
 
 
@@ -79,6 +79,13 @@ async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves
         async def is_served(router, request_id="first"):
             return await ask(router, request_id) == 200
 
+        async def is_ready(router):
+            try:
+                async with session.get(f"{router.url}/ready") as answer:
+                    return answer.status == 200
+            except aiohttp.ClientError:
+                return False
+
         async def is_written(url, number):
             return len(await admin(url, "/admin/usage")) == number
 
@@ -87,17 +94,11 @@ async def test_slots_come_back_a_retry_is_billed_once_and_the_next_router_serves
         await until_true(lambda: is_written(admin_url, 1))
         held = [asyncio.create_task(ask(first, f"held-{i}")) for i in range(NUM_SLOTS)]
         await until(lambda: worker.num_calls == 1 + NUM_SLOTS)
+        second, admin_url = start_process(config)
+        await until_true(lambda: is_ready(second))
         first.kill()
         broken = await asyncio.gather(*held)
-        second, admin_url = start_process(config)
-        refused = None
-
-        async def is_there():
-            nonlocal refused
-            refused = await ask(second, "early")
-            return refused is not None
-
-        await until_true(is_there)
+        refused = await ask(second, "early")
         await until_true(lambda: is_served(second, "again"), DEAD_AFTER_S)
         go.set()
         retried = await asyncio.gather(*(ask(second, f"held-{i}") for i in range(NUM_SLOTS)))

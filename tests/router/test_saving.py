@@ -301,7 +301,7 @@ async def test_when_all_leave_the_worker_is_left(serve, until):
     for client in clients:
         client.close()
 
-    await asyncio.wait_for(worker.abandoned.wait(), 10)
+    await asyncio.wait_for(worker.abandoned.wait(), 60)
     await until(lambda: router.app._pool.get("a").num_in_flight == 0)
     assert (worker.num_calls, len(running_of(router)), saving_of(router)._shared.num_bytes) == (1, 0, 0)
 

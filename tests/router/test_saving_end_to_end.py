@@ -4,16 +4,16 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
+from cluster.processes import free_ports
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_contract.router_settings import RouterSettingsEntry, SavingSettings
 
-START_S = 60.0
+START_S = 240.0
 USER = {"role": "user", "content": "w1 w2 w3"}
 BODIES = {
     "/v1/completions": {"prompt": "w1 w2 w3", "max_tokens": 12},
@@ -29,9 +29,7 @@ def start_worker(model_dir, tmp_path):
     started = []
 
     def start(*flags):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(model_dir), "--port", str(port)]
         command += ["--served-model-name", "m", "--pod-name", "w", *flags]
         with (tmp_path / "worker.log").open("ab") as log:

@@ -12,7 +12,7 @@ from quire_contract.router_config import ModelEntry, RouterConfig, write_config
 from tests.router.processes import RouterProcess, WorkerProcess
 
 POLL_S = 0.02
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
 NUM_PREFIXES = 12
 NUM_WORKERS = 3
 ROUTE = re.compile(r"(\w+); cached=(\d+)/(\d+)")

@@ -165,4 +165,4 @@ async def test_who_waits_for_more_of_an_answer_hears_that_it_was_closed(serve):
 
     assert first == b"hal"
     with pytest.raises(aiohttp.ClientConnectionError):
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, 60)

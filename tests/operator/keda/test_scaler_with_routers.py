@@ -28,7 +28,7 @@ from .world import SERVICE, ref
 
 MODEL = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 POLL_S = 0.05
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 class Release:
@@ -74,7 +74,7 @@ class Release:
         command = [sys.executable, "-m", module, *flags, "--trust-dir", str(self._folder / "trust")]
         with (self._folder / f"{module}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
-        self._stack.callback(process.wait, 20)
+        self._stack.callback(process.wait, 120)
         self._stack.callback(process.terminate)
 
 

@@ -166,4 +166,4 @@ class KedaClient:
             request_serializer=lambda body: encode(asked, body),
             response_deserializer=lambda body: decode(told, body),
         )
-        return await call(message, timeout=10, wait_for_ready=wait)
+        return await call(message, timeout=60, wait_for_ready=wait)

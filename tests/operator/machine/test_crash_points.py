@@ -50,13 +50,23 @@ async def becomes(cluster, expected) -> None:
         return await cluster.objects() == expected
 
     try:
-        await cluster.until(is_equal, 30)
+        await cluster.until(is_equal)
     except AssertionError:
         texts = [
             yaml.safe_dump({"/".join(key): item for key, item in objects.items()}).splitlines()
             for objects in (expected, await cluster.objects())
         ]
         pytest.fail("\n".join(difflib.unified_diff(*texts, "undisturbed", "restarted", lineterm="")), pytrace=False)
+
+
+async def ended(cluster, task, expected) -> None:
+    """The operator has died, or has done its work and writes nothing more."""
+
+    async def is_over() -> bool:
+        return task.done() or await cluster.objects() == expected
+
+    await cluster.until(is_over)
+    await cluster.settled()
 
 
 @pytest.mark.slow
@@ -81,7 +91,7 @@ async def test_killed_after_each_write_the_next_operator_comes_to_the_same_objec
             await prepare(cluster, before, killer())
             async with cluster.operator(crashing) as task:
                 await step(cluster)
-                await asyncio.wait([task], timeout=10)
+                await ended(cluster, task, expected)
             if crashing.is_dead:
                 async with cluster.operator():
                     await becomes(cluster, expected)

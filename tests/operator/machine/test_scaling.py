@@ -46,15 +46,18 @@ async def test_burst_to_a_service_at_zero_wakes_it_and_two_decisions_bring_what_
         router.ask(held=9)
         await cluster.until(becomes([5], deployed, cluster))
 
+        async def history() -> list[tuple[int, str]]:
+            shown = (await scaling_status(cluster)).get("history", ())
+            return [(one["replicas"], one["reason"].partition(":")[0]) for one in shown]
+
+        async def told() -> set[str]:
+            events, _ = await cluster.client.list(resources.EVENT, cluster.namespace)
+            return {event["message"].partition(";")[0] for event in events if event["reason"] == "ScaledUp"}
+
+        # Status and Events are written beside the Deployment, not before it.
+        await cluster.until(becomes([(5, "AboveTarget"), (1, "Activated")], history))
+        await cluster.until(becomes({"from 0 to 1 replicas", "from 1 to 5 replicas"}, told))
         assert scale_writes(counter).count(200) == 2
-        history = (await scaling_status(cluster))["history"]
-        assert [(one["replicas"], one["reason"].partition(":")[0]) for one in history] == [
-            (5, "AboveTarget"),
-            (1, "Activated"),
-        ]
-        events, _ = await cluster.client.list(resources.EVENT, cluster.namespace)
-        told = {event["message"].partition(";")[0] for event in events if event["reason"] == "ScaledUp"}
-        assert told == {"from 0 to 1 replicas", "from 1 to 5 replicas"}
 
 
 async def test_service_without_demand_goes_to_zero_after_its_cooldown_and_costs_nothing_then(cluster, counter) -> None:
@@ -227,9 +230,13 @@ async def test_request_to_a_real_router_wakes_the_service(cluster, control_plane
             async def is_awake():
                 return (await deployed(cluster))[0] >= 1
 
+            async def first_reason() -> str:
+                shown = (await scaling_status(cluster)).get("history") or [{"reason": ""}]
+                return shown[-1]["reason"]
+
             await cluster.until(is_awake)
 
             assert not request.done()
-            assert (await scaling_status(cluster))["history"][-1]["reason"].startswith("Activated: demand 1 is above 0")
+            assert (await cluster.until(first_reason)).startswith("Activated: demand 1 is above 0")
             request.cancel()
             await asyncio.wait([request])

@@ -25,7 +25,7 @@ async def test_while_the_server_is_away_the_operator_waits_and_then_goes_on(clus
             async def has_noticed():
                 return sum(status == 0 for _, _, status in counter.requests) >= 30
 
-            await cluster.until(has_noticed, 60)
+            await cluster.until(has_noticed)
             assert not task.done()
         finally:
             await asyncio.to_thread(control_plane.start_api_server)
@@ -35,4 +35,4 @@ async def test_while_the_server_is_away_the_operator_waits_and_then_goes_on(clus
         async def is_scaled():
             return await deployments() == [2]
 
-        await cluster.until(is_scaled, 60)
+        await cluster.until(is_scaled)

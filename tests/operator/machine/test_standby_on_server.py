@@ -1,8 +1,6 @@
 """Standby and starts on a real API server, with a real worker behind the pod's address: the test is the kubelet."""
 
 import asyncio
-import os
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from quire_contract.kube import resources
 from quire_contract.startup_report import decode_startup
 from quire_operator.pod_state import ANNOTATION_STANDBY, STANDBY_WOKEN
 from quire_operator.timestamps import format_time
+from tests.operator.machine.scaling_world import some_address
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 SERVICE = resources.INFERENCE_SERVICE
@@ -26,9 +25,8 @@ SCALING = {"minReplicas": 0, "maxReplicas": 3, "standby": {"replicas": 1}}
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[str]:
-    """The address of a worker with a fake engine: one of its own, as the port is the pods'."""
-    rng = random.Random(os.getpid())
-    address = f"127.{rng.randint(20, 250)}.{rng.randint(1, 250)}.{rng.randint(1, 250)}"
+    """The address of a worker with a fake engine: one of its own, as the port is the pods', and an engine outlives its worker a little."""
+    address = some_address()
     command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(DEMO), "--served-model-name", "demo"]
     command += ["--fake-decode-s-per-step", "0.05"]
     with (tmp_path / "worker.log").open("w") as log:

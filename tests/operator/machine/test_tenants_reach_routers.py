@@ -31,7 +31,7 @@ class Routed:
     def keys(self, tenant):
         return [key.id for one in self.config.tenants if one.id == tenant for key in one.keys]
 
-    async def until(self, condition, timeout_s=60.0):
+    async def until(self, condition, timeout_s=120.0):
         """Seconds until a configuration fulfils it."""
         began_s = time.monotonic()
         async with asyncio.timeout(timeout_s):

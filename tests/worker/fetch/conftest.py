@@ -246,7 +246,7 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     """Waits for something to become true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

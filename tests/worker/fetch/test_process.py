@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from cluster.processes import free_ports
 
 from quire_worker.fetch.config import parse_args
 from tests.worker.fetch.conftest import Fault, Hub, contents, exists, model, until
@@ -38,17 +38,11 @@ def read(path: Path) -> str:
     return path.read_text()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def test_a_fetch_that_was_killed_goes_on_where_it_was(hub: Hub, dest: Path, termination_log: Path) -> None:
     files = model(4_000_000)
     hub.publish(files)
     hub.cdn.faults[SAFETENSORS] = [Fault(hold=asyncio.Event())]
-    port = free_port()
+    (port,) = free_ports(1)
     args = ("--uri", "hf://acme/tiny", "--hf-endpoint", hub.url, "--dest", dest, "--progress-port", str(port))
     args += ("--termination-log", termination_log)
     killed = await start(*args)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from quire_worker.grammar.compiler import GrammarCompiler, Outcome, digest_of
+from quire_worker.grammar.compiler import GrammarCompiler, Outcome, Refused, digest_of
 from quire_worker.grammar.limits import GrammarLimits
 from quire_worker.grammar.tokenizer import GrammarTokenizer, load_grammar_tokenizer
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 PADDED_VOCAB_SIZE = 1600
 """More than the tokenizer has, as models have whose embeddings were rounded up."""
+MAX_TRIES = 20
 
 
 class Bench:
@@ -21,12 +22,16 @@ class Bench:
     def __init__(self, compiler: GrammarCompiler) -> None:
         self.compiler = compiler
 
-    def compile(self, text: str, timeout_s: float = 60) -> Outcome:
-        """What becomes of a text that nobody asked for before."""
-        assert self.compiler.start(digest_of(text), text)
-        return dict(self.wait(1, timeout_s))[digest_of(text)]
+    def compile(self, text: str, timeout_s: float = 600) -> Outcome:
+        """What becomes of a text that nobody asked for before. A machine that was too busy to tell is asked again."""
+        for _ in range(MAX_TRIES):
+            assert self.compiler.start(digest_of(text), text)
+            outcome = dict(self.wait(1, timeout_s))[digest_of(text)]
+            if not (isinstance(outcome, Refused) and not outcome.is_for_good):
+                break
+        return outcome
 
-    def wait(self, count: int, timeout_s: float = 60) -> list[tuple[bytes, Outcome]]:
+    def wait(self, count: int, timeout_s: float = 600) -> list[tuple[bytes, Outcome]]:
         """The next `count` outcomes."""
         found: list[tuple[bytes, Outcome]] = []
         while len(found) < count:

@@ -85,7 +85,6 @@ HOSTILE: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("text", "words"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_grammar_is_refused_with_its_reason_and_the_next_one_compiles(
     bench: Any, text: str, words: str

@@ -32,7 +32,7 @@ async def said(worker: Any, data: bytes) -> bytes:
     """All that comes until the worker closes."""
     reader, writer = await open_to(worker)
     writer.write(data)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     return answer
@@ -47,7 +47,7 @@ def test_a_connection_that_never_gets_as_far_as_a_request_is_cut_off(strict: Any
     address = ("127.0.0.1", int(strict.base.rpartition(":")[2]))
 
     for _ in range(3):
-        with socket.create_connection(address, timeout=20) as client:
+        with socket.create_connection(address, timeout=60) as client:
             client.sendall(sent)  # at once: the worker has hardly accepted
 
             assert client.recv(1) == b""
@@ -56,7 +56,7 @@ def test_a_connection_that_never_gets_as_far_as_a_request_is_cut_off(strict: Any
 async def test_a_head_that_drips_is_cut_off(strict: Any) -> None:
     reader, writer = await open_to(strict)
     dripped = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         writer.write(b"GET /health HTTP/1.1\r\nX-Slow: ")
         while not reader.at_eof():
             writer.write(b"a")
@@ -146,7 +146,7 @@ async def test_connections_that_ask_for_nothing_make_room_for_one_that_does(
 
     async with http.get(f"{worker.base}/health") as response:
         status = response.status
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         first = await opened[0][0].read()
     for _, writer in opened:
         writer.close()

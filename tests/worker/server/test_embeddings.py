@@ -140,7 +140,7 @@ async def test_a_short_request_is_answered_while_a_long_one_is_computed(
     embeds: Any, sdk: openai.AsyncOpenAI, metric: Any
 ) -> None:
     long = asyncio.create_task(sdk.embeddings.create(model="minilm", input=[LONG_TEXT] * 60))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await metric(embeds, "vllm:num_requests_running") == 0:
             pass
 
@@ -262,7 +262,7 @@ async def test_a_client_that_leaves_takes_its_inputs_with_it(
     embeds: Any, sdk: openai.AsyncOpenAI, metric: Any, eventually: Any
 ) -> None:
     leaver = asyncio.create_task(sdk.embeddings.create(model="minilm", input=[LONG_TEXT] * 300))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await metric(embeds, "vllm:num_requests_running") == 0:
             pass
 
@@ -309,7 +309,7 @@ async def test_a_terminated_worker_answers_what_it_has_begun(start_real: Any, ht
         assert response.status == 200
 
     asking = asyncio.create_task(_ask(http, f"{worker.base}/v1/embeddings", body))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await _ask(http, f"{worker.base}/load") != (200, {"server_load": 1}):
             pass
     worker.process.send_signal(signal.SIGTERM)

@@ -20,7 +20,7 @@ from tests.worker.server.replaying import REPLAY, Progress, Worker, progress_aft
 
 BODY: Any = {"model": "tiny", "prompt": "the fox", "max_tokens": 120, "seed": 1, "ignore_eos": True, "stream": True}
 TEXT = json.dumps(BODY)
-SLOW = ("--fake-decode-s-per-step", "0.005")
+SLOW = ("--fake-decode-s-per-step", "0.02")
 JSON_TYPE = {"content-type": "application/json"}
 
 

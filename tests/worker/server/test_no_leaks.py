@@ -58,7 +58,7 @@ async def use(http: aiohttp.ClientSession, base: str, extra: dict[str, str]) -> 
         await response.content.readline()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rpartition(":")[2]))
     writer.write(f"POST /v1/completions HTTP/1.1\r\nX-Custom {HEADER}\r\n\r\n{PROMPT}".encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await reader.read()
     writer.close()
 

@@ -29,13 +29,13 @@ def test_a_killed_workers_folder_is_removed_by_the_next_one_and_a_living_ones_is
         assert holder.stdout is not None
         folders.append(Path(holder.stdout.readline().strip()))
     holders[0].send_signal(signal.SIGKILL)
-    holders[0].communicate(timeout=20)
+    holders[0].communicate(timeout=60)
 
     with private_folder(tmp_path) as own:
         left = [folder.exists() for folder in folders]
         mode = own.stat().st_mode & 0o777
 
-    holders[1].communicate(timeout=20)
+    holders[1].communicate(timeout=60)
     assert left == [False, True]
     assert mode == 0o700
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 import zmq
+from cluster.processes import free_ports
 
 from quire_contract import names
 from quire_contract.kv_events import BlockRemoved, BlockStored, decode_batch
@@ -21,7 +21,7 @@ from quire_contract.trust import Trust
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 SLOW = ("--fake-decode-s-per-step", "0.02")
 BODY = {"model": "tiny", "prompt": "the fox", "max_tokens": 8, "seed": 1, "ignore_eos": True, "temperature": 1.3}
-LONG = BODY | {"max_tokens": 60}
+LONG = BODY | {"max_tokens": 150}
 
 
 async def post(http: aiohttp.ClientSession, worker: Any, path: str, **options: Any) -> tuple[int, Any]:
@@ -54,14 +54,15 @@ class Heard:
         self._sub = self._context.socket(zmq.SUB)
         self._sub.set(zmq.SUBSCRIBE, b"")
         self._sub.connect(f"tcp://127.0.0.1:{port}")
-        self.stored = self.removed = 0
+        self.stored = self.removed = self.num_heard = 0
         self.asleep = False
 
     def until(self, is_so: Callable[[], bool]) -> None:
         """Listen until it is; fails after a while of silence."""
         while not is_so():
-            assert self._sub.poll(10_000), "nothing more is said"
+            assert self._sub.poll(60_000), "nothing more is said"
             topic, _, payload = self._sub.recv_multipart()
+            self.num_heard += 1
             if topic.startswith(b"load@"):
                 self.asleep = decode_report(payload).asleep
                 continue
@@ -246,11 +247,11 @@ async def test_only_holders_of_the_token_may_put_a_worker_of_a_release_to_sleep(
 async def test_routers_hear_that_the_cache_is_gone_and_that_the_worker_sleeps(
     launch: Callable[..., Any], http: aiohttp.ClientSession
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     worker = launch("--served-model-name", "tiny", "--kv-events-endpoint", f"tcp://127.0.0.1:{port}").wait_until_ready()
     heard = Heard(port)
     try:
+        await asyncio.to_thread(heard.until, lambda: heard.num_heard > 0)  # a subscription takes a moment
         await text_of(http, worker, BODY | {"prompt": "the fox " * 40})
         await asyncio.to_thread(heard.until, lambda: heard.stored > 0)
 

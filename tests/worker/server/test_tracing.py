@@ -54,7 +54,7 @@ class Collector:
 
     def next(self) -> tuple[Any, dict[str, Any]]:
         """The next span and its attributes."""
-        service, span = self.spans.get(timeout=20)
+        service, span = self.spans.get(timeout=60)
         assert service == "quire-worker"
         return span, {pair.key: plain(pair.value) for pair in span.attributes}
 

@@ -53,7 +53,7 @@ async def ended(pidfd: int) -> None:
     loop = asyncio.get_running_loop()
     end: asyncio.Future[bool] = loop.create_future()
     loop.add_reader(pidfd, end.set_result, True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await end
     loop.remove_reader(pidfd)
     os.close(pidfd)
