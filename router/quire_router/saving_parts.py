@@ -16,7 +16,8 @@ from quire_router.model_versions import ModelVersions
 from quire_router.redis_answers import answers_in_redis
 from quire_router.route_layers import RouteLayer, RouteNotes
 from quire_router.route_metrics import RouteMetrics
-from quire_router.saving import Clocks, SavingLayer
+from quire_router.clocks import Clocks
+from quire_router.saving import SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 from quire_router.shadow import ShadowTraffic
 from quire_router.shared_store import SharedStore

@@ -27,7 +27,8 @@ from quire_router.endpoint_pool import EndpointPool
 from quire_router.live_config import LiveConfig
 from quire_router.model_versions import ModelVersions
 from quire_router.revision_stats import RevisionStats
-from quire_router.saving import Clocks, SavingLayer
+from quire_router.clocks import Clocks
+from quire_router.saving import SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 from tests.router.tenant_help import bearer, key_entry
 
