@@ -84,6 +84,8 @@ REASON_NOT_READY = "not_ready"
 REASON_ASLEEP = "asleep"
 """A worker's: it holds the weights and waits to be woken."""
 # Saving of work, and routes
+HEADER_MAX_TOKENS = "x-quire-max-tokens"
+"""Of an answer whose request named no length: the one that its tenant could still pay for, where that is less than the model's."""
 HEADER_CACHE = "x-quire-cache"
 """Of an answer: hit, miss, shared, bypass."""
 HEADER_COALESCE = "x-quire-coalesce"

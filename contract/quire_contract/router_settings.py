@@ -118,6 +118,8 @@ class FilterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     replacement: str = "[redacted]"
     max_match_bytes: int = 256
     """Longest match of `patterns`, in bytes of UTF-8. Text of an answer may be held back by as much, until it is clear that it is none."""
+    on_unreadable: Literal["open", "closed"] = "closed"
+    """Whether a prompt of token ids passes a filter that blocks or redacts, where no worker of the model has told its tokenizer."""
 
 
 class UsageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -41,6 +41,7 @@ from quire_router.demand import Demand, DemandMetrics
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.filtering.build import filter_layer
 from quire_router.filtering.rules import FilterCompiler
+from quire_router.filtering.token_ids import TokenReaders
 from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
@@ -167,6 +168,7 @@ async def running(
                 router_id=boot,
                 clock=time.monotonic,
                 wall_clock=time.time,
+                model_length=pool.model_length,
             )
         )
         picker = Picker(
@@ -187,7 +189,9 @@ async def running(
         opened = saving_parts(live=live, pool=pool, metrics=metrics, shared=shared)
         saving = await stack.enter_async_context(opened)
         limits = Limits(max_body_bytes=settings.max_body_bytes)
-        filters = await stack.enter_async_context(filter_layer(limits, os.environ, live, compiler, metrics))
+        filters = await stack.enter_async_context(
+            filter_layer(limits, os.environ, live, compiler, metrics, TokenReaders(pool, reader))
+        )
         parts = LayerParts(picker=picker, tenancy=tenancy, filters=filters, saving=saving, room=room)
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
         calls = build_calls(settings, trust, pool, picker, metrics, layered(build_layers(parts), proxy.answer), tenancy)

@@ -5,7 +5,7 @@ are open; /debug/route shows all tenants' requests and is for holders of the rou
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from quire_contract import names
 from quire_contract.openai.errors import (
@@ -16,8 +16,9 @@ from quire_contract.openai.errors import (
     unauthorized,
 )
 from quire_contract.trust import presented_key
-from quire_router.call import Tenant
-from quire_router.tenants import TenantBook
+from quire_router.answer import Answer, Source
+from quire_router.call import Call, Outcome, Tenant
+from quire_router.tenants import KnownKey, TenantBook
 
 OPEN_PATHS = frozenset(
     {names.PATH_HEALTH, names.PATH_READY, names.PATH_METRICS, names.PATH_REVISION_STATS, names.PATH_DEMAND}
@@ -50,16 +51,7 @@ class Access:
             if self.tenants.require_tenant and path != names.PATH_DEBUG_ROUTE:
                 raise unauthorized("This router asks for a tenant's key; the key that was sent is the router's own.")
             return None
-        if known.expires_ts is not None and known.expires_ts <= self._wall_clock():
-            raise ApiError(
-                401,
-                f"The key {known.tenant.key_id!r} has expired; use the tenant's newer one.",
-                type="authentication_error",
-                code=CODE_KEY_EXPIRED,
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if known.tenant.entry.suspended:
-            raise ApiError(403, "The tenant is suspended.", type="permission_error", code=CODE_TENANT_SUSPENDED)
+        check_still(known, self._wall_clock())
         if path == names.PATH_DEBUG_ROUTE:
             message = f"{path} is not for tenants; ask the admin port, or send one of the router's own keys."
             raise ApiError(403, message, type="permission_error", code=CODE_NOT_ALLOWED)
@@ -68,6 +60,37 @@ class Access:
     @property
     def _is_open(self) -> bool:
         return not self._plain and self.tenants.is_empty
+
+
+class AccessLayer:
+    """Looks again when a request is about to go to a worker: it may have waited for minutes. What runs already runs to its end."""
+
+    def __init__(self, tenants: TenantBook, wall_clock: Callable[[], float]) -> None:
+        self._tenants = tenants
+        self._wall_clock = wall_clock
+
+    def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
+        """The inner answer. ApiError 401 if its key has gone or expired meanwhile, 403 if its tenant was suspended."""
+        if call.tenant is not None and not self._tenants.is_empty:  # where there are none, everybody is let in
+            known = self._tenants.key(call.tenant)
+            if known is None:
+                raise unauthorized("The key that was sent has been revoked meanwhile.")
+            check_still(known, self._wall_clock())
+        return inner(call, outcome)
+
+
+def check_still(known: KnownKey, now_s: float) -> None:
+    """ApiError 401 for a key that has expired by `now_s`, 403 for one of a suspended tenant."""
+    if known.expires_ts is not None and known.expires_ts <= now_s:
+        raise ApiError(
+            401,
+            f"The key {known.tenant.key_id!r} has expired; use the tenant's newer one.",
+            type="authentication_error",
+            code=CODE_KEY_EXPIRED,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    if known.tenant.entry.suspended:
+        raise ApiError(403, "The tenant is suspended.", type="permission_error", code=CODE_TENANT_SUSPENDED)
 
 
 def _digest(key: str) -> bytes:

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from quire_contract.error_form import broken_stream, request_id_headers
 from quire_contract.openai.errors import TYPE_SERVER, ApiError
-from quire_router.answer import Answer, Source
+from quire_router.answer import Answer, LateRefusalError, Source
 from quire_router.call import Call, Outcome, Usage
 from quire_router.line import Waiter
 from quire_router.precheck import check_body
@@ -106,7 +106,9 @@ class AdmissionLayer:
             self._room.leave(waiter)
 
         parts = self._parts(call, outcome, inner, waiter, comment_s)
-        return Answer(status=200, headers=headers, parts=parts, is_events=True, release=leave)
+        answer = Answer(status=200, headers=headers, parts=parts, is_events=True, release=leave)
+        answer.is_provisional = call.has_other_models
+        return answer
 
     async def _parts(
         self, call: Call, outcome: Outcome, inner: Source, waiter: Waiter, comment_s: float
@@ -126,9 +128,7 @@ class AdmissionLayer:
                     num_returns += 1
                     waiter = self._room.join(call, is_back=True)
         except ApiError as error:
-            outcome.late_status = outcome.status = error.status
-            outcome.problem, outcome.usage = outcome.problem or error.message, Usage()
-            yield broken_stream(error, call.path, call.request_id, 0)
+            yield refused_late(call, outcome, error, Usage())
             return
         finally:
             self._room.leave(waiter)
@@ -138,12 +138,19 @@ class AdmissionLayer:
                 async for part in answer.parts:
                     yield part
             else:
-                refusal = error_of(answer)
-                outcome.late_status = outcome.status = refusal.status
-                outcome.problem, outcome.usage = refusal.message, outcome.usage or Usage()
-                yield broken_stream(refusal, call.path, call.request_id, 0)
+                yield refused_late(call, outcome, error_of(answer), outcome.usage or Usage())
         finally:
             await answer.close()
+
+
+def refused_late(call: Call, outcome: Outcome, error: ApiError, used: Usage) -> bytes:
+    """The event that tells of it. LateRefusalError if another model may be tried."""
+    outcome.problem = outcome.problem or error.message
+    if call.has_other_models:
+        raise LateRefusalError(error)
+    outcome.late_status = outcome.status = error.status
+    outcome.usage = used
+    return broken_stream(error, call.path, call.request_id, 0)
 
 
 def ranked(call: Call) -> Call:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from multidict import CIMultiDict
 
+from quire_contract.openai.errors import ApiError
 from quire_router.call import Call, Outcome
 from quire_router.relay import Attach
 
@@ -22,10 +23,18 @@ class BrokenStreamError(Exception):
     """Raised by an answer's parts: it ended or stalled for good after its first part was given, and nobody can go on with it."""
 
 
+class LateRefusalError(Exception):
+    """Raised by the parts of an answer of which nothing but comments was given, to who said that it may try another model."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class Answer:
     """What is sent to the client. Either whole, or in parts."""
 
-    __slots__ = ("_release", "attach", "body", "headers", "is_events", "parts", "status")
+    __slots__ = ("_release", "attach", "body", "headers", "is_events", "is_provisional", "parts", "status")
 
     def __init__(
         self,
@@ -51,6 +60,8 @@ class Answer:
         self.is_events = is_events
         self._release = release
         self.attach = attach
+        self.is_provisional = False
+        """Its parts may raise LateRefusalError: the stream began before its worker was known."""
 
     def through(self, parts: AsyncGenerator[bytes, None]) -> "Answer":
         """This answer with other parts, made of its own. It is closed with the new one."""

@@ -1,11 +1,13 @@
 """The layers of a router in their order. Called by `__main__` only; a part of its graph that has a page of its own.
 
-client -> tenant's requests -> filters -> prompt is read -> tenant's tokens -> saving -> routes' fallbacks -> admission -> proxy -> worker
+client -> tenant's requests -> filters -> prompt is read -> tenant's tokens -> saving -> routes' fallbacks -> admission -> key again
+-> proxy -> worker
 """
 
 import time
 from dataclasses import dataclass
 
+from quire_router.access import AccessLayer
 from quire_router.admission import AdmissionLayer
 from quire_router.admission_metrics import AdmissionMetrics
 from quire_router.answer import Layer
@@ -46,6 +48,7 @@ def build_layers(parts: LayerParts) -> list[Layer]:
         parts.saving.saving,
         parts.saving.routes,
         AdmissionLayer(parts.room, time.monotonic),
+        AccessLayer(parts.tenancy.tenants, time.time),
     ]
 
 

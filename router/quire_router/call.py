@@ -65,6 +65,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Keeps its cached prefixes apart from those with another one; None: the body's own, if any."""
     route: RoutePlan | None = None
     """How `targets` came about; None: `model` is no route."""
+    has_other_models: bool = False
+    """Whether another model may still be tried, should this attempt's stream be refused after it had to begin (`LateRefusalError`)."""
 
 
 class Outcome:

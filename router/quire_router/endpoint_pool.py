@@ -105,6 +105,11 @@ class EndpointPool:
         models = [name] if route is None else [*(entry.model for entry in named(route)), *route.fallbacks]
         return tuple({e.id: e for model in models for e in self._by_model.get(model, ())}.values())
 
+    def model_length(self, model: str) -> int | None:
+        """Tokens of prompt and output that every worker of the model takes. None: none of them has told."""
+        lengths = (endpoint.max_model_len for endpoint in self._by_model.get(model, ()))
+        return min((length for length in lengths if length is not None), default=None)
+
     def has_usable(self, model: str) -> bool:
         """Whether a worker of the model takes requests."""
         return any(endpoint.is_usable for endpoint in self._by_model.get(model, ()))

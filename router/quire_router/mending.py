@@ -30,6 +30,7 @@ from quire_router.picker import Picker
 from quire_router.relay import Relay, Sink
 from quire_router.replay import Replay
 from quire_router.retry_budget import RetryBudget
+from quire_router.room import room_at
 from quire_router.scoring import Choice
 from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstreams, WorkerRequest
 from quire_router.worker_client import WorkerResponse
@@ -73,16 +74,22 @@ class Mender:
     def pick(
         self, request: WorkerRequest, excluded: frozenset[str], revision: str
     ) -> tuple[Reservation | None, Choice | None]:
-        """A place for a stream of that target, whose tokens mean nothing to other models; if it can be, at its own revision."""
+        """A place for a stream of that target, whose tokens mean nothing to other models; if it can be, at its own revision, and there if
+        it can be at a worker with room. One that was let in once waits at a full worker rather than here: its own queue bounds that."""
         usable = [e for e in self._pool.serving(request.target) or () if e.is_usable and e.id not in excluded]
         if not usable:
             return None, None  # no decision worth keeping: it would be made again in a moment
-        call = request.call
+        call, rules, now_s = request.call, self._pool.settings.admission, self.clock()
+        ids = frozenset(e.id for e in usable)
         others = frozenset(e.id for e in usable if e.entry.revision != revision)
-        if others and len(others) < len(usable):
-            reservation, choice = self._picker.pick(call.request_id, request.target, call.prompt, excluded | others)
-            if reservation is not None:
-                return reservation, choice
+        full = frozenset(e.id for e in usable if room_at(e, rules, now_s).is_empty)
+        for avoided in dict.fromkeys((others | full, others, full)):
+            if avoided and avoided != ids:
+                reservation, choice = self._picker.pick(
+                    call.request_id, request.target, call.prompt, excluded | avoided
+                )
+                if reservation is not None:
+                    return reservation, choice
         return self._picker.pick(call.request_id, request.target, call.prompt, excluded)
 
     async def are_gone(self, ids: frozenset[str]) -> bool:

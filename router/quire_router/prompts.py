@@ -18,7 +18,7 @@ from quire_contract.model_folder import ModelFolderError
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.messages import template_message
 from quire_contract.openai.requests import RoutingFields, prompt_list
-from quire_contract.prompt import PromptError
+from quire_contract.prompt import PromptError, PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.telemetry import log_event
 from quire_router.prompt_cache import PromptCache
@@ -68,6 +68,11 @@ class PromptReader:
         """The bundle of that digest, if it is here."""
         reader = self._readers.get(digest)
         return None if reader is None else reader.bundle
+
+    def renderer(self, digest: str) -> PromptRenderer | None:
+        """What reads and writes token ids by the bundle of that digest, if it is here."""
+        reader = self._readers.get(digest)
+        return None if reader is None else reader.renderer
 
     def add(self, digest: str, bundle: PromptBundle) -> None:
         """A bundle that a worker gave. BundleError if it cannot be used."""

@@ -1,13 +1,14 @@
 """The layers of routes: an answer tells how its model was chosen, and a call that one model's workers fail goes to the next model."""
 
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 
 import msgspec
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_DEADLINE, ApiError
-from quire_router.answer import Answer, Source
-from quire_router.call import Call, Outcome
+from quire_router.admission import error_of, refused_late
+from quire_router.answer import Answer, LateRefusalError, Source
+from quire_router.call import Call, Outcome, Usage
 from quire_router.complexity import Complexity
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.route_metrics import RouteMetrics
@@ -54,24 +55,69 @@ class RouteLayer:
 
     async def _fall_back(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
         left = list(call.targets)
+        answer = await self._first_good(call, outcome, inner, left)
+        if not answer.is_provisional:
+            return answer
+        current = [answer]
+
+        async def close() -> None:
+            await current[0].close()
+
+        parts = self._parts(call, outcome, inner, left, current)
+        return Answer(status=answer.status, headers=answer.headers, parts=parts, is_events=True, release=close)
+
+    async def _first_good(self, call: Call, outcome: Outcome, inner: Source, left: list[str]) -> Answer:
+        """Of the models in `left`, which are taken from there as they are tried. The last one's failure if all fail."""
         while True:
             usable = [target for target in left if self._pool.has_usable(target)]
             if len(usable) < 2:
-                break
+                last = tuple(usable or left)
+                left.clear()
+                return await inner(_to(call, *last), outcome)
             left.remove(usable[0])
             try:
-                answer = await inner(_to(call, usable[0]), outcome)
+                answer = await inner(_to(call, usable[0], has_others=True), outcome)
             except ApiError as error:
-                if not _may_go_on(error.status) or error.code == CODE_DEADLINE or not self._has_usable(left):
+                if not self._may_go_on(error, left):
                     raise
                 self._count(error.status)
             else:
-                if not _may_go_on(answer.status) or not self._has_usable(left):
+                if not _is_failure(answer.status) or not self._has_usable(left):
                     return answer
                 self._count(answer.status)
                 await answer.close()
             outcome.attempts = 0  # each model's workers are tried as often as usual
-        return await inner(_to(call, *(usable or left)), outcome)
+
+    async def _parts(
+        self, call: Call, outcome: Outcome, inner: Source, left: list[str], current: list[Answer]
+    ) -> AsyncGenerator[bytes, None]:
+        """Of streams that had to begin before their workers were known, one after the other until one gives more than comments."""
+        while True:
+            refusal = None
+            answer = current[0]
+            if answer.parts is None or not answer.is_events:
+                yield refused_late(call, outcome, error_of(answer), outcome.usage or Usage())
+                return
+            try:
+                async for part in answer.parts:
+                    yield part
+            except LateRefusalError as late:
+                refusal = late.error
+            if refusal is None:
+                return
+            try:
+                if not self._may_go_on(refusal, left):
+                    raise refusal
+                self._count(refusal.status)
+                await answer.close()
+                outcome.attempts = 0
+                current[0] = await self._first_good(call, outcome, inner, left)
+            except ApiError as error:
+                yield refused_late(call, outcome, error, Usage())
+                return
+
+    def _may_go_on(self, error: ApiError, left: list[str]) -> bool:
+        return _is_failure(error.status) and error.code != CODE_DEADLINE and self._has_usable(left)
 
     def _has_usable(self, targets: list[str]) -> bool:
         """A model without a ready worker is no way out of a failure: the call would wait for it."""
@@ -81,9 +127,9 @@ class RouteLayer:
         self._metrics.fallbacks.labels("no_room" if status in STATUS_NO_ROOM else "error").inc()
 
 
-def _to(call: Call, *targets: str) -> Call:
-    return msgspec.structs.replace(call, targets=targets)
+def _to(call: Call, *targets: str, has_others: bool = False) -> Call:
+    return msgspec.structs.replace(call, targets=targets, has_other_models=has_others)
 
 
-def _may_go_on(status: int) -> bool:
+def _is_failure(status: int) -> bool:
     return status >= 500 or status in STATUS_NO_ROOM

@@ -7,8 +7,7 @@ What a client's Cache-Control asks is obeyed. Both halves are off until the rele
 not want them.
 """
 
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 
 import msgspec
 
@@ -20,6 +19,7 @@ from quire_contract.router_settings import SavingSettings
 from quire_router.answer import Answer, Source
 from quire_router.cache_control import CacheWishes, cache_wishes
 from quire_router.call import Call, Outcome
+from quire_router.clocks import Clocks
 from quire_router.live_config import LiveConfig
 from quire_router.model_versions import ModelVersions
 from quire_router.proper_end import EndWatch, is_proper
@@ -33,14 +33,6 @@ COALESCE_OFF = "off"
 _Headers = list[tuple[str, str]]
 """As they were when the answer began: outer layers add what is of one call only."""
 _OF_ONE_CALL = frozenset({names.HEADER_REQUEST_ID, names.HEADER_ANTHROPIC_REQUEST_ID, "age"})
-
-
-class Clocks(msgspec.Struct, frozen=True, kw_only=True):
-    """Both in seconds."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-    """Unix time: routers must agree on an answer's age."""
 
 
 class SavingLayer:

@@ -9,6 +9,7 @@ import msgspec
 
 from quire_router.answer import Layer
 from quire_router.background import Background
+from quire_router.clocks import Clocks
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
@@ -16,7 +17,7 @@ from quire_router.model_versions import ModelVersions
 from quire_router.redis_answers import answers_in_redis
 from quire_router.route_layers import RouteLayer, RouteNotes
 from quire_router.route_metrics import RouteMetrics
-from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving import SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 from quire_router.shadow import ShadowTraffic
 from quire_router.shared_store import SharedStore

@@ -62,9 +62,14 @@ def with_model(body: bytes, model: str) -> bytes:
     """A JSON object's bytes with another value of "model": every other value stays as the client wrote it.
 
     ApiError 400 if they are none, in a part that nobody has looked at before."""
+    return with_field(body, "model", model)
+
+
+def with_field(body: bytes, name: str, value: str | int) -> bytes:
+    """The same for any field of the object itself."""
     try:
         fields = _FIELDS_DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    fields[name] = msgspec.Raw(msgspec.json.encode(value))
     return msgspec.json.encode(fields)

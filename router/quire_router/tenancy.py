@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from quire_contract.router_config import RouterConfig
 from quire_contract.trust import Trust
 from quire_router.answer import Layer
+from quire_router.clocks import Clocks
 from quire_router.limits.accounts import LimitStore, LocalAccounts
 from quire_router.limits.book import MeterBook
 from quire_router.limits.redis_store import RedisAccounts
@@ -48,9 +49,10 @@ async def tenancy_of(
     router_id: str,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
+    model_length: Callable[[str], int | None],
 ) -> AsyncIterator[Tenancy]:
-    """All of it, following the live configuration. `router_id`: of this life of the process. At the end what was taken in advance is given
-    back, and what was used is written down."""
+    """All of it, following the live configuration. `router_id`: of this life of the process; `model_length`: see TokenLimits. At the end
+    what was taken in advance is given back, and what was used is written down."""
     async with contextlib.AsyncExitStack() as stack:
         tenant_metrics = TenantMetrics(metrics.registry)
         link = None if shared is None else await stack.enter_async_context(_linked(shared, tenant_metrics))
@@ -104,8 +106,8 @@ async def tenancy_of(
                 metrics=tenant_metrics,
                 live=live,
                 router_id=router_id,
-                clock=clock,
-                wall_clock=wall_clock,
+                clocks=Clocks(monotonic=clock, wall=wall_clock),
+                model_length=model_length,
             ),
             link=link,
         )

@@ -48,6 +48,14 @@ def refused(error: RefusedError, meters: TenantMeters) -> ApiError:
     return _refusal(CODE_QUOTA if is_quota else CODE_RATE_LIMIT, message, seconds)
 
 
+def used_up(error: RefusedError) -> ApiError:
+    """For the event that ends a stream: no token more is left to its tenant."""
+    meter = error.meter
+    what = "prepaid balance" if meter.name == "balance" else f"limit of {_WORDS[meter.name]}"
+    message = f"The answer ends here: the {what} is used up. What was sent is good; set max_tokens for shorter answers."
+    return ApiError(429, message, type=TYPE_RATE_LIMIT, code=CODE_QUOTA)
+
+
 def limits_unavailable() -> ApiError:
     """503: limits cannot be looked at, and the release would rather refuse than guess."""
     return unavailable(

@@ -8,15 +8,18 @@ by no fault of its sender gives everything back. It must not know where limits a
 """
 
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
 import msgspec
 
 from quire_contract import names
+from quire_contract.error_form import broken_stream
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.requests import DEFAULT_COMPLETION_MAX_TOKENS, RoutingFields, prompt_list
-from quire_router.answer import Answer, BrokenStreamError, Source
+from quire_router.allowance import FIELD_OF_LENGTH, Allowance, is_unbounded, payable, with_length
+from quire_router.answer import Answer, Source
 from quire_router.call import STATUS_CLIENT_GONE, STATUS_FAILED, Call, Outcome, Tenant, Usage
+from quire_router.clocks import Clocks
 from quire_router.limits.accounts import LimitsUnavailableError
 from quire_router.limits.book import MeterBook
 from quire_router.limits.meter import Meter, RefusedError
@@ -24,10 +27,10 @@ from quire_router.limits.meters import TenantMeters
 from quire_router.live_config import LiveConfig
 from quire_router.prices import Price, Prices
 from quire_router.prompts import BYTES_PER_TOKEN
-from quire_router.relay import Attach, Sink
-from quire_router.tenant_errors import limits_unavailable, refused, show_limit
+from quire_router.seen import Seen, seeing, watching, watching_bytes
+from quire_router.tenant_errors import limits_unavailable, refused, show_limit, used_up
 from quire_router.tenant_metrics import TenantMetrics
-from quire_router.usage.reading import StreamUsage, usage_of_body
+from quire_router.usage.reading import usage_of_body
 from quire_router.usage.record import UsageRecord, UsageStore
 
 STATUS_BROKEN = 502
@@ -88,18 +91,19 @@ class TokenLimits:
         metrics: TenantMetrics,
         live: LiveConfig,
         router_id: str,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
+        clocks: Clocks,
+        model_length: Callable[[str], int | None],
     ) -> None:
-        """`router_id`: unique to this life of the process."""
+        """`router_id`: unique to this life of the process. `model_length`: of prompt and output, in tokens, by a model's name; None: not
+        known now."""
         self._book = book
         self._prices = prices
         self._usage = usage
         self._metrics = metrics
         self._live = live
         self._router_id = router_id
-        self._clock = clock
-        self._wall_clock = wall_clock
+        self._clock, self._wall_clock = clocks.monotonic, clocks.wall
+        self._model_length = model_length
         self._numbers = itertools.count(1)
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
@@ -108,8 +112,9 @@ class TokenLimits:
 
     async def _limited(self, call: Call, outcome: Outcome, inner: Source, tenant: Tenant) -> Answer:
         bill = await self._open(call, tenant)
+        length = None if call.is_stream else self._length(call, bill)
         try:
-            answer = await inner(call, outcome)
+            answer = await inner(call if length is None else with_length(call, length), outcome)
         except ApiError as error:
             bill.show(error.headers)
             self._close(bill, outcome, error.status, bill.begun(outcome), ran_out=_ran_out(error.headers, outcome))
@@ -119,6 +124,8 @@ class TokenLimits:
             self._close(bill, outcome, status, bill.begun(outcome))
             raise
         bill.show(answer.headers)
+        if length is not None:
+            answer.headers[names.HEADER_MAX_TOKENS] = str(length)
         if answer.body is not None:
             used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
             self._close(bill, outcome, answer.status, used, ran_out=_ran_out(answer.headers, outcome))
@@ -135,12 +142,43 @@ class TokenLimits:
         if demands:
             await _reserve(meters, demands, tenant, self._metrics)
             meters.refill_early([meter for meter, _ in demands])
-        return _Bill(call=call, tenant=tenant, meters=meters, demands=demands, prompt=prompt)
+        return _Bill(call=call, tenant=tenant, meters=meters, demands=demands, prompt=prompt, output=output)
+
+    def _length(self, call: Call, bill: "_Bill") -> int | None:
+        """To be told to the worker of a whole answer, which nobody sees grow. None: it needs none, or the model's own is not known."""
+        if not bill.demands or not is_unbounded(call.fields) or call.path not in FIELD_OF_LENGTH:
+            return None
+        lengths = [length for target in call.targets if (length := self._model_length(target)) is not None]
+        most = payable(bill.meters, bill.demands, prompt=bill.prompt, cost=self._cost_of(bill))
+        if not lengths or most >= (max(lengths) - bill.prompt) * bill.num_choices:
+            return None
+        return max(1, min(int(most) // bill.num_choices, min(lengths) - bill.prompt))
+
+    def _cost_of(self, bill: "_Bill") -> Callable[[int], int]:
+        def cost(output: int) -> int:
+            most = Usage(prompt=bill.prompt, output=output)
+            return max(self._cost(target, most) for target in bill.call.targets)
+
+        return cost
+
+    def _allowance(self, bill: "_Bill") -> Allowance | None:
+        """None: it can use no more than it has reserved, or nothing that it uses up would be missing."""
+        if not is_unbounded(bill.call.fields) or all(meter is bill.meters.tokens for meter, _ in bill.demands):
+            return None
+        portion = self._live.settings.limits.default_output_tokens
+        return Allowance(bill.meters, bill.demands, output=bill.output, portion=portion, cost=self._cost_of(bill))
 
     def _watched(self, answer: Answer, bill: "_Bill", outcome: Outcome) -> Answer:
         assert answer.parts is not None, "a whole answer has been settled"
-        seen = _Seen()
-        watched = _watching(answer.parts, seen) if answer.is_events else _watching_bytes(answer.parts, seen)
+        seen = Seen(outcome, self._allowance(bill) if answer.is_events else None)
+
+        def tell(error: RefusedError) -> bytes:
+            self._metrics.reject(bill.tenant.entry.id, error.meter.name)
+            refusal = used_up(error)
+            outcome.problem, outcome.is_cut = refusal.message, True
+            return broken_stream(refusal, bill.call.path, bill.call.request_id, seen.events.num_events)
+
+        watched = watching(answer.parts, seen, tell) if answer.is_events else watching_bytes(answer.parts, seen)
 
         def settle() -> None:
             status = outcome.late_status or answer.status
@@ -151,7 +189,7 @@ class TokenLimits:
 
         seen_answer = answer.through(watched)
         if answer.is_events and answer.attach is not None:
-            seen_answer.attach = _seeing(answer.attach, seen)
+            seen_answer.attach = seeing(answer.attach, seen)
         return _closing(seen_answer, settle)
 
     def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage, *, ran_out: bool = False) -> None:
@@ -217,6 +255,12 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     meters: TenantMeters
     demands: list[tuple[Meter, int]]
     prompt: int
+    output: int
+
+    @property
+    def num_choices(self) -> int:
+        """Of its one prompt."""
+        return 1 if self.call.fields is None else max(1, self.call.fields.n or 1)
 
     def estimate(self, num_events: int) -> Usage:
         """Where nobody says what was used: the prompt as it was read or guessed, and a token for each event."""
@@ -233,72 +277,6 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             if meter is not self.meters.tokens:
                 reset_s = self.meters.period_wait_s[meter.name == "tokens_month"]
             show_limit(headers, meter, "tokens", reset_s)
-
-
-class _Seen:
-    """What passed of an answer in parts."""
-
-    __slots__ = ("events", "is_broken", "is_complete")
-
-    def __init__(self) -> None:
-        self.events = StreamUsage()
-        self.is_complete = False
-        self.is_broken = False
-
-
-async def _watching(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGenerator[bytes, None]:
-    see = seen.events.see
-    try:
-        async for part in parts:
-            see(part)
-            yield part
-        seen.is_complete = True
-    except BrokenStreamError:
-        seen.is_broken = True
-        raise
-
-
-def _seeing(attach: Attach, seen: _Seen) -> Attach:
-    """As `_watching`, for the parts that take the short way."""
-
-    def attach_behind(sink: Sink) -> None:
-        def see(part: bytes) -> bool:
-            seen.events.see(part)
-            return sink(part)
-
-        attach(see)
-
-    return attach_behind
-
-
-async def _watching_bytes(parts: AsyncGenerator[bytes, None], seen: _Seen) -> AsyncGenerator[bytes, None]:
-    """Of a large answer that is no stream: its usage may lie anywhere, usually near the end."""
-    tail = b""
-    try:
-        async for part in parts:
-            tail = (tail + part)[-_TAIL_BYTES:]
-            yield part
-        seen.is_complete = True
-    except BrokenStreamError:
-        seen.is_broken = True
-        raise
-    finally:
-        start = tail.rfind(b'"usage":')
-        if start >= 0:
-            seen.events.see(b"data: {" + _first_object(tail[start:]) + b"}\n\n")
-
-
-_TAIL_BYTES = 16 * 1024
-
-
-def _first_object(text: bytes) -> bytes:
-    """`text` up to where its first braces are balanced. Numbers and names only: no string in it holds a brace."""
-    depth = 0
-    for i, byte in enumerate(text):
-        depth += (byte == 0x7B) - (byte == 0x7D)
-        if byte == 0x7D and depth == 0:
-            return text[: i + 1]
-    return text
 
 
 def _closing(answer: Answer, settle: Callable[[], None]) -> Answer:

@@ -34,6 +34,7 @@ class TenantBook:
         """`salt_key`: None if workers would not believe our salts."""
         self._salt_key = salt_key
         self._keys: dict[bytes, KnownKey] = {}
+        self._by_id: dict[tuple[str, str], KnownKey] = {}
         self._tenants: dict[str, TenantEntry] = {}
         self._visible: dict[str, frozenset[str]] = {}
         self._config = RouterConfig(models=[], endpoints=[])
@@ -51,6 +52,7 @@ class TenantBook:
                 for entry in config.tenants
                 for key in entry.keys
             }
+            self._by_id = {(known.tenant.entry.id, known.tenant.key_id): known for known in self._keys.values()}
         self.require_tenant = config.require_tenant
         self._config = config
         self._visible = {}
@@ -68,6 +70,14 @@ class TenantBook:
     def find(self, digest: bytes) -> KnownKey | None:
         """The key with this SHA-256. What a look-up's time tells is of the digest, from which no key can be guessed."""
         return self._keys.get(digest)
+
+    def key(self, tenant: Tenant) -> KnownKey | None:
+        """The key that was presented as it stands now; None: it was revoked, or its tenant is gone."""
+        known = self._by_id.get((tenant.entry.id, tenant.key_id))
+        if known is None or known.tenant.entry is tenant.entry:
+            return known
+        was, now = (_sha256_of(entry, tenant.key_id) for entry in (tenant.entry, known.tenant.entry))
+        return known if was == now else None  # otherwise another one has its id
 
     def may_use(self, tenant: Tenant | None, model: str) -> bool:
         """Whether the model or route exists for the tenant; None: a caller who is none."""
@@ -116,6 +126,10 @@ def _visible(entry: TenantEntry, config: RouterConfig) -> frozenset[str]:
 def _leads_to(route: RouteEntry) -> set[str]:
     targets = {target.model for target in route.targets}
     return {*targets, *route.fallbacks, *(step.model for step in route.complexity)}
+
+
+def _sha256_of(entry: TenantEntry, key_id: str) -> str | None:
+    return next((key.sha256 for key in entry.keys if key.id == key_id), None)
 
 
 def _namespace(service: str) -> str:

@@ -23,11 +23,12 @@ from quire_contract.router_tenants import TenantEntry, TenantLimitsEntry
 from quire_contract.trust import Trust
 from quire_router.answer import Answer
 from quire_router.call import Call, Outcome, Usage
+from quire_router.clocks import Clocks
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.live_config import LiveConfig
 from quire_router.model_versions import ModelVersions
 from quire_router.revision_stats import RevisionStats
-from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving import SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 from tests.router.tenant_help import bearer, key_entry
 

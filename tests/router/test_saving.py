@@ -15,11 +15,12 @@ from quire_contract.router_settings import RouterSettingsEntry, SavingSettings
 from quire_contract.router_tenants import TenantEntry
 from quire_router.answer import Answer
 from quire_router.call import Call, Outcome, Tenant
+from quire_router.clocks import Clocks
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.live_config import LiveConfig
 from quire_router.model_versions import ModelVersions
 from quire_router.revision_stats import RevisionStats
-from quire_router.saving import Clocks, SavingLayer
+from quire_router.saving import SavingLayer
 from quire_router.saving_metrics import SavingMetrics
 
 BODY = {"model": "m", "prompt": "hello", "temperature": 0}

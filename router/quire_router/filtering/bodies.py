@@ -1,7 +1,7 @@
 """The texts of a request's body, whichever API it is of, and the body with other texts in their places.
 
 A text is any string below one of the fields that become a prompt: what is not known here is looked at rather than let through. Ids of
-tokens are no text, and nobody here can turn them into one. What is not changed stays as the client wrote it, byte for byte.
+tokens are texts that somebody else must read (`token_ids`). What is not changed stays as the client wrote it, byte for byte.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError
+from quire_contract.openai.errors import CODE_INVALID_JSON, ApiError, invalid
 
 _FIELDS = (
     "messages",
@@ -35,6 +35,10 @@ _RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _ARGUMENTS = "arguments"
 _OBJECTS_OF_TOOLS = frozenset({_ARGUMENTS, "input"})
 """Below these inside a message any key may stand, "role" and "type" too, and is a tool's own."""
+_FIELDS_WITH_IDS = frozenset({"prompt", "input"})
+"""A list of numbers is a prompt here, and so is one in a list. Further below (bytes of log-probabilities) it is none."""
+
+_MAX_IDS_DEPTH = 2
 
 Path = tuple[str | int, ...]
 
@@ -46,6 +50,8 @@ class Place(NamedTuple):
     text: str
     is_json: bool
     """Whether it is JSON text itself."""
+    ids: list[int] | None = None
+    """Its token ids, if it was sent as such; `text` is empty until somebody has read them."""
 
 
 def texts_of(body: bytes) -> list[Place]:
@@ -62,8 +68,8 @@ def texts_of(body: bytes) -> list[Place]:
         raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None
 
 
-def with_texts(body: bytes, changed: Mapping[Path, str]) -> bytes:
-    """The body with other texts at these places, all of which it has."""
+def with_texts(body: bytes, changed: Mapping[Path, str | list[int]]) -> bytes:
+    """The body with other texts, or token ids, at these places, all of which it has."""
     tree: dict[str | int, Any] = {}
     for path, text in changed.items():
         below = tree
@@ -82,6 +88,9 @@ def _texts(path: Path, value: Any, *, in_tool: bool = False) -> Iterator[Place]:
     if isinstance(value, str):
         yield Place(path, value, is_json=path[-1] == _ARGUMENTS and not in_tool)
     elif isinstance(value, list):
+        if len(path) <= _MAX_IDS_DEPTH and path[0] in _FIELDS_WITH_IDS and any(map(_is_number, value)):
+            yield Place(path, "", is_json=False, ids=_ids(path, value))
+            return
         for i, item in enumerate(value):
             if in_tool or not isinstance(item, int):
                 yield from _texts((*path, i), item, in_tool=in_tool)
@@ -92,6 +101,21 @@ def _texts(path: Path, value: Any, *, in_tool: bool = False) -> Iterator[Place]:
                 yield from _texts((*path, key), item, in_tool=in_tool or opens)
     elif in_tool and isinstance(value, int | float) and not isinstance(value, bool):
         yield Place(path, str(value), is_json=False)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _ids(path: Path, values: list[Any]) -> list[int]:
+    """ApiError 400 for a list that holds something else, too: workers differ in what they make of it."""
+    wrong = next((i for i, value in enumerate(values) if type(value) is not int), None)
+    if wrong is not None:
+        raise invalid(
+            place_name((*path, wrong)),
+            "is no token id; a list holds texts, token ids or lists of them, not several kinds",
+        )
+    return values
 
 
 def _says_nothing(key: str, item: Any, *, in_tool: bool) -> bool:
@@ -106,6 +130,6 @@ def _edited(raw: msgspec.Raw, tree: Mapping[str | int, Any]) -> msgspec.Raw:
     else:
         items = _RAW_OBJECT.decode(raw)
     for step, below in tree.items():
-        new = msgspec.json.encode(below) if isinstance(below, str) else _edited(items[step], below)
+        new = _edited(items[step], below) if isinstance(below, dict) else msgspec.json.encode(below)
         items[step] = msgspec.Raw(new)
     return msgspec.Raw(msgspec.json.encode(items))

@@ -11,6 +11,7 @@ from quire_contract.openai.limits import Limits
 from quire_router.filtering.layer import FilterLayer
 from quire_router.filtering.moderator import Moderator
 from quire_router.filtering.rules import FilterCompiler
+from quire_router.filtering.token_ids import TokenReaders
 from quire_router.filtering.unknown import UnknownNames
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
@@ -22,7 +23,12 @@ LONG_THREADS = 1
 
 @contextlib.asynccontextmanager
 async def filter_layer(
-    limits: Limits, secrets: Mapping[str, str], live: LiveConfig, compiler: FilterCompiler, metrics: RouterMetrics
+    limits: Limits,
+    secrets: Mapping[str, str],
+    live: LiveConfig,
+    compiler: FilterCompiler,
+    metrics: RouterMetrics,
+    readers: TokenReaders,
 ) -> AsyncIterator[FilterLayer]:
     """Content filters, with threads for long texts and connections to outside moderators: no redirects, no proxies of the environment."""
     with (
@@ -39,4 +45,5 @@ async def filter_layer(
                 long_executor=long,
                 limits=limits,
                 count=metrics.count_filtered,
+                readers=readers,
             )

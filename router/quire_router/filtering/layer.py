@@ -28,6 +28,7 @@ from quire_router.filtering.prompts import Filtered, filter_prompt, refusal
 from quire_router.filtering.responses_stream import ResponsesStream
 from quire_router.filtering.rules import Applied, FilterCompiler, Stage
 from quire_router.filtering.text_filter import Rule
+from quire_router.filtering.token_ids import Readable, TokenReaders
 from quire_router.filtering.whole import answer_texts, empty_answer, filter_answer
 from quire_router.live_config import LiveConfig
 
@@ -39,6 +40,10 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of an answer that is no stream: it is read whole before it is filtered."""
 MAX_EVENT_BYTES = 256 * 1024
 """Longer parts of a stream are filtered in a thread."""
+
+PATHS_WITH_IDS = frozenset({names.PATH_COMPLETIONS, names.PATH_EMBEDDINGS})
+"""Where a prompt may be token ids."""
+_NOBODY = Readable(targets=(), tokens=())
 
 _NOT_OF_THE_API = (KeyError, TypeError, AttributeError, IndexError)
 """What answers lead to that are not of the form that their API has."""
@@ -59,8 +64,10 @@ class FilterLayer:
         long_executor: Executor,
         limits: Limits,
         count: Count,
+        readers: TokenReaders,
     ) -> None:
         """`executor` bounds how much is filtered at once beside the event loop, `long_executor` the same for what is long."""
+        self._readers = readers
         self._compiler = compiler
         self._moderator = moderator
         self._executor = executor
@@ -100,7 +107,8 @@ class FilterLayer:
         self._moderator.keep_only(frozenset(entry.hook.url for entry in entries if entry.hook is not None))
 
     async def _filtered_call(self, call: Call, applied: Applied, findings: Findings) -> Call:
-        filtered: Filtered = await self._beside(len(call.body), filter_prompt, call.body, applied)
+        readable = self._readers.of(call.targets) if call.path in PATHS_WITH_IDS else _NOBODY
+        filtered: Filtered = await self._beside(len(call.body), filter_prompt, call.body, applied, readable.tokens)
         for hit in filtered.hits:
             findings.note(hit.name, "prompt", hit.action)
         blocking = next((hit for hit in filtered.hits if hit.action == "block"), None)
@@ -109,6 +117,8 @@ class FilterLayer:
         refused = await self._ask(applied, "prompt", call, filtered.texts, findings)
         if refused is not None:
             raise refusal(refused, None)
+        if filtered.has_ids and readable.tokens and applied.needs_text is not None:
+            call = msgspec.structs.replace(call, targets=readable.targets)
         if filtered.body is call.body:
             return call
         fields = call.fields

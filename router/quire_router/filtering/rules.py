@@ -38,6 +38,8 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...]
     sizes: tuple[SizeRule, ...]
     hooks: tuple[HookRule, ...]
+    needs_text: str | None = None
+    """The name of the first that lets no prompt pass that cannot be read; None: all of them would."""
 
     def __bool__(self) -> bool:
         return bool(self.rules or self.sizes or self.hooks)
@@ -81,7 +83,12 @@ class FilterSet:
                 for entry, _ in chosen
                 if entry.hook is not None
             ),
+            needs_text=next((entry.name for entry, _ in chosen if _refuses_unread(entry)), None),
         )
+
+
+def _refuses_unread(entry: FilterEntry) -> bool:
+    return entry.action != "flag" and entry.on_unreadable == "closed"
 
 
 _MAX_KNOWN = 4096

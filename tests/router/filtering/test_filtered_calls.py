@@ -589,13 +589,13 @@ def test_whatever_a_template_may_write_into_the_prompt_is_looked_at(more, place)
     assert [(hit.name, hit.action, hit.place) for hit in filtered.hits] == [("pii", "block", place)]
 
 
-def test_types_of_a_schema_and_token_ids_are_no_texts():
+def test_types_of_a_schema_are_no_texts_and_token_ids_none_before_somebody_reads_them():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     bodies = [body_of(CHAT, tools=tools), body_of(COMPLETIONS, prompt=[[1, 2], [3]])]
 
-    texts = [[place.text for place in texts_of(json.dumps(body).encode())] for body in bodies]
+    texts = [[(place.text, place.ids) for place in texts_of(json.dumps(body).encode())] for body in bodies]
 
-    assert texts == [["hi", "f"], []]
+    assert texts == [[("hi", None), ("f", None)], [("", [1, 2]), ("", [3])]]
 
 
 async def test_a_short_prompt_does_not_wait_behind_long_ones(start_upstream, start_router, make_config):
