@@ -23,7 +23,7 @@ class Asked:
         self.spec = Spec(json.loads(self.ask("GET", "/openapi.json", None)[2]))
 
     def ask(self, method: str, path: str, data: bytes | None) -> tuple[int, str, bytes]:
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        connection = http.client.HTTPConnection(self._address, timeout=120)
         try:
             connection.request(method, path, data, {"Content-Type": "application/json"})
             answer = connection.getresponse()

@@ -172,7 +172,9 @@ def quire(bin_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     yield start
     for command in started:
         if command.process.poll() is None:
-            for process in [psutil.Process(command.process.pid), *command.children()]:
+            family = command.children()
+            command.process.kill()
+            for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         command.process.communicate()

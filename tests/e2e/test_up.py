@@ -87,10 +87,10 @@ async def up(tmp_path: Path) -> AsyncIterator[Up]:
             if process.returncode is None:
                 family = [*family, *running.family()]
                 process.kill()
-                await process.communicate()
             for left in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     left.kill()
+            await process.communicate()  # to the end of its output, also where it was killed: else its pipe stays open
 
 
 async def killed(up: Up, victim: str) -> float:

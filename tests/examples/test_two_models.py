@@ -1,5 +1,6 @@
 """examples/two-models.yaml, as `quire up` would serve it, in front of stand-ins for its two models: who answers what, and who stands in."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from quire_router.config import RouterSettings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "two-models.yaml"
 SMALL, LARGE = "duo-small", "duo-large"
+POLL_S, START_S = 0.005, 120
 EASY = "Hello"
 HARD = "Prove that the integral of x^2 is x^3/3 + C, step by step.\n```python\ndef f(x):\n    return x ** 2\n```\n" * 20
 
@@ -75,8 +77,11 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         endpoints = [EndpointEntry(id=m.name, url=m.url, models=[m.name]) for m in models.values()]
         write_config(path, msgspec.structs.replace(config, endpoints=endpoints))
         settings = RouterSettings(port=0, shutdown_timeout_s=0.2, config=path)
-        _, url = await stack.enter_async_context(running(settings, None))
+        app, url = await stack.enter_async_context(running(settings, None))
         session = await stack.enter_async_context(aiohttp.ClientSession())
+        async with asyncio.timeout(START_S):
+            while sum(endpoint.ready for endpoint in app._pool) < len(models):  # noqa: ASYNC110 - nobody sets an event
+                await asyncio.sleep(POLL_S)
         yield Served(url, session, models)
 
 

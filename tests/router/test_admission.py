@@ -380,7 +380,7 @@ async def test_a_waiting_stream_hears_that_it_is_alive_and_then_gets_its_events(
 async def test_a_stream_that_waited_in_vain_ends_with_an_error_event_of_its_api(
     path, body, expected, start_router, logged
 ):
-    router = await start_router(config_of(no_endpoint_timeout_s=0.2, comment_s=0.05))
+    router = await start_router(config_of(no_endpoint_timeout_s=1.0, comment_s=0.05))
 
     status, text, _ = await ask(router, body, path)
 
@@ -524,7 +524,7 @@ async def test_a_model_that_leaves_the_configuration_lets_those_go_that_wait_for
 async def test_each_service_has_its_own_time_to_wake(start_router, until):
     config = config_of(no_endpoint_timeout_s=0, comment_s=0.05)
     models = [ModelEntry(name=name, service=f"ns/{name}") for name in ("short", "long", "never")]
-    services = [ServiceEntry(id="ns/short", hold_timeout_s=0.2), ServiceEntry(id="ns/long", hold_timeout_s=600)]
+    services = [ServiceEntry(id="ns/short", hold_timeout_s=1.0), ServiceEntry(id="ns/long", hold_timeout_s=600)]
     router = await start_router(msgspec.structs.replace(config, models=models, services=services))
     waits = asking(router, 2, {**STREAM, "model": "long"})
 

@@ -131,9 +131,9 @@ def launcher(model_dir: Path) -> Iterator[Callable[..., WorkerProcess]]:
         yield launch
 
 
-@pytest.fixture(scope="session")
-def launch_in_session(model_dir: Path) -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers that end with the session."""
+@pytest.fixture(scope="module")
+def launch_in_module(model_dir: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts workers that end with the module: dozens that idle to the end of a run would take the machine's memory."""
     with launcher(model_dir) as launch:
         yield launch
 
@@ -145,9 +145,9 @@ def launch(model_dir: Path) -> Iterator[Callable[..., WorkerProcess]]:
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_real() -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers that load the given model's weights; they end with the session."""
+    """Starts workers that load the given model's weights; they end with the module."""
     with contextlib.ExitStack() as stack:
 
         def start(model: Path, *flags: str) -> WorkerProcess:
@@ -172,9 +172,10 @@ def start_command() -> Iterator[Callable[[Sequence[str]], WorkerProcess]]:
 
 
 @pytest.fixture(scope="session")
-def worker(launch_in_session: Callable[..., WorkerProcess]) -> WorkerProcess:
+def worker(model_dir: Path) -> Iterator[WorkerProcess]:
     """One worker for all tests that leave it as it was."""
-    return launch_in_session("--served-model-name", "tiny", "alias", "--seed", "7").wait_until_ready()
+    with launcher(model_dir) as launch:
+        yield launch("--served-model-name", "tiny", "alias", "--seed", "7").wait_until_ready()
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ BODY = {"model": "tiny", "prompt": "the quick brown fox jumps over the lazy dog 
 
 
 @pytest.fixture(scope="module")
-def keyed(launch_in_session: Callable[..., Any]) -> Any:
-    return launch_in_session(
+def keyed(launch_in_module: Callable[..., Any]) -> Any:
+    return launch_in_module(
         "--served-model-name", "tiny", "--api-key", "first-key", "--api-key", "second-key"
     ).wait_until_ready()
 
@@ -58,9 +58,9 @@ def trust_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trusting(launch_in_session: Callable[..., Any], trust_dir: Path) -> Any:
+def trusting(launch_in_module: Callable[..., Any], trust_dir: Path) -> Any:
     endpoints = ("--kv-events-endpoint", "tcp://127.0.0.1:*", "--kv-replay-endpoint", "tcp://127.0.0.1:*")
-    return launch_in_session(
+    return launch_in_module(
         "--served-model-name", "tiny", "--trust-dir", str(trust_dir), "--pod-name", "pod-1", *endpoints
     ).wait_until_ready()
 

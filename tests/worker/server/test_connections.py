@@ -20,8 +20,8 @@ FAST = ("--header-timeout", "0.5", "--body-timeout", "0.5", "--keep-alive-timeou
 
 
 @pytest.fixture(scope="module")
-def strict(launch_in_session: Callable[..., Any]) -> Any:
-    return launch_in_session("--served-model-name", "tiny", *FAST, "--max-connections", "4").wait_until_ready()
+def strict(launch_in_module: Callable[..., Any]) -> Any:
+    return launch_in_module("--served-model-name", "tiny", *FAST, "--max-connections", "4").wait_until_ready()
 
 
 async def open_to(worker: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -12,9 +12,9 @@ LONG: dict[str, Any] = {"model": "tiny", "prompt": "fox " * 60, "max_tokens": 15
 
 
 @pytest.fixture(scope="module")
-def slow_worker(launch_in_session: Callable[..., Any]) -> Any:
+def slow_worker(launch_in_module: Callable[..., Any]) -> Any:
     """Two rows, 50 steps a second: requests outlive their clients."""
-    return launch_in_session("--served-model-name", "tiny", *SLOW).wait_until_ready()
+    return launch_in_module("--served-model-name", "tiny", *SLOW).wait_until_ready()
 
 
 @pytest.fixture

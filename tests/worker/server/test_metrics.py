@@ -25,9 +25,9 @@ SECRET = "a secret sentence about foxes"
 
 
 @pytest.fixture(scope="module")
-def used(launch_in_session: Callable[..., Any]) -> Any:
+def used(launch_in_module: Callable[..., Any]) -> Any:
     """A worker whose only requests are those of this module."""
-    return launch_in_session("--served-model-name", "tiny").wait_until_ready()
+    return launch_in_module("--served-model-name", "tiny").wait_until_ready()
 
 
 async def test_requests_show_in_the_metrics_and_the_log(

@@ -43,9 +43,9 @@ def flags(trust_dir: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def staying(launch_in_session: Callable[..., Any], flags: tuple[str, ...]) -> Any:
+def staying(launch_in_module: Callable[..., Any], flags: tuple[str, ...]) -> Any:
     """A worker that takes streams in."""
-    return launch_in_session(*flags).wait_until_ready()
+    return launch_in_module(*flags).wait_until_ready()
 
 
 @pytest.fixture

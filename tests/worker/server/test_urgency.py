@@ -23,9 +23,9 @@ def body(**fields: Any) -> CompletionRequest:
 
 
 @pytest.fixture(scope="module")
-def slow(launch_in_session: Callable[..., Any]) -> Any:
+def slow(launch_in_module: Callable[..., Any]) -> Any:
     """One row, ten milliseconds a step, and little patience."""
-    return launch_in_session(*SLOW, "--queue-timeout", "0.3", "--request-timeout", "5").wait_until_ready()
+    return launch_in_module(*SLOW, "--queue-timeout", "0.3", "--request-timeout", "5").wait_until_ready()
 
 
 def test_without_limits_and_priorities_a_request_may_take_as_long_as_it_takes() -> None:
