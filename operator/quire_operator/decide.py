@@ -97,12 +97,13 @@ def _leave_alone(
     weights = weights_of(rollout, observation.active)
     service = None if isinstance(accepted, _Refused) else accepted
     target = next((revision for revision in stored if revision.name == previous.get("revision")), None)
+    refusal = (accepted.reason, accepted.message) if isinstance(accepted, _Refused) else None
     report = Report(
         document=snapshot.document,
         observation=observation,
         platform=platform,
         service=service,
-        refusal=(accepted.reason, accepted.message) if isinstance(accepted, _Refused) else None,
+        refusal=refusal,
         is_paused=is_paused(snapshot.document),
         is_behind=service is not None and revision_name(service, platform) != previous.get("revision"),
         wanted=_wanted(snapshot),
@@ -110,7 +111,7 @@ def _leave_alone(
         stored=stored,
         rollout=rollout,
         weights=weights,
-        scaling=_scaling(snapshot, service),
+        scaling=_at_rest(snapshot, refusal),
     )
     status = build_status(report)
     return Decision(
@@ -273,6 +274,12 @@ def _scaling(snapshot: ServiceSnapshot, service: InferenceService | None) -> Sca
         return replace(facts, said=("False", "ObjectRefused", str(refused)))
     said = scaling_objects.reported(service, facts.provider, facts.autoscalers, snapshot.children)
     return replace(facts, said=said)
+
+
+def _at_rest(snapshot: ServiceSnapshot, refusal: tuple[str, str] | None) -> ScalingFacts | None:
+    """Whoever writes /scale meanwhile, nothing comes of it."""
+    paused = ("Paused", f"the service has the annotation {names.ANNOTATION_PAUSED}")
+    return None if snapshot.scaling is None else replace(snapshot.scaling, held=refusal or paused)
 
 
 def _created(stored: list[StoredRevision], choice: Choice) -> list[EventNote]:
