@@ -21,6 +21,7 @@ from quire_operator.autoscale.report import ScalingFacts
 from quire_operator.decision import Decision, EventNote, ServiceSnapshot
 from quire_operator.desired_state import desired_state, refuse_unsupported
 from quire_operator.drain_plan import DrainInput, DrainPlan, doomed_only, plan_drains
+from quire_operator.lost_pods import lost_pods, without_lost
 from quire_operator.manifests.parts import Manifest
 from quire_operator.observation import Observation, observe
 from quire_operator.platform import Platform
@@ -145,6 +146,8 @@ def _carry_out(
     )
     plan, standby = with_standby(service, plan, choice.target.name, observation, snapshot.doomed)
     plan, drains = _drained(snapshot, service, choice, plan, observation, standby)
+    lost = lost_pods(snapshot.pods)
+    plan = replace(plan, replicas=without_lost(plan.replicas, snapshot.pods, lost))
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
     report = Report(
@@ -169,6 +172,7 @@ def _carry_out(
             *_created(stored, choice),
             *plan.events,
             *_doomed(snapshot, drains),
+            *_given_up(lost),
             *transition_events(report, status),
         ),
         requeue_after_s=_look_again(observation, choice, plan, drains),
@@ -223,6 +227,13 @@ def _doomed(snapshot: ServiceSnapshot, drains: DrainPlan) -> list[EventNote]:
         for name in snapshot.doomed
         if name in drains.leaving
         and not any(pod["metadata"]["name"] == name and pod_state.is_victim(pod) for pod in snapshot.pods)
+    ]
+
+
+def _given_up(lost: Mapping[str, str]) -> list[EventNote]:
+    return [
+        EventNote(type="Warning", reason="PodReplaced", message=f"a fresh pod takes the place of {name}: {why}"[:1000])
+        for name, why in lost.items()
     ]
 
 
