@@ -21,6 +21,8 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
+EXIT_MODEL_GONE = 3
+"""Exit code of a worker whose model was deleted from its cache after it was fetched: only a fresh pod fetches it anew."""
 ROLE_WORKER = "worker"
 ROLE_ROUTER = "router"
 TRUST_SECRET = "quire-trust"  # noqa: S105 - a Secret's name

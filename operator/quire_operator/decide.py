@@ -21,6 +21,7 @@ from quire_operator.autoscale.report import ScalingFacts
 from quire_operator.decision import Decision, EventNote, ServiceSnapshot
 from quire_operator.desired_state import desired_state, refuse_unsupported
 from quire_operator.drain_plan import DrainInput, DrainPlan, doomed_only, plan_drains
+from quire_operator.lost_pods import lost_pods, without_lost
 from quire_operator.manifests.parts import Manifest
 from quire_operator.observation import Observation, observe
 from quire_operator.platform import Platform
@@ -97,12 +98,13 @@ def _leave_alone(
     weights = weights_of(rollout, observation.active)
     service = None if isinstance(accepted, _Refused) else accepted
     target = next((revision for revision in stored if revision.name == previous.get("revision")), None)
+    refusal = (accepted.reason, accepted.message) if isinstance(accepted, _Refused) else None
     report = Report(
         document=snapshot.document,
         observation=observation,
         platform=platform,
         service=service,
-        refusal=(accepted.reason, accepted.message) if isinstance(accepted, _Refused) else None,
+        refusal=refusal,
         is_paused=is_paused(snapshot.document),
         is_behind=service is not None and revision_name(service, platform) != previous.get("revision"),
         wanted=_wanted(snapshot),
@@ -110,7 +112,7 @@ def _leave_alone(
         stored=stored,
         rollout=rollout,
         weights=weights,
-        scaling=_scaling(snapshot, service),
+        scaling=_at_rest(snapshot, refusal),
     )
     status = build_status(report)
     return Decision(
@@ -144,6 +146,8 @@ def _carry_out(
     )
     plan, standby = with_standby(service, plan, choice.target.name, observation, snapshot.doomed)
     plan, drains = _drained(snapshot, service, choice, plan, observation, standby)
+    lost = lost_pods(snapshot.pods)
+    plan = replace(plan, replicas=without_lost(plan.replicas, snapshot.pods, lost))
     kept = _kept(service, choice, plan, observation)
     weights = weights_of(plan.rollout, observation.active)
     report = Report(
@@ -168,6 +172,7 @@ def _carry_out(
             *_created(stored, choice),
             *plan.events,
             *_doomed(snapshot, drains),
+            *_given_up(lost),
             *transition_events(report, status),
         ),
         requeue_after_s=_look_again(observation, choice, plan, drains),
@@ -225,6 +230,13 @@ def _doomed(snapshot: ServiceSnapshot, drains: DrainPlan) -> list[EventNote]:
     ]
 
 
+def _given_up(lost: Mapping[str, str]) -> list[EventNote]:
+    return [
+        EventNote(type="Warning", reason="PodReplaced", message=f"a fresh pod takes the place of {name}: {why}"[:1000])
+        for name, why in lost.items()
+    ]
+
+
 def _kept(
     service: InferenceService, choice: Choice, plan: RevisionPlan, observation: Observation
 ) -> list[StoredRevision]:
@@ -273,6 +285,12 @@ def _scaling(snapshot: ServiceSnapshot, service: InferenceService | None) -> Sca
         return replace(facts, said=("False", "ObjectRefused", str(refused)))
     said = scaling_objects.reported(service, facts.provider, facts.autoscalers, snapshot.children)
     return replace(facts, said=said)
+
+
+def _at_rest(snapshot: ServiceSnapshot, refusal: tuple[str, str] | None) -> ScalingFacts | None:
+    """Whoever writes /scale meanwhile, nothing comes of it."""
+    paused = ("Paused", f"the service has the annotation {names.ANNOTATION_PAUSED}")
+    return None if snapshot.scaling is None else replace(snapshot.scaling, held=refusal or paused)
 
 
 def _created(stored: list[StoredRevision], choice: Choice) -> list[EventNote]:

@@ -45,6 +45,7 @@ ORDER = (
     "Unschedulable",
     "CrashLoopBackOff",
     "WorkerFailed",
+    "StandbyLost",
     "NodeGone",
     "Evicted",
     "ProgressDeadlineExceeded",
@@ -73,7 +74,7 @@ _FETCH_FIXES = {
     "ModelSourceNotFound": "correct spec.model.uri or spec.model.revision",
     "ModelSourceUnreachable": "check DNS, the NetworkPolicy's modelCIDRs, proxy and private CA of the release; it is tried again",
     "ModelChecksumMismatch": "the source's files changed or were damaged on the way; pin spec.model.revision, or repair the source",
-    "NoSpace": "enlarge the model cache of the release (models.cache.size)",
+    "NoSpace": "enlarge the model cache of the release (models.cache.size, models.cache.maxSize)",
     "InvalidModel": "the source must be a model in Hugging Face format with safetensors; correct spec.model.uri",
     "ModelCacheUnusable": "check the model cache's volume: it must be writable for the pods' group",
 }
@@ -104,7 +105,7 @@ def diagnose_pod(pod: Manifest, now: datetime, progress: FetchProgress | None) -
         return _evicted(pod, now)
     if pod_state.is_ready(pod) or pod_state.is_victim(pod):
         return _recent_oom(pod, now)
-    return _unscheduled(pod) or _failing_container(pod, progress) or _waiting(pod, now, progress)
+    return _lost(pod) or _unscheduled(pod) or _failing_container(pod, progress) or _waiting(pod, now, progress)
 
 
 def diagnose_deployment(deployment: Manifest) -> Finding | None:
@@ -202,6 +203,14 @@ def _recent_oom(pod: Manifest, now: datetime) -> Finding | None:
         if ended and ended.reason == "OOMKilled" and ended.at and now - ended.at < _OOM_MEMORY:
             return _out_of_memory(pod, container.name)
     return None
+
+
+def _lost(pod: Manifest) -> Finding | None:
+    why = pod_state.why_lost(pod)
+    if why is None:
+        return None
+    message = f"pod {_name(pod)} sleeps and does not wake: {_clip(why)}; a fresh pod takes its place"
+    return Finding(reason="StandbyLost", message=message, is_blocking=True)
 
 
 def _unscheduled(pod: Manifest) -> Finding | None:

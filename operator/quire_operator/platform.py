@@ -38,6 +38,8 @@ class ModelCache:
     """Of a claim that the operator makes; ReadWriteOnce keeps a service's pods on one node."""
     host_path: str = ""
     """Absolute folder on every node, for HostPath: such pods do not pass the restricted Pod Security profile."""
+    max_size: str = ""
+    """Of all models in a claim or HostPath: the least recently used that no worker reads are deleted for a new one. Empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,11 @@ from quire_operator.timestamps import parse_time
 ANNOTATION_LEAVING = "quire.dev/leaving"
 """On a worker's pod: since when and why it drains, so that whoever leads next goes on with it or takes it back."""
 ANNOTATION_STANDBY = "quire.dev/standby"
-"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP, or STANDBY_WOKEN with a blank and the time."""
+"""On a worker's pod: what it was last meant to be, STANDBY_ASLEEP, or STANDBY_WOKEN with a blank and the time; or STANDBY_LOST with a
+blank and why."""
 STANDBY_ASLEEP = "asleep"
 STANDBY_WOKEN = "woken"
+STANDBY_LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,12 @@ def woken_at(pod: Manifest) -> datetime | None:
     """When it was woken, if that is what was done with it last."""
     word, _, time = _standby(pod).partition(" ")
     return parse_time(time) if word == STANDBY_WOKEN else None
+
+
+def why_lost(pod: Manifest) -> str | None:
+    """Why it was given up as a sleeper that does not wake; None: it was not."""
+    word, _, why = _standby(pod).partition(" ")
+    return why or "it does not wake" if word == STANDBY_LOST else None
 
 
 def is_asleep(pod: Manifest) -> bool:

@@ -2,6 +2,7 @@
 
     to sleep    the pod is marked, then its worker told: no worker sleeps of which a later operator would not know
     to wake     its worker is told, then the pod marked
+    lost        a worker that does not wake, however often it is told, has its pod marked as lost: whoever decides has it replaced
 
 This module must not know why.
 """
@@ -9,7 +10,9 @@ This module must not know why.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -22,6 +25,7 @@ from quire_contract.startup_report import SleepAnswer
 from quire_contract.telemetry import Trouble, log_event
 from quire_operator import pod_state
 from quire_operator.cache import ClusterCache
+from quire_operator.drain_plan import COST_EMPTY
 from quire_operator.keys import Key
 from quire_operator.pod_address import address_of
 from quire_operator.store import KubeObject
@@ -34,6 +38,11 @@ LOOK_AGAIN_S = 2.0
 """After a failure; and after a sleep, as its pod counts as ready until the kubelet has noticed."""
 SLEEP_WAIT_S = 20.0
 """How long a worker may wait for its running requests to end before it sleeps; it is asked again if they have not."""
+WAKE_WITHIN = timedelta(seconds=30)
+"""A worker that is told to wake for so long, MIN_WAKES times at least, is lost."""
+MIN_WAKES = 3
+_WAKE_PATIENCE = timedelta(seconds=180)
+"""However few tries that are: of a worker that takes the call and does not answer."""
 _TIMEOUT = aiohttp.ClientTimeout(total=180.0, connect=3.0)
 """A device's memory may take a while."""
 _MAX_ANSWER_BYTES = 65_536
@@ -41,6 +50,15 @@ _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 _Pod = tuple[str, str]
 """Namespace and uid."""
+
+
+@dataclass(kw_only=True)
+class _Failing:
+    """Wakes in vain, one after the other."""
+
+    since: datetime
+    last: datetime
+    num: int = 0
 
 
 class Sleeper:
@@ -68,6 +86,7 @@ class Sleeper:
         """What each pod that is being asked is asked for: to be awake."""
         self._going_to_sleep: dict[_Pod, asyncio.Task[None]] = {}
         self._troubles: dict[_Pod, Trouble] = {}
+        self._failing: dict[_Pod, _Failing] = {}
 
     def want(self, key: Key, *, sleep: frozenset[str], wake: frozenset[str]) -> None:
         """These pods of the service shall sleep, those wake. What is under way already is not begun again."""
@@ -101,10 +120,11 @@ class Sleeper:
 
     async def _carry_out(self, session: aiohttp.ClientSession, key: Key, pod: KubeObject, *, awake: bool) -> None:
         meta = pod["metadata"]
-        again_s = 0.0 if awake else LOOK_AGAIN_S
+        again_s, began = 0.0 if awake else LOOK_AGAIN_S, self._now()
         try:
             told = await (self._wake(session, pod) if awake else self._put_to_sleep(session, pod))
             self._troubles.pop(_identity(pod), None)
+            self._failing.pop(_identity(pod), None)
             if told.changed:
                 state, time_s = told.state, told.time_s
                 log_event(
@@ -118,7 +138,10 @@ class Sleeper:
                 )
         except (KubeError, *_NO_ANSWER) as error:
             again_s = LOOK_AGAIN_S
-            self._complain("not woken" if awake else "not put to sleep", pod, str(error) or repr(error))
+            why = str(error) or repr(error)
+            self._complain("not woken" if awake else "not put to sleep", pod, why)
+            if awake and not isinstance(error, KubeError):
+                await self._note_failed_wake(pod, why, began)
         finally:
             if self._busy.get(_identity(pod)) == awake:
                 del self._busy[_identity(pod)]
@@ -132,6 +155,25 @@ class Sleeper:
             self._troubles.pop(_identity(pod), None)  # it went meanwhile
         elif self._troubles.setdefault(_identity(pod), Trouble()).is_news(f"{what} {reason}"):
             log_event(logger, logging.WARNING, what, pod=meta["name"], namespace=meta["namespace"], reason=reason[:300])
+
+    async def _note_failed_wake(self, pod: KubeObject, why: str, began: datetime) -> None:
+        """A while without a try is the end of a row: nobody wanted it awake meanwhile."""
+        now, identity = self._now(), _identity(pod)
+        failing = self._failing.get(identity)
+        if failing is None or began - failing.last > WAKE_WITHIN:
+            self._failing = {one: kept for one, kept in self._failing.items() if now - kept.last <= _WAKE_PATIENCE}
+            failing = self._failing[identity] = _Failing(since=began, last=now)
+        failing.num, failing.last = failing.num + 1, now
+        waited = now - failing.since
+        if waited < _WAKE_PATIENCE and (waited < WAKE_WITHIN or failing.num < MIN_WAKES):
+            return
+        told = f"told {failing.num} times in {waited.total_seconds():.0f} s: {why[:300]}"
+        try:
+            await self._mark(pod, f"{pod_state.STANDBY_LOST} {told}", {names.ANNOTATION_DELETION_COST: str(COST_EMPTY)})
+        except KubeError as error:
+            self._complain("not marked as lost", pod, str(error))
+        else:
+            del self._failing[identity]
 
     async def _put_to_sleep(self, session: aiohttp.ClientSession, pod: KubeObject) -> SleepAnswer:
         if not pod_state.is_meant_to_sleep(pod):
@@ -148,9 +190,9 @@ class Sleeper:
         await self._mark(pod, f"{pod_state.STANDBY_WOKEN} {format_time(self._now())}")
         return told
 
-    async def _mark(self, pod: KubeObject, value: str) -> None:
+    async def _mark(self, pod: KubeObject, value: str, others: Mapping[str, str] = MappingProxyType({})) -> None:
         meta = pod["metadata"]
-        body = {"metadata": {"uid": meta["uid"], "annotations": {pod_state.ANNOTATION_STANDBY: value}}}
+        body = {"metadata": {"uid": meta["uid"], "annotations": {pod_state.ANNOTATION_STANDBY: value, **others}}}
         written = await self._client.merge_patch(POD, meta["namespace"], meta["name"], body)
         self._cache.pods.put(trim_pod(written))
 

@@ -61,6 +61,7 @@ def test_what_the_cluster_lacks_is_said_not_left_out(chart: Chart, values: dict[
         ),
         ({"models": {"cache": {"kind": "HostPath"}}}, "set models.cache.hostPath to an absolute folder"),
         ({"models": {"cache": {"hostPath": "/var/models"}}}, "it is used with models.cache.kind=HostPath only"),
+        ({"models": {"cache": {"maxSize": "1Ti"}}}, "an EmptyDir has models.cache.size"),
         ({"worker": {"spot": {"labelKey": "spot"}}}, "worker.spot: set labelKey and labelValue, or neither"),
         ({"worker": {"runAsUser": None}}, "worker.runAsUser is empty, and workers would run as root"),
         ({"redis": {"mode": "external"}}, "set redis.external.existingSecret"),

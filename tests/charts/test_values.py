@@ -55,6 +55,7 @@ FLIPPED_KEYS: dict[str, Any] = {
     "logLevel": "debug",
     "cpu": "7",
     "memory": "7Gi",
+    "maxSize": "7Gi",
     "drop": ["NET_RAW", "ALL"],
     "tolerations": [{"operator": "Exists"}],
     "affinity": {"podAntiAffinity": {}},
@@ -71,6 +72,7 @@ FLIPPED_KEYS: dict[str, Any] = {
 SURROUNDINGS: dict[str, dict[str, Any]] = {
     "router.replicas": FIXED_REPLICAS,
     "models.cache.hostPath": HOST_PATH,
+    "models.cache.maxSize": HOST_PATH,
     "redis.external.existingSecret": EXTERNAL_REDIS,
     "redis.external.key": EXTERNAL_REDIS,
 }
@@ -188,7 +190,7 @@ def test_a_value_of_the_wrong_type_is_refused_wherever_it_stands(chart: Chart) -
     said = str(refused.value)
     taken = [".".join(path) for path in paths if f"at '{pointer(path)}'" not in said]
     # A quantity may be a number, as in Kubernetes.
-    assert sorted(taken) == ["models.cache.size", "redis.persistence.size"]
+    assert sorted(taken) == ["models.cache.maxSize", "models.cache.size", "redis.persistence.size"]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +210,7 @@ def test_a_value_of_the_wrong_type_is_refused_wherever_it_stands(chart: Chart) -
         {"models": {"sources": ["ftp"]}},
         {"models": {"cache": {"kind": "NFS"}}},
         {"models": {"cache": {"kind": "HostPath", "hostPath": "relative"}}},
+        {"models": {"cache": {"kind": "HostPath", "hostPath": "/m", "maxSize": "much"}}},
         {"worker": {"runAsUser": 0}},
         {"networkPolicy": {"modelCIDRs": ["example.com"]}},
         {"fullnameOverride": "x" * 47},

@@ -108,6 +108,16 @@ def test_an_empty_dir_has_a_limit_that_the_fetcher_knows(document: Make) -> None
     assert args[args.index("--max-bytes") + 1] == str(2**30)
 
 
+@pytest.mark.parametrize("kind", ["PersistentVolumeClaim", "HostPath"])
+def test_a_shared_cache_with_a_bound_is_told_to_the_fetcher(document: Make, kind: Any) -> None:
+    bounded = pod_of(document(HUB), Platform(model_cache=ModelCache(kind=kind, host_path="/m", max_size="1500M")))
+    free = pod_of(document(HUB), Platform(model_cache=ModelCache(kind=kind, host_path="/m")))
+
+    args = bounded["initContainers"][0]["args"]
+    assert args[args.index("--cache-bytes") + 1] == "1500000000"
+    assert "--cache-bytes" not in free["initContainers"][0]["args"]
+
+
 def test_a_claim_is_made_once_for_a_namespace_and_owned_by_nobody(document: Make) -> None:
     stored = document(HUB)
     stored["metadata"]["uid"] = "u-1"

@@ -47,6 +47,7 @@ def manifests(service, autoscalers, children=(), capacity=None, annotations=None
         ("maxReplicas: 4, provider: Hpa", NOTHING, "Hpa", []),
         ("maxReplicas: 4, panic: {}", BOTH, "BuiltIn", []),
         ("maxReplicas: 4, panic: {}, provider: Keda", BOTH, "Keda", []),
+        ("maxReplicas: 4, panic: {mode: Disabled}", BOTH, "Keda", ["ScaledObject"]),
     ],
 )
 def test_exactly_one_writes_and_only_its_object_exists(service, scaling, autoscalers, name, kinds) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from quire_contract import names
+from quire_contract.names import EXIT_MODEL_GONE
 from quire_operator.drain_plan import COST_EMPTY
+from quire_operator.lost_pods import without_lost
 from quire_operator.pod_state import ANNOTATION_LEAVING, ANNOTATION_STANDBY
 from quire_operator.standby import plan_standby
 from quire_operator.timestamps import format_time
-from tests.operator.decide_world import START, World, make_world, running, set_container, set_ready
+from tests.operator.decide_world import START, World, ended, make_world, running, set_container, set_ready, waiting
 
 STANDBY = """
 scaling: {{minReplicas: 0, maxReplicas: 5, standby: {{replicas: {standby}}}}}
@@ -76,6 +78,66 @@ def test_a_woken_pod_that_is_broken_does_not_count_as_awake() -> None:
     plan = plan_standby(wanted=1, extra=1, pods=pods, broken={"0"}, now=START)
 
     assert plan.awake == {"1"}
+
+
+def test_a_sleeper_that_was_given_up_is_replaced_and_the_condition_says_so(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=0))
+    world.look()
+    world.make_ready()
+    fall_asleep(world, world.look().sleep)
+    (name,) = {one["metadata"]["name"] for one in world.pods}
+
+    world.change("replicas: 1")
+    world.look()
+    world.pods[0]["metadata"]["annotations"][ANNOTATION_STANDBY] = "lost told 3 times in 31 s: refused"
+    decision = world.look()
+    condition, message, told = world.condition("WorkloadReady"), world.message("WorkloadReady"), world.replicas()
+    world.look()
+
+    assert (decision.wake, list(told.values()), list(world.replicas().values())) == (set(), [0], [1])
+    assert condition == ("False", "StandbyLost")
+    assert f"pod {name} sleeps and does not wake: told 3 times in 31 s: refused; a fresh pod takes its place" in message
+    assert ("Warning", "PodReplaced") in world.events
+    assert {one["metadata"]["name"] for one in world.pods}.isdisjoint({name})
+
+
+def test_a_pod_whose_model_was_deleted_from_the_cache_is_replaced_for_only_a_fresh_one_fetches(document: Any) -> None:
+    world = make_world(document, "replicas: 1")
+    world.look()
+    (name,) = {one["metadata"]["name"] for one in world.pods}
+    set_container(world.pods[0], "worker", waiting("CrashLoopBackOff"), last=ended(EXIT_MODEL_GONE, "is not there"))
+
+    world.look()
+    told = world.replicas()
+    world.look()
+
+    assert (list(told.values()), list(world.replicas().values())) == ([0], [1])
+    assert {one["metadata"]["name"] for one in world.pods}.isdisjoint({name})
+    assert ("Warning", "PodReplaced") in world.events
+
+
+def test_a_sleeper_that_was_given_up_and_serves_again_is_kept(document: Any) -> None:
+    world = make_world(document, STANDBY.format(standby=1, replicas=1))
+    world.settle()
+    world.pods[0]["metadata"]["annotations"][ANNOTATION_STANDBY] = "lost told 3 times in 31 s: refused"
+
+    decision = world.look()
+
+    assert list(world.replicas().values()) == [1]
+    assert (decision.sleep, decision.wake, world.condition("Ready")) == (set(), set(), ("True", "Serving"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "alive", "lost", "told"), [(2, 2, 0, 2), (2, 2, 1, 1), (2, 1, 1, 0), (3, 2, 1, 1), (0, 1, 1, 0)]
+)
+def test_while_a_lost_pod_is_there_no_pod_is_asked_for_in_place_of_one_that_is_not_made_yet(
+    wanted: int, alive: int, lost: int, told: int
+) -> None:
+    pods = [pod(str(index), "z") for index in range(alive)]
+    for one in pods:
+        one["metadata"]["labels"] = {"quire.dev/revision": "r"}
+
+    assert without_lost({"r": wanted, "s": 1}, pods, [str(index) for index in range(lost)]) == {"r": told, "s": 1}
 
 
 def test_the_cheapest_to_lose_sleeps_first_and_a_cost_that_is_none_counts_as_nothing() -> None:

@@ -12,11 +12,13 @@ import prometheus_client
 import uvloop
 from aiohttp import http_parser
 
+from quire_contract.names import EXIT_MODEL_GONE
 from quire_contract.telemetry import configure_logging
 from quire_contract.trust import Trust, TrustError
 from quire_worker.config import WorkerConfig, parse_args
 from quire_worker.errors import ConfigError, QuireWorkerError
 from quire_worker.last_words import LastWords
+from quire_worker.models.cached_folder import ModelGoneError, in_use
 from quire_worker.models.config import load_model_config, read_config_json
 from quire_worker.models.embedding_config import resolve_task
 from quire_worker.models.safetensors_files import read_entries
@@ -70,13 +72,14 @@ def _serve(config: WorkerConfig, version: str) -> int:
         _check_installation()
         # They are a second series for every counter, which nobody reads.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        if not config.fake and config.model.is_dir():
-            # The engine process finds the same, but only after torch has been imported.
-            if resolve_task(read_config_json(config.model), config.model, config.task) == "generate":
-                load_model_config(config.model)
-            read_entries(config.model)
-        trust = None if config.trust_dir is None else _read_trust(config)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(in_use(config.model))  # until this process ends, and with it the engine's
+            if not config.fake and config.model.is_dir():
+                # The engine process finds the same, but only after torch has been imported.
+                if resolve_task(read_config_json(config.model), config.model, config.task) == "generate":
+                    load_model_config(config.model)
+                read_entries(config.model)
+            trust = None if config.trust_dir is None else _read_trust(config)
             listening = stack.enter_context(bind(config.host, config.port))
             health = None
             if config.operation.health_port is not None:
@@ -85,7 +88,7 @@ def _serve(config: WorkerConfig, version: str) -> int:
     except QuireWorkerError as error:
         last_words.write(str(error))
         print(f"quire-worker: error: {error}", file=sys.stderr, flush=True)
-        return CANNOT_START_EXIT_CODE
+        return EXIT_MODEL_GONE if isinstance(error, ModelGoneError) else CANNOT_START_EXIT_CODE
     except Exception as error:
         # Its text may hold anything, so it is for the log only.
         last_words.write(f"the API process failed: {type(error).__name__} (its log has the traceback)")

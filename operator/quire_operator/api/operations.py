@@ -112,6 +112,8 @@ class ScalingPanic(ApiModel):
     """How long the burst must last."""
     threshold_percent: Annotated[int, Field(ge=110, le=1000)] = 200
     """Demand over what the ready replicas are meant for."""
+    mode: Literal["Enabled", "Disabled"] = "Enabled"
+    """Disabled: rate limits and windows hold in a burst too, and the other two fields mean nothing."""
 
 
 class ScalingFallback(ApiModel):
@@ -175,7 +177,8 @@ class ScalingSpec(ApiModel):
     behavior: ScalingBehavior = ScalingBehavior()
     """How fast replicas may come and go."""
     panic: ScalingPanic | None = None
-    """What a burst may do beyond that; absent, nothing if there are targets or limits upwards, else 6 s and 200 percent."""
+    """What a burst may do beyond that; absent, nothing if there are targets or limits upwards, else 6 s and 200 percent; mode: Disabled is
+    nothing in any case."""
     schedules: Annotated[tuple[ScalingSchedule, ...], Field(max_length=16)] = ()
     """Other bounds at some hours of some days."""
     fallback: ScalingFallback | None = None

@@ -47,6 +47,8 @@ class ServiceTarget:
     """As its spec of that generation says."""
     provider: Provider
     scaling: "ClusterScaling"
+    is_held: bool = False
+    """Nothing of it is carried out now: it is paused, or an older service has its name."""
 
     @property
     def polling_interval_s(self) -> float:
@@ -132,6 +134,7 @@ class ClusterScaling:
         """Begin with a service, or go on with it as its document says now. One whose spec is refused is left as it is."""
         meta = document["metadata"]
         target = self._targets.get(key)
+        self._note_held(target, document)
         is_same = target is not None and (target.uid, target.generation) == (meta["uid"], meta.get("generation", 0))
         if is_same and target is not None and target.provider == self._provider(target.service, document):
             return
@@ -181,7 +184,7 @@ class ClusterScaling:
     def state(self, target: ServiceTarget) -> ScaleState | None:
         """Replicas by the caches; None while nothing may be scaled."""
         document = self.document(target)
-        if document is None or _is_true(document, names.ANNOTATION_PAUSED):
+        if document is None or self._is_held(document):
             return None
         replicas = replicas_of(document)
         lost = self._cache.doomed_of(document)
@@ -219,6 +222,19 @@ class ClusterScaling:
         if is_news(self._told.get(key), view):
             self._told[key] = view
             self._enqueue(key)
+
+    def _is_held(self, document: KubeObject) -> bool:
+        """Its pods stay as they are, whatever /scale says: a number would only lie in wait for the moment when that is over."""
+        name = (document["metadata"]["namespace"], document["metadata"]["name"])
+        return _is_true(document, names.ANNOTATION_PAUSED) or name in self._cache.claims.decided().conflicts
+
+    def _note_held(self, target: ServiceTarget | None, document: KubeObject) -> None:
+        """Neither a pause nor another service's name changes the spec, so nothing else has it looked at when they are over."""
+        if target is None or target.is_held == self._is_held(document):
+            return
+        target.is_held = not target.is_held
+        self._told.pop(target.key, None)
+        self.scaler.wake(_name(target.key))
 
     def _edge(self, service: str) -> None:
         self.scaler.wake(service)

@@ -57,7 +57,7 @@ def policy_of(service: InferenceService, capacity: int | None = None) -> Policy:
         activation=float(scaling.activation_demand),
         cooldown_s=float(scaling.cooldown_seconds),
         initial_cooldown_s=float(scaling.initial_cooldown_seconds),
-        panic=_panic(scaling.panic) or (Panic() if is_free else None),
+        panic=_panic(scaling.panic, Panic() if is_free else None),
         fallback=_fallback(scaling.fallback),
         schedules=tuple(map(_schedule, scaling.schedules)),
         max_kv_fill=scaling.max_kv_fill_percent / 100,
@@ -91,8 +91,10 @@ def _direction(direction: ScalingDirection, default: Direction) -> Direction:
     )
 
 
-def _panic(panic: ScalingPanic | None) -> Panic | None:
+def _panic(panic: ScalingPanic | None, default: Panic | None) -> Panic | None:
     if panic is None:
+        return default
+    if panic.mode == "Disabled":
         return None
     return Panic(window_s=float(panic.window_seconds), threshold=panic.threshold_percent / 100)
 

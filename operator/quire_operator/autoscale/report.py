@@ -37,6 +37,8 @@ class ScalingFacts:
     """Requests that one replica runs at once, where its engine has told."""
     said: tuple[str, str, str] | None = None
     """What KEDA or an HPA says of itself, as ScalingReady's status, reason and message, if it is the provider."""
+    held: tuple[str, str] | None = None
+    """Reason and message, while nothing of the service is carried out: nobody scales it then."""
 
 
 def is_news(told: View | None, view: View) -> bool:
@@ -56,6 +58,8 @@ def scaling_status(
     """status.scaling; what others write into it stays. A spec that is refused (no service) says nothing, and what was so stays."""
     if service is not None and service.spec.scaling is None:
         return None
+    if facts is not None and facts.held is not None and previous:
+        return {**previous, "lastReason": ": ".join(facts.held)[:_MAX_REASON]}
     if service is None or facts is None:
         return previous
     status: dict[str, Any] = {**(previous or {}), "provider": facts.provider.name}
@@ -78,6 +82,9 @@ def scaling_status(
 
 def scaling_ready(facts: ScalingFacts, previous: Mapping[str, Any] | None) -> tuple[str, str, str]:
     """Status, reason and message of ScalingReady; `previous` is the condition as it was."""
+    if facts.held is not None:
+        reason, message = facts.held
+        return "False", reason, f"the replicas stay as they are: {message}"
     if facts.provider.problem is not None:
         return ("False", *facts.provider.problem)
     if facts.said is not None:

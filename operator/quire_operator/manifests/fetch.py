@@ -155,10 +155,16 @@ def _args(service: InferenceService, platform: Platform) -> list[str]:
         args += ["--s3-endpoint", parts.literal(platform.s3_endpoint)]
     if cache.kind == "EmptyDir":
         # The disk looks larger than the emptyDir may become, and a pod beyond the limit is evicted.
-        args += ["--max-bytes", str(int(quantity_value(cache.size).to_integral_value(ROUND_CEILING)))]
+        args += ["--max-bytes", _bytes(cache.size)]
+    elif cache.max_size:
+        args += ["--cache-bytes", _bytes(cache.max_size)]
     if platform.ca_config_map:
         args += ["--ca-file", f"{CA_PATH}/{CA_KEY}"]
     return [*args, "--progress-host", platform.bind_host, "--progress-port", str(names.PORT_FETCH)]
+
+
+def _bytes(quantity: str) -> str:
+    return str(int(quantity_value(quantity).to_integral_value(ROUND_CEILING)))
 
 
 def _env(service: InferenceService, platform: Platform) -> list[Manifest]:

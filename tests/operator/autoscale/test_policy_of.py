@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from quire_operator.api.validation import parse_service
 from quire_operator.autoscale.policy import DEFAULT_DOWN, DEFAULT_UP, Fallback, Limit, Panic, Policy, Target
 from quire_operator.autoscale.policy_of import policy_of
@@ -85,6 +87,14 @@ def test_panic_and_fallback_are_taken_over(document: Make) -> None:
 
     assert policy.panic == Panic(window_s=9, threshold=1.5)
     assert policy.fallback == Fallback(failure_threshold=3, replicas=2, behavior="CurrentReplicasIfHigher")
+
+
+@pytest.mark.parametrize("rest", ["", ", demandPerReplica: 8", ", targets: [{metric: Demand, value: 8}]"])
+def test_panic_can_be_switched_off_with_every_policy(document: Make, rest: str) -> None:
+    policy = parsed(document, f"{{maxReplicas: 4, panic: {{mode: Disabled, windowSeconds: 9}}{rest}}}")
+
+    assert policy.panic is None
+    assert policy.up == DEFAULT_UP
 
 
 def test_schedules_count_minutes_and_weekdays_from_monday(document: Make) -> None:

@@ -71,6 +71,15 @@ def test_what_an_earlier_process_left_is_read_back(service) -> None:
     assert memory_of({"scaling": status}) == Memory(last_active_s=NOW_S - 30, scalings=VIEW.scalings)
 
 
+def test_status_says_why_nothing_is_carried_out_and_keeps_what_was_done(service) -> None:
+    facts = ScalingFacts(provider=BUILT_IN, view=VIEW, held=("NameConflict", "rename it"))
+    previous = {"desired": 2, "lastReason": "x", "standby": 1}
+
+    told = {**previous, "lastReason": "NameConflict: rename it"}
+    assert scaling_status(facts, None, previous) == scaling_status(facts, service, previous) == told
+    assert scaling_status(facts, None, None) is None
+
+
 @pytest.mark.parametrize("broken", [None, {}, {"scaling": {"history": [1, {"replicas": "x"}], "lastActiveTime": 5}}])
 def test_status_that_cannot_be_read_is_no_memory(broken) -> None:
     assert memory_of(broken) == Memory()
@@ -121,6 +130,7 @@ def test_routers_that_have_not_answered_a_new_process_are_no_news() -> None:
     [
         (ScalingFacts(provider=BUILT_IN, view=VIEW), ("True", "Ready")),
         (ScalingFacts(provider=BUILT_IN), ("Unknown", "Waiting")),
+        (ScalingFacts(provider=BUILT_IN, view=VIEW, held=("NameConflict", "rename it")), ("False", "NameConflict")),
         (ScalingFacts(provider=BUILT_IN, view=replace(VIEW, **UNKNOWN)), ("False", "DemandUnknown")),
         (ScalingFacts(provider=BUILT_IN, view=replace(VIEW, refusal="forbidden")), ("False", "ReplicasNotWritten")),
         (
@@ -128,7 +138,7 @@ def test_routers_that_have_not_answered_a_new_process_are_no_news() -> None:
             ("False", "KEDANotInstalled"),
         ),
     ],
-    ids=["ready", "waiting", "unknown", "refused", "no-keda"],
+    ids=["ready", "waiting", "held", "unknown", "refused", "no-keda"],
 )
 def test_condition_says_whether_replicas_follow_demand(facts, expected) -> None:
     assert scaling_ready(facts, None)[:2] == expected

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,12 @@ class Cluster:
 
     @asynccontextmanager
     async def operator(
-        self, counter: WriteCounter | None = None, *, kopf: bool = False, keda: KedaSettings | None = None
+        self,
+        counter: WriteCounter | None = None,
+        *,
+        kopf: bool = False,
+        keda: KedaSettings | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> AsyncIterator[asyncio.Task]:
         """An operator; its task. Without `kopf` a reflector stands in for it, which starts and stops faster."""
         counter = counter or WriteCounter()
@@ -102,6 +108,7 @@ class Cluster:
                 watch_documents=self._kopf if kopf else lambda listener: self._reflect(client, listener),
                 rng=random.Random(1),
                 keda=keda,
+                now=now,
             )
             task = asyncio.create_task(machine.run())
             ready = asyncio.create_task(machine.working.wait())

@@ -199,6 +199,37 @@ async def test_routers_that_are_gone_make_demand_unknown_and_nothing_goes(cluste
         assert await replicas_of(cluster) == 2
 
 
+async def test_service_whose_name_an_older_one_takes_keeps_its_pods_until_it_has_the_name_back(
+    cluster, counter
+) -> None:
+    async with Router(cluster).running() as router, Kubelet(cluster).running() as kubelet, cluster.operator(counter):
+        await cluster.second_after(await cluster.service("older"))
+        router.ask(running=4)
+        await cluster.service(replicas=2, scaling=FAST)
+        await cluster.until(becomes("AllReady", reason, cluster, "WorkloadReady"))
+        await cluster.until(becomes("Ready", reason, cluster))
+        slow = {"spec": {"scaling": {"pollingIntervalSeconds": 600}}}
+        await cluster.client.merge_patch(SERVICE, cluster.namespace, "demo", slow)
+
+        await cluster.client.merge_patch(
+            SERVICE, cluster.namespace, "older", {"spec": {"model": {"aliases": ["demo"]}}}
+        )
+        await cluster.until(becomes("NameConflict", reason, cluster))
+        condition, status = await cluster.condition(SERVICE, "demo", "ScalingReady"), await scaling_status(cluster)
+        router.ask(held=9)
+        await cluster.settled()
+        ended = [name for name in kubelet.ended if name.startswith("demo-")]
+        kept = (await deployed(cluster), ended, scale_writes(counter))
+        await cluster.client.merge_patch(SERVICE, cluster.namespace, "older", {"spec": {"model": {"aliases": []}}})
+        await cluster.until(becomes(5, replicas_of, cluster))
+
+        rival = f"'demo' is served by InferenceService {cluster.namespace}/older already"
+        assert condition["message"].startswith(f"the replicas stay as they are: spec.model.name: {rival}")
+        assert status["lastReason"].startswith(f"NameConflict: spec.model.name: {rival}")
+        assert kept == ([2, 1], [], [])
+        await cluster.until(becomes("Ready", reason, cluster))
+
+
 async def test_provider_that_is_not_there_is_named_and_nobody_scales_in_its_place(cluster, counter) -> None:
     async with Router(cluster).running() as router, cluster.operator(counter):
         await cluster.service(replicas=0, scaling={**FAST, "provider": "Keda"})

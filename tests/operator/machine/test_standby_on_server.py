@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,22 @@ SCALING = {"minReplicas": 0, "maxReplicas": 3, "standby": {"replicas": 1}}
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[str]:
-    """The address of a worker with a fake engine: one of its own, as the port is the pods', and an engine outlives its worker a little."""
+def worker_process(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A worker with a fake engine, at an address of its own: the port is the pods', and an engine outlives its worker a little."""
     address = some_address()
     command = [sys.executable, "-m", "quire_worker", "--fake", "--model", str(DEMO), "--served-model-name", "demo"]
     command += ["--fake-decode-s-per-step", "0.05"]
     with (tmp_path / "worker.log").open("w") as log:
         process = subprocess.Popen([*command, "--host", address, "--port", str(names.PORT_HTTP)], stderr=log)
-    yield address
+    yield address, process
     process.kill()
     process.wait()
+
+
+@pytest.fixture
+def worker(worker_process: tuple[str, subprocess.Popen[bytes]]) -> str:
+    """The worker's address."""
+    return worker_process[0]
 
 
 async def startup_of(address: str) -> Any:
@@ -121,6 +127,48 @@ async def test_a_standby_sleeps_at_zero_and_is_woken_in_place_of_a_new_pod(clust
     assert [one["metadata"]["name"] for one in pods] == [pod["metadata"]["name"]]
     assert start["pod"] == pod["metadata"]["name"]
     assert [phase["name"] for phase in start["phases"]] == ["Engine"]
+
+
+async def test_a_sleeper_that_does_not_wake_is_replaced_by_a_fresh_pod(
+    cluster: Any, worker_process: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    address, process = worker_process
+    ahead = timedelta()
+
+    async def is_up() -> bool:
+        told = await startup_of(address)
+        return told is not None and told.phase == "ready"
+
+    async def is_asleep() -> bool:
+        return (await startup_of(address)).sleep == "asleep"
+
+    async def is_another() -> Any:
+        nonlocal ahead
+        ahead += timedelta(seconds=0.25)  # the operator's clock runs faster than ours
+        found = await pod_of(cluster)
+        return found if found and found["metadata"]["uid"] != pod["metadata"]["uid"] else None
+
+    async with cluster.operator(now=lambda: datetime.now(UTC) + ahead):
+        await cluster.service(replicas=0, scaling=SCALING)
+        pod = await cluster.until(lambda: pod_of(cluster))
+        await cluster.until(is_up)
+        await report(cluster, pod, address, ready=True)
+        await cluster.until(is_asleep)
+        await report(cluster, pod, address, ready=False)
+        process.kill()
+        process.wait()
+
+        await cluster.client.merge_patch(SERVICE, cluster.namespace, "demo", {"spec": {"replicas": 1}})
+        fresh = await cluster.until(is_another)
+        pods, _ = await cluster.client.list(resources.POD, cluster.namespace)
+        events, _ = await cluster.client.list(resources.EVENT, cluster.namespace)
+
+    told = [event["message"] for event in events if event["reason"] == "PodReplaced"]
+    assert [one["metadata"]["uid"] for one in pods] == [fresh["metadata"]["uid"]]
+    assert ANNOTATION_STANDBY not in (fresh["metadata"].get("annotations") or {})
+    assert told[0].startswith(
+        f"a fresh pod takes the place of {pod['metadata']['name']}: it sleeps and does not wake, told"
+    )
 
 
 async def test_a_worker_that_sleeps_is_left_alone_until_its_kubelet_has_noticed(

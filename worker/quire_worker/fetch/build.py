@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
+from quire_worker.fetch.cache import ModelCache
 from quire_worker.fetch.config import FetchConfig
 from quire_worker.fetch.downloader import Downloader
 from quire_worker.fetch.errors import FetchError, Reason
@@ -100,12 +101,14 @@ def _fetcher(config: FetchConfig, progress: Progress, web: WebClient, timing: Ti
     return Fetcher(
         source=source,
         store=ModelStore(config.dest, uri=config.uri, revision=config.revision),
+        cache=ModelCache(
+            config.dest.parent, own=config.dest.name, max_bytes=config.cache_bytes, max_model_bytes=config.max_bytes
+        ),
         lease=Lease(lease_path, holder=config.pod_uid, pod=config.pod, clock=timing.clock, sleep=timing.sleep),
         downloader=Downloader(web, source, patience, progress, config.max_bytes),
         patience=patience,
         progress=progress,
         parallel=config.parallel,
-        max_bytes=config.max_bytes,
     )
 
 

@@ -34,6 +34,9 @@ class FetchConfig:
     """PEM file with authorities to trust beside the system's."""
     max_bytes: int | None = None
     """The whole model at most; None: what the disk has."""
+    cache_bytes: int | None = None
+    """All models of the cache at most, this one included: the least recently used that nobody reads are deleted for it; None: no limit,
+    and nothing is deleted."""
     parallel: int = 4
     """Files at once."""
     retry_for_s: float = 120.0
@@ -83,6 +86,12 @@ def parse_args(argv: Sequence[str], environ: Mapping[str, str]) -> FetchConfig:
     add("--s3-endpoint", metavar="URL", help="where s3:// buckets are, for stores other than AWS")
     add("--ca-file", type=Path, metavar="FILE", help="authorities to trust beside the system's")
     add("--max-bytes", type=_positive, metavar="N", help="largest model")
+    add(
+        "--cache-bytes",
+        type=_positive,
+        metavar="N",
+        help="all models of the cache: the least recently used that nobody reads are deleted for this one (default: no limit)",
+    )
     add("--parallel", type=_positive, default=defaults["parallel"], metavar="N", help="files at once")
     add(
         "--retry-for",

@@ -13,6 +13,7 @@ import aiohttp
 from quire_contract.telemetry import log_event
 from quire_worker.errors import LoadError
 from quire_worker.fetch import archive
+from quire_worker.fetch.cache import ModelCache
 from quire_worker.fetch.downloader import Downloader
 from quire_worker.fetch.errors import FetchError, InterruptedFetchError, Reason
 from quire_worker.fetch.lease import Lease
@@ -34,22 +35,22 @@ class Fetcher:
         *,
         source: Source,
         store: ModelStore,
+        cache: ModelCache,
         lease: Lease,
         downloader: Downloader,
         patience: Patience,
         progress: Progress,
         parallel: int,
-        max_bytes: int | None,
     ) -> None:
-        """`parallel` files at once; `max_bytes` of the whole model, None for no limit but the disk's."""
+        """`parallel` files at once."""
         self._source = source
         self._store = store
+        self._cache = cache
         self._lease = lease
         self._downloader = downloader
         self._patience = patience
         self._progress = progress
         self._turns = asyncio.Semaphore(parallel)
-        self._max_bytes = max_bytes
 
     async def run(self) -> None:
         """The model is complete afterwards. Raises FetchError."""
@@ -65,12 +66,12 @@ class Fetcher:
 
     async def _run(self) -> None:
         await asyncio.to_thread(self._store.dest.parent.mkdir, parents=True, exist_ok=True)
-        mine = await self._lease.acquire(self._store.is_complete, lambda text: self._progress.enter("resolving", text))
+        mine = await self._lease.acquire(self._store.use, lambda text: self._progress.enter("resolving", text))
         if not mine:
             log_event(log, logging.INFO, "the model is there", folder=self._store.dest)
             return
         async with self._lease.kept():
-            if await asyncio.to_thread(self._store.is_complete):
+            if await asyncio.to_thread(self._store.use):
                 return
             await self._fetch()
 
@@ -81,7 +82,7 @@ class Fetcher:
         listing = await self._patience.keep_trying(
             lambda progressed: self._source.listing(), "listing the model's files"
         )
-        self._account(listing)
+        await asyncio.to_thread(self._account, listing)
         log_event(
             log,
             logging.INFO,
@@ -98,6 +99,7 @@ class Fetcher:
         names = await asyncio.to_thread(self._unpack, listing)
         await asyncio.to_thread(self._check)
         await asyncio.to_thread(store.finish, names, listing.version)
+        await asyncio.to_thread(self._cache.trim, store.size_bytes)
         log_event(log, logging.INFO, "fetched", folder=store.dest, files=len(names), size_bytes=progress.done_bytes)
 
     def _account(self, listing: Listing) -> None:
@@ -111,7 +113,9 @@ class Fetcher:
                 self._progress.on_file(file.name, record.size)
         factor = 2 if any(file.is_archive for file in listing.files) else 1
         there = self._progress.done_bytes + sum(self._part_size(file) for file in listing.files)
-        self._store.check_space(max(0, known * factor - there), known * factor, self._max_bytes)
+        missing_bytes = max(0, known * factor - there)
+        self._cache.make_room(known * factor, missing_bytes)
+        self._store.check_space(missing_bytes, known * factor, self._cache.max_model_bytes)
 
     def _part_size(self, file: RemoteFile) -> int:
         part = self._store.partial / (file.name + PART_SUFFIX)
@@ -131,7 +135,7 @@ class Fetcher:
         if not archives:
             return [file.name for file in listing.files]
         folder = self._store.partial
-        records = archive.extract(folder / archives[0], folder, lambda name, size: None, self._max_bytes)
+        records = archive.extract(folder / archives[0], folder, lambda name, size: None, self._cache.max_model_bytes)
         for name, record in records.items():
             self._store.add(name, record)
         return list(records)

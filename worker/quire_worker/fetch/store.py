@@ -7,6 +7,7 @@
 Blocking: callers run it in threads. This module must not know the network.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -15,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from quire_worker.fetch.errors import FetchError, Reason
+from quire_worker.models.cached_folder import MANIFEST_NAME, ModelGoneError, in_use
 
-MANIFEST_NAME = ".quire-manifest.json"
-_RESERVE_BYTES = 64 * 1024 * 1024
+RESERVE_BYTES = 64 * 1024 * 1024
 """Left free on the disk: for manifests, and for whatever else lies on it."""
 
 
@@ -53,8 +54,17 @@ class ModelStore:
 
     def is_complete(self) -> bool:
         """Whether the model is there, of this source, every file with its size. Contents were checked when they came."""
-        manifest = _read(self.dest)
+        manifest = read_manifest(self.dest)
         return manifest is not None and self._is_of_this_source(manifest) and not _damaged(self.dest, manifest)
+
+    def use(self) -> bool:
+        """is_complete; if so, its last use is now, and its cache keeps it until a worker has had the time to begin."""
+        with contextlib.suppress(ModelGoneError), in_use(self.dest):
+            if self.is_complete():
+                with contextlib.suppress(PermissionError):  # made by another user; it was used when it was made
+                    os.utime(self.dest / MANIFEST_NAME)
+                return True
+        return False
 
     def begin(self) -> None:
         """A folder to fill, with what an earlier attempt left; a complete folder that was damaged becomes such a rest."""
@@ -63,7 +73,7 @@ class ModelStore:
         elif self.dest.exists():
             shutil.rmtree(self.dest)
         self.partial.mkdir(parents=True, exist_ok=True)
-        manifest = _read(self.partial)
+        manifest = read_manifest(self.partial)
         if manifest is None or not self._is_of_this_source(manifest):
             return
         damaged = _damaged(self.partial, manifest)
@@ -79,14 +89,19 @@ class ModelStore:
         self._files[name] = record
         self._write(self.partial, version=None)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the files that are complete."""
+        return sum(record.size for record in self._files.values())
+
     def check_space(self, missing_bytes: int, all_bytes: int, max_bytes: int | None) -> None:
         """Raises FetchError if the disk, or the limit `max_bytes` of the whole model, is too small."""
         if max_bytes is not None and all_bytes > max_bytes:
-            message = f"the model has {_gib(all_bytes)}, and a pod's model cache {_gib(max_bytes)}; enlarge models.cache.size of the chart"
+            message = f"the model has {gib(all_bytes)}, and a pod's model cache {gib(max_bytes)}; enlarge models.cache.size of the chart"
             raise FetchError(Reason.NO_SPACE, message)
         free = shutil.disk_usage(self.partial).free
-        if missing_bytes + _RESERVE_BYTES > free:
-            message = f"the model needs {_gib(missing_bytes)} more, and the model cache has {_gib(free)} free; enlarge it, or remove models"
+        if missing_bytes + RESERVE_BYTES > free:
+            message = f"the model needs {gib(missing_bytes)} more, and the model cache has {gib(free)} free; enlarge it, or remove models"
             raise FetchError(Reason.NO_SPACE, message)
 
     def finish(self, names: Iterable[str], version: str | None) -> None:
@@ -102,7 +117,7 @@ class ModelStore:
                 path.unlink()
         self._write(self.partial, version=version)
         self.partial.rename(self.dest)
-        _sync_folder(self.dest.parent)
+        sync_folder(self.dest.parent)
 
     def _is_of_this_source(self, manifest: Manifest) -> bool:
         return (manifest.uri, manifest.revision) == (self._uri, self._revision)
@@ -120,7 +135,8 @@ class ModelStore:
         new.replace(path)
 
 
-def _read(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> Manifest | None:
+    """What a folder says of itself; None if it says nothing that can be read."""
     try:
         return msgspec.json.decode((folder / MANIFEST_NAME).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -139,11 +155,12 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _gib(size_bytes: int) -> str:
+def gib(size_bytes: int) -> str:
+    """For a person."""
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**27 else f"{size_bytes / 2**20:.1f} MiB"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The rename itself is on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
