@@ -17,9 +17,10 @@ Any change here is a new SCHEME: routers hash for an endpoint only under the sch
 Knows token ids only: no text, no model, no cache.
 """
 
+import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -164,6 +165,47 @@ class BlockHasher:
         return digest
 
 
-def wire_hashes(digests: Iterable[bytes]) -> list[int]:
+class BlockChain:
+    """Where the hashes of a sequence stand after some of its tokens. Never changes: what goes on from it is another chain.
+
+    For whoever keeps many beginnings and needs of each block its name only.
+    """
+
+    __slots__ = ("_parent", "_partial", "_rule", "num_tokens")
+
+    def __init__(self, rule: tuple[int, bytes, bytes, bytes], parent: bytes, partial: bytes, num_tokens: int) -> None:
+        self._rule = rule
+        """Bytes of a block's tokens; what stands before them, after those of the first block, and after those of any other."""
+        self._parent = parent
+        self._partial = partial
+        self.num_tokens = num_tokens
+        """Tokens so far, those of a last partial block included."""
+
+    @classmethod
+    def start(cls, block_size: int, keys: ExtraKeys = NO_KEYS) -> "BlockChain":
+        """Before the first token."""
+        if block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {block_size}")
+        first, other = _encode_keys(keys.of_block(0)), _encode_keys(keys.of_block(1))
+        return cls((block_size * TOKEN_SIZE_BYTES, _u32(block_size), first, other), root_digest(), b"", 0)
+
+    def extend(self, packed: bytes) -> tuple[list[int], "BlockChain"]:
+        """Wire hashes of the blocks that the tokens fill, and the chain after them. `packed` as `token_bytes` gives them."""
+        size, head, first, other = rule = self._rule
+        data = self._partial + packed
+        num_tokens = self.num_tokens + len(packed) // TOKEN_SIZE_BYTES
+        if len(data) < size:
+            return [], BlockChain(rule, self._parent, data, num_tokens)
+        tail = other if self.num_tokens * TOKEN_SIZE_BYTES >= size else first
+        parent, digests = self._parent, []
+        full = len(data) - len(data) % size
+        for start in range(0, full, size):
+            parent = sha256(parent + head + data[start : start + size] + tail).digest()
+            digests.append(parent)
+            tail = other
+        return wire_hashes(digests), BlockChain(rule, parent, data[full:], num_tokens)
+
+
+def wire_hashes(digests: Sequence[bytes]) -> list[int]:
     """`wire_hash` of each digest."""
-    return [wire_hash(digest) for digest in digests]
+    return list(struct.unpack(">" + "24xQ" * len(digests), b"".join(digests)))

@@ -1,23 +1,17 @@
-"""A model's chat template: Jinja2 in an immutable sandbox, with the conventions that templates for transformers rely on.
+"""A model's chat template: from a conversation to the model's text, or to a refusal that says why.
 
-The template comes with the model, the messages from anyone: neither may reach the process. Knows no tokens.
+Jinja2 renders it in a sandbox (`chat_sandbox`); conversations whose shape has come before are put together without it (`chat_shapes`).
+Knows no tokens.
 """
 
-import json
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
+from quire_contract.chat_sandbox import TooSlowError, compile_in, new_sandbox
+from quire_contract.chat_shapes import ShapeMemory, shape_of
 from quire_contract.openai.errors import CODE_INVALID_VALUE, CODE_UNSUPPORTED, ApiError
 
 MAX_RENDERED_CHARS = 32 * 1024 * 1024
@@ -51,9 +45,10 @@ class ChatTemplate:
 
         PromptError if a source does not compile.
         """
-        self._environment = environment = _environment(now)
+        self._sandbox = new_sandbox(now)
         self._knows_developer = {name: "developer" in source for name, source in sources.items()}
-        self._templates = {name: _compile(environment, name, source) for name, source in sources.items()}
+        self._templates = {name: self._compile(name, source) for name, source in sources.items()}
+        self._shapes = ShapeMemory(sources, now)
         self._special_tokens = dict(special_tokens)
         self._max_chars = max_chars
         self._max_render_s = max_render_s
@@ -68,9 +63,38 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as the model's text. PromptError if the template refuses it."""
+        return "".join(
+            self.pieces(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=template_kwargs,
+            )
+        )
+
+    def pieces(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """`render` in pieces: what the template wrote at even places, contents of messages between them. One piece, where that is not
+        known. What the template wrote is the same string each time that it writes the same."""
         name = self._name_for(tools)
-        template = self._templates[name]
-        kwargs = _checked_kwargs(template_kwargs or {})
+        kwargs = _checked_kwargs(template_kwargs) if template_kwargs else {}
+        shape = (
+            shape_of(name, messages, add_generation_prompt, kwargs)
+            if tools is None and not continue_final_message
+            else None
+        )
+        contents = () if shape is None else [message["content"] for message in messages]
+        known = None if shape is None else self._shapes.pieces(shape, contents)
+        if known is not None and sum(map(len, known)) <= self._max_chars:
+            return known
         seen = [dict(message) for message in messages]
         if not self._knows_developer[name]:
             _rename_developer(seen)
@@ -84,8 +108,10 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        text = self._run(template, values)
-        return _cut_at_mark(text) if continue_final_message else text
+        text = self._run(self._templates[name], values)
+        if shape is not None:
+            self._shapes.learn(shape, seen, values, contents, text)
+        return [_cut_at_mark(text) if continue_final_message else text]
 
     def _name_for(self, tools: object) -> str:
         if tools is not None and "tool_use" in self._templates:
@@ -96,18 +122,24 @@ class ChatTemplate:
             "This model has no chat template; use /v1/completions, or start the worker with one.", code=CODE_UNSUPPORTED
         )
 
+    def _compile(self, name: str, source: str) -> jinja2.Template:
+        try:
+            return compile_in(self._sandbox, source)
+        except jinja2.TemplateError as error:
+            raise PromptError(f"The model's chat template {name!r} is not valid Jinja2: {error}") from None
+
     def _run(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         pieces: list[str] = []
         room = self._max_chars
-        self._environment.start_clock(self._max_render_s)
+        self._sandbox.start_clock(self._max_render_s)
         try:
             for piece in template.generate(**values):
-                self._environment.check_clock()
+                self._sandbox.check_clock()
                 pieces.append(piece)
                 room -= len(piece)
                 if room < 0:
                     raise PromptError(f"The chat template wrote more than {self._max_chars} characters.")
-        except _TooSlowError:
+        except TooSlowError:
             raise PromptError(
                 f"The chat template takes longer than {self._max_render_s:g} s over these messages; send fewer."
             ) from None
@@ -153,101 +185,3 @@ def _cut_at_mark(text: str) -> str:
     kept = text[:start]
     is_trimmed = text[start + len(_CONTINUE_MARK) : start + len(_CONTINUE_MARK) + 1] != " "
     return kept.rstrip() if is_trimmed else kept
-
-
-def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.Template:
-    try:
-        template = environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise PromptError(f"The model's chat template {name!r} is not valid Jinja2: {error}") from None
-    template.globals = dict(template.globals)  # Jinja2's chained maps are slow to copy, which every rendering does
-    return template
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant wrote, for training; here it is its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Namespace(Namespace):
-    """`namespace` for templates: holds no underscore names, which the sandbox would not let a template read either."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        own, *rest = args  # so that namespace(self=...) works
-        values = dict(*rest, **kwargs)
-        for name in values:
-            _refuse_private(name)
-        Namespace.__init__(own, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {str(name)[:100]!r}")
-
-
-class _TemplateDict:
-    """`dict` for templates: builds one, offers no attributes of the type."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-
-class _TooSlowError(Exception):
-    """A template has run for too long. No template can catch it."""
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with a clock: whatever a template looks up, item by item, takes time that is counted. One clock a thread."""
-
-    _local = threading.local()
-
-    def start_clock(self, seconds: float) -> None:
-        self._local.end_s = time.monotonic() + seconds
-
-    def check_clock(self) -> None:
-        if time.monotonic() > self._local.end_s:
-            raise _TooSlowError
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self.check_clock()
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self.check_clock()
-        return super().getitem(obj, argument)
-
-
-def _environment(now: Callable[[], datetime]) -> _Environment:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: now().strftime(format)  # noqa: A006 - templates may name it
-    environment.globals["dict"] = _TemplateDict()
-    environment.globals["namespace"] = _Namespace
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without HTML escapes, as models saw it in training."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: object) -> None:
-    raise jinja2.TemplateError(str(message))

@@ -60,7 +60,18 @@ class PromptRenderer:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Text of a conversation."""
-        return self._template.render(
+        return "".join(self.pieces(messages, tools, add_generation_prompt, continue_final_message, template_kwargs))
+
+    def pieces(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Text of a conversation, as `ChatTemplate.pieces` gives it."""
+        return self._template.pieces(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -75,18 +86,18 @@ class PromptRenderer:
         """
         return prompt if isinstance(prompt, list) else self._tokenise(prompt, add_special_tokens, "prompt")
 
-    def check_length(self, text: str, param: str) -> None:
+    def check_length(self, num_chars: int, param: str) -> None:
         """PromptError for a text so long that it cannot fit the model however it is cut."""
-        if self._max_chars is not None and len(text) > self._max_chars:
+        if self._max_chars is not None and num_chars > self._max_chars:
             raise PromptError(
                 f"This model's maximum context length is {self.bundle.max_model_len} tokens, but the prompt has "
-                f"{len(text)} characters, which are certainly more tokens; shorten it.",
+                f"{num_chars} characters, which are certainly more tokens; shorten it.",
                 param,
                 CODE_CONTEXT_LENGTH,
             )
 
     def _tokenise(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        self.check_length(text, param)
+        self.check_length(len(text), param)
         # The "fast" form leaves out character offsets, which nobody here reads.
         ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return ids

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from quire_contract.block_hash import token_bytes
 from quire_contract.prompt_words import WordEncoder
 
 SEGMENT_CHARS = 256
@@ -79,9 +80,11 @@ class SegmentedEncoder:
         parts = msgspec.json.decode(tokenizer_json, type=_TokenizerParts)
         self._tokenizer = tokenizer
         self._added, self._cuts_before = _added_tokens(parts.added_tokens)
+        self._contents = [token.content for token in parts.added_tokens]
         self._inside = _inside(parts)
         self._frame = _frame(tokenizer, parts.post_processor)
-        self._kept: dict[str, list[int]] = {}
+        self._kept: dict[str, bytes] = {}
+        self._firm: dict[str, bool] = {}
         self._words = _word_encoder(tokenizer, parts) if self._inside is not None else None
 
     @property
@@ -100,14 +103,30 @@ class SegmentedEncoder:
                     start = at
         yield from _pieces(text, start, len(text), self._inside)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of one segment, or of any text, without special tokens around it. Read them, never change them."""
+    def is_firm(self, text: str) -> bool:
+        """Whether it begins with a token that texts are cut before, whatever stands before and after it: such a cut says nothing of
+        what follows."""
+        firm = self._firm.get(text)
+        if firm is None:
+            if len(self._firm) >= MAX_KEPT:
+                self._firm.clear()
+            firm = self._firm[text] = self._is_cut_before(text)
+        return firm
+
+    def _is_cut_before(self, text: str) -> bool:
+        found = None if self._added is None else self._added.match(text)
+        if found is None or found.group() not in self._cuts_before:
+            return False
+        return not any(text in content and text != content for content in self._contents)
+
+    def encode(self, text: str) -> bytes:
+        """Token ids of one segment, or of any text, without special tokens around it, as `token_bytes` packs them."""
         known = self._kept.get(text)
         if known is not None:
             return known
         ids = None if self._words is None else self._words.encode(text)
         if ids is None:
-            ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            ids = token_bytes(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         if len(text) <= MAX_KEPT_CHARS:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.clear()
@@ -118,7 +137,10 @@ class SegmentedEncoder:
 def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:
     """text[start:end] in one, or cut further. Nothing before `start` and after `end` is looked at for that."""
     while inside is not None and end - start > SEGMENT_CHARS:
-        found = inside.search(text, start + SEGMENT_CHARS, end)
+        at = text.find(" ", start + SEGMENT_CHARS, end)  # most often this is a place, found quicker
+        found = None if at < 0 else inside.match(text, at, end)
+        if found is None:
+            found = inside.search(text, start + SEGMENT_CHARS, end)
         if found is None:
             break
         yield text[start : found.start()]

@@ -1,20 +1,26 @@
 """Token ids of a text by its words: a word that was seen before costs a look-up instead of the tokenizer's work.
 
-    "<|im_start|>user\nHow are you?"  ->  <|im_start|> | "user" "\n" "How" " are" " you" "?"  ->  151644 | 872 198 4438 ...
+    "<|im_start|>user\nHow are you?"  ->  <|im_start|> | "user\nHow" " are" " you?"  ->  151644 | 872 198 4438 | 525 | 498 30
 
 A tokenizer with one of the splitters of `prompt_segments.KNOWN_SPLITS` cuts a text at its added tokens, then into words, and encodes
 each word by itself. None of these splitters looks behind itself, and a word alone is one word again; so the ids of a text are those of its
-words, in a row. Words are found here only in ASCII text, where the splitter's classes of characters are a few ranges: other text is the
-tokenizer's. `tests/contract/test_prompt_words.py` holds both against each other.
+words, in a row.
+
+In none of them a word goes on past a space, unless it is white space so far. So the text between two spaces is looked up first, with
+the space before it: that is quicker than to find words in it. Only what is not known, or ends in white space, is cut into words as the
+splitter does it, here where it is ASCII, whose classes of characters are a few ranges; other text is the tokenizer's, from space to
+space. `tests/contract/test_prompt_words.py` holds both against each other.
 
 Bounded: a full memory is emptied. Read from several threads.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 
 from tokenizers import Tokenizer
+
+from quire_contract.block_hash import token_bytes
 
 MAX_WORDS = 50_000
 """About 10 MB of words and their ids."""
@@ -39,7 +45,7 @@ _NAMED = re.compile(r"\\p\{\w+\}|\\[sS]|\\.|\[\^?|\]|.", re.DOTALL)
 
 
 class WordEncoder:
-    """For one tokenizer."""
+    """For one tokenizer. Token ids are packed, as `block_hash.token_bytes` packs them."""
 
     def __init__(self, tokenizer: Tokenizer, split: str, added: Mapping[str, int]) -> None:
         """`split`: one of KNOWN_SPLITS. `added`: the tokens that raw text is cut at first, all of them, with their ids."""
@@ -47,48 +53,104 @@ class WordEncoder:
         self._find = ascii_pattern(split).findall
         contents = sorted(added, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, contents)) + ")").split if contents else None
-        self._added: dict[str, Sequence[int]] = {content: (token_id,) for content, token_id in added.items()}
-        self._known = dict(self._added)
+        self._added = {content: token_bytes((token_id,)) for content, token_id in added.items()}
+        self._words: dict[str, bytes] = {}
+        """By the text itself: words, and other text from a space or a beginning to a space or an end."""
+        self._spaced: dict[str, bytes] = {}
+        """By text without spaces that does not end in white space: the ids of a space and this."""
 
-    def encode(self, text: str) -> list[int] | None:
+    def encode(self, text: str) -> bytes | None:
         """Its token ids, without special tokens around it. None: the tokenizer must do it."""
+        parts = [text] if self._cut is None else self._cut(text)
+        if len(parts) == 1:
+            return self._encode_plain(text)
+        encoded: list[bytes] = []
+        for index, part in enumerate(parts):
+            ids = self._added[part] if index % 2 else self._encode_plain(part)
+            if ids is None:
+                return None
+            encoded.append(ids)
+        return b"".join(encoded)
+
+    def _encode_plain(self, text: str) -> bytes | None:
+        """Of text without added tokens."""
+        parts = text.split(" ")
+        found: list[bytes | None] = list(map(self._spaced.get, parts))
+        first = parts[0]
+        if not first:
+            found[0] = b"" if len(parts) > 1 or not text else None
+        else:
+            found[0] = None if first[-1].isspace() and len(parts) > 1 else self._words.get(first)
+        try:
+            return b"".join(found)  # type: ignore[arg-type]
+        except TypeError:  # not all are known
+            return self._encode_rest(parts, found)
+
+    def _encode_rest(self, parts: list[str], found: list[bytes | None]) -> bytes | None:
+        """Of text that is cut at its spaces, with the ids of the parts that are known."""
+        unknown: dict[int, str] = {}
+        end = -1
+        for index, known in enumerate(found):
+            if index <= end:
+                found[index] = b""
+            elif known is None:
+                text, end = _whole_text(parts, index)
+                ids = self._words.get(text)
+                found[index] = self._of_known_words(text) if ids is None else ids
+                if found[index] is None:
+                    unknown[index] = text
+        if unknown:
+            learnt = self._learn(list(unknown.values()))
+            if learnt is None:
+                return None
+            for index, ids in zip(unknown, learnt, strict=True):
+                found[index] = ids
+        return b"".join(found)  # type: ignore[arg-type]
+
+    def _of_known_words(self, text: str) -> bytes | None:
+        """The text's ids, if its words are known; kept, so that it is found at once the next time."""
         if not text.isascii():
             return None
-        words = self._words(text)
         try:
-            return list(chain.from_iterable(map(self._known.__getitem__, words)))
+            ids = b"".join(map(self._words.__getitem__, self._find(text)))
         except KeyError:
-            ids = self._learn(words)
-        return None if ids is None else list(chain.from_iterable(ids))
+            return None
+        if len(text) <= MAX_WORD_CHARS:
+            self._keep(text, ids)
+        return ids
 
-    def _words(self, text: str) -> list[str]:
-        """Words and added tokens, in order. No word is spelt as an added token is, or the text would have been cut there."""
-        if self._cut is None:
-            return self._find(text)
-        pieces = self._cut(text)
-        if len(pieces) == 1:
-            return self._find(text)
-        words: list[str] = []
-        for index, piece in enumerate(pieces):
-            if index % 2:
-                words.append(piece)
-            elif piece:
-                words += self._find(piece)
-        return words
-
-    def _learn(self, words: list[str]) -> list[Sequence[int]] | None:
-        """The ids of each of `words`. None: more of them are new than are learnt at once."""
-        known = self._known
-        missing = [word for word in dict.fromkeys(words) if word not in known]
+    def _learn(self, texts: list[str]) -> list[bytes] | None:
+        """The ids of each of `texts`. None: more words of theirs are new than are learnt at once."""
+        words = [self._find(text) if text.isascii() else [text] for text in texts]
+        known = self._words
+        missing = [word for word in dict.fromkeys(chain.from_iterable(words)) if word not in known]
         learnt = missing[:MAX_LEARNT]
-        encodings = self._tokenizer.encode_batch_fast(learnt, add_special_tokens=False)
-        found: dict[str, Sequence[int]] = {word: e.ids for word, e in zip(learnt, encodings, strict=True)}
-        if len(known) + len(learnt) > MAX_WORDS:
-            self._known = dict(self._added)
-        self._known.update((word, ids) for word, ids in found.items() if len(word) <= MAX_WORD_CHARS)
+        encodings = self._tokenizer.encode_batch_fast(learnt, add_special_tokens=False) if learnt else ()
+        found = {word: token_bytes(e.ids) for word, e in zip(learnt, encodings, strict=True)}
+        for word, ids in found.items():
+            if len(word) <= MAX_WORD_CHARS:
+                self._keep(word, ids)
         if len(missing) > len(learnt):
             return None
-        return [found[word] if word in found else known[word] for word in words]
+        return [b"".join([found[word] if word in found else known[word] for word in own_words]) for own_words in words]
+
+    def _keep(self, text: str, ids: bytes) -> None:
+        if len(self._words) >= MAX_WORDS:
+            self._words = {}
+        self._words[text] = ids
+        if text[0] == " " and text.rfind(" ") == 0 and not text[-1].isspace():
+            if len(self._spaced) >= MAX_WORDS:
+                self._spaced = {}
+            self._spaced[text[1:]] = ids
+
+
+def _whole_text(parts: list[str], index: int) -> tuple[str, int]:
+    """The text from parts[index], with the space before it, up to the next space that nothing goes on past; and that part's index."""
+    end = index
+    while end + 1 < len(parts) and (not parts[end] or parts[end][-1].isspace()):
+        end += 1
+    text = " ".join(parts[index : end + 1])
+    return (" " + text if index else text), end
 
 
 def ascii_pattern(split: str) -> re.Pattern[str]:

@@ -3,8 +3,8 @@
     root (bundle, adapter, salt) -> "<|im_start|>system\n You are ..." -> " words go on ..." -> "<|im_end|>\n..." -> ...
 
 A step's place in the chain names it, so equal text after another beginning is another step. A step holds the hashes of the blocks that
-became full in it, and the hasher that goes on from there. Bounded by bytes; what was not used for longest goes first, and steps behind a
-forgotten one are never found again, so they go as well.
+became full in it, and the chain that goes on from there. A way over several steps that was taken again can be remembered as one (`join`).
+Bounded by bytes; what was not used for longest goes first, and steps behind a forgotten one are never found again, so they go as well.
 
 Knows no tokenizer: the caller encodes what is missing. Used from several threads.
 """
@@ -15,28 +15,42 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 
-from quire_contract.block_hash import BlockHasher, wire_hash
+from quire_contract.block_hash import BlockChain
 
 STEP_BYTES = 900
 """A step without its text and hashes."""
 HASH_BYTES = 40
+TOUCH_SHARE = 16
+"""A step counts as just used until as many others have come as this part of all: to note each use would cost more than it tells."""
+
+Key = tuple[Hashable, ...]
 
 
 class Step:
-    """The prompt up to the end of one segment."""
+    """The prompt up to the end of one segment, or of several that are found as one."""
 
-    __slots__ = ("hasher", "hashes", "num_chars", "num_tokens", "number")
+    __slots__ = ("chain", "hashes", "key", "num_chars", "number", "size_bytes", "used")
 
-    def __init__(self, number: int, hasher: BlockHasher, hashes: Sequence[int], num_chars: int) -> None:
+    def __init__(
+        self, key: Key, number: int, chain: BlockChain, hashes: Sequence[int], num_chars: int, size_bytes: int
+    ) -> None:
+        self.key = key
         self.number = number
-        self.hasher = hasher
-        """Goes on after the segment; shared, so fork it."""
+        """The place that it leads to."""
+        self.chain = chain
+        """Goes on after the segment."""
         self.hashes = hashes
         """Wire hashes of the blocks that the segment filled."""
-        self.num_tokens = hasher.num_tokens
-        """From the prompt's beginning."""
         self.num_chars = num_chars
         """Of the segment."""
+        self.size_bytes = size_bytes
+        self.used = 0
+        """How many steps there had been when it was last moved to the end of the line."""
+
+    @property
+    def num_tokens(self) -> int:
+        """From the prompt's beginning."""
+        return self.chain.num_tokens
 
 
 class PromptCache:
@@ -44,7 +58,7 @@ class PromptCache:
 
     def __init__(self, *, max_bytes: int = 64 * 1024 * 1024) -> None:
         self._max_bytes = max_bytes
-        self._steps: OrderedDict[tuple[int, Hashable], tuple[Step, int]] = OrderedDict()
+        self._steps: OrderedDict[Key, Step] = OrderedDict()
         self._size_bytes = 0
         self._last_number = 0
         self._lock = threading.Lock()
@@ -57,52 +71,65 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def find(self, root: Hashable, segments: Iterator[str]) -> tuple[list[Step], str | None]:
-        """The steps that are known of a prompt, first to last, the root's first; and the first segment that is not (None: all are).
+    def root(self, root: Hashable) -> Step | None:
+        """Where prompts of one kind begin, if that is known."""
+        return self._steps.get((0, root))
 
-        Takes no more of `segments` than that; nothing, if not even the root is known."""
+    def after(self, before: Step, *texts: str) -> Step | None:
+        """The step that such texts lead to, if it is known: a segment, or what `join` named."""
+        return self._steps.get((before.number, *texts))
+
+    def follow(self, steps: list[Step], segments: Iterator[str]) -> str | None:
+        """Add to `steps`, the last of which is where `segments` begin, those that are known; the first segment that is not (None: all are).
+
+        Takes no more of `segments` than that."""
         known = self._steps
-        found = known.get((0, root))
-        if found is None:
-            return [], None
-        steps, missing = [found[0]], None
-        keys: list[tuple[int, Hashable]] = [(0, root)]
+        number = steps[-1].number
         for segment in segments:
-            key: tuple[int, Hashable] = (steps[-1].number, segment)
-            found = known.get(key)
+            found = known.get((number, segment))
             if found is None:
-                missing = segment
-                break
-            steps.append(found[0])
-            keys.append(key)
-        for key in reversed(keys):  # a beginning is kept longer than what goes on from it
+                return segment
+            steps.append(found)
+            number = found.number
+        return None
+
+    def touch(self, steps: Sequence[Step]) -> None:
+        """A prompt's steps, first to last, were used."""
+        if self._last_number - steps[-1].used < len(self._steps) // TOUCH_SHARE:
+            return
+        for step in reversed(steps):  # a beginning is kept longer than what goes on from it
             with contextlib.suppress(KeyError):  # another thread has just put so much that it is gone
-                known.move_to_end(key)
-        return steps, missing
+                self._steps.move_to_end(step.key)
+                step.used = self._last_number
 
-    def begin(self, root: Hashable, hasher: BlockHasher) -> Step:
-        """Remember where prompts of one kind begin. `hasher` may have seen tokens that all begin with; it is the step's from now on."""
-        return self._put((0, root), hasher, STEP_BYTES)
+    def begin(self, root: Hashable, hashes: Sequence[int], chain: BlockChain) -> Step:
+        """Remember where prompts of one kind begin. `chain` may have tokens that all begin with, and `hashes` of their blocks."""
+        return self._put(Step((0, root), 0, chain, hashes, 0, STEP_BYTES))
 
-    def extend(self, before: Step, segment: str, token_ids: Sequence[int]) -> Step:
-        """Remember a segment after a step, with its token ids. OverflowError for an id that is no uint32."""
-        hasher = before.hasher.fork()
-        hasher.extend(token_ids)
-        return self._put((before.number, segment), hasher, STEP_BYTES + sys.getsizeof(segment))
+    def extend(self, before: Step, segment: str, packed: bytes) -> Step:
+        """Remember a segment after a step, with its token ids."""
+        hashes, chain = before.chain.extend(packed)
+        size_bytes = STEP_BYTES + sys.getsizeof(segment) + HASH_BYTES * len(hashes)
+        return self._put(Step((before.number, segment), 0, chain, hashes, len(segment), size_bytes))
 
-    def _put(self, key: tuple[int, Hashable], hasher: BlockHasher, size_bytes: int) -> Step:
-        num_chars = len(key[1]) if isinstance(key[1], str) else 0
-        hashes = [wire_hash(digest) for digest in hasher.digests]
-        hasher.drop_digests()
-        size_bytes += HASH_BYTES * len(hashes)
+    def join(self, before: Step, steps: Sequence[Step], *texts: str) -> Step:
+        """Remember the way over `steps` after `before` as what `texts` lead to. What `texts` are must say that this is the way."""
+        hashes = [block for step in steps for block in step.hashes]
+        last = steps[-1]
+        size_bytes = STEP_BYTES + sum(map(sys.getsizeof, texts)) + HASH_BYTES * len(hashes)
+        num_chars = sum(step.num_chars for step in steps)
+        return self._put(Step((before.number, *texts), last.number, last.chain, hashes, num_chars, size_bytes))
+
+    def _put(self, step: Step) -> Step:
         with self._lock:
-            self._last_number += 1
-            step = Step(self._last_number, hasher, hashes, num_chars)
-            known = self._steps.get(key)
+            known = self._steps.get(step.key)
             if known is not None:  # two threads read the same prompt
-                return known[0]
-            self._steps[key] = (step, size_bytes)
-            self._size_bytes += size_bytes
+                return known
+            self._last_number = step.used = self._last_number + 1
+            if not step.number:
+                step.number = step.used
+            self._steps[step.key] = step
+            self._size_bytes += step.size_bytes
             while self._size_bytes > self._max_bytes and len(self._steps) > 1:
-                self._size_bytes -= self._steps.popitem(last=False)[1][1]
+                self._size_bytes -= self._steps.popitem(last=False)[1].size_bytes
         return step

@@ -3,16 +3,18 @@
 Knows no threads: whoever advances a job decides where.
 """
 
+from collections.abc import Iterator
+
 import msgspec
 
-from quire_contract.block_hash import BlockHasher, ExtraKeys, hash_blocks, wire_hashes
+from quire_contract.block_hash import TOKEN_SIZE_BYTES, BlockChain, ExtraKeys, hash_blocks, token_bytes, wire_hashes
 from quire_contract.openai.errors import invalid
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.prompt_input import ChatInput, TextInput
-from quire_contract.prompt_segments import MAX_KEPT_CHARS, SegmentedEncoder
-from quire_router.prompt_cache import PromptCache
+from quire_contract.prompt_segments import MAX_KEPT_CHARS, MIN_CHARS, SegmentedEncoder
+from quire_router.prompt_cache import PromptCache, Step
 
 MAX_NEW_CHARS = 256 * 1024
 """Of one prompt, no more text that the cache does not know is tokenised; the rest counts by its length. So much takes 0.1 to 0.3 s in a
@@ -70,24 +72,53 @@ class Job:
     """One prompt on its way. `advance` until nothing is missing, then `blocks`."""
 
     def __init__(
-        self, reader: Reader, cache: PromptCache, text: str, keys: ExtraKeys, frame: tuple[list[int], list[int]]
+        self, reader: Reader, cache: PromptCache, pieces: list[str], keys: ExtraKeys, frame: tuple[list[int], list[int]]
     ) -> None:
+        """`pieces` as `ChatTemplate.pieces` gives them; `frame`: tokens before and after the text."""
         self._reader = reader
         self._cache = cache
+        before, after = frame
+        self._after = token_bytes(after) if after else b""
+        self._steps = [_root(reader, cache, keys, before)]
+        num_messages = self._whole_messages(pieces)
+        text = "".join(pieces[2 * num_messages :]) if num_messages or len(pieces) > 1 else pieces[0]
         self._segments = reader.encoder.segments(text)
-        before, self._after = frame
-        root = (reader.digest, keys.adapter, keys.cache_salt, bool(before))
-        self._steps, self._next = cache.find(root, self._segments)
-        if not self._steps:
-            hasher = BlockHasher(reader.bundle.block_size, keys)
-            hasher.extend(before)
-            self._steps = [cache.begin(root, hasher)]
-            self._next = next(self._segments, None)
-        self._num_chars = len(text)
-        self._room_chars = MAX_NEW_CHARS
-        self.missing_chars = 0 if self._next is None else self._num_chars - sum(s.num_chars for s in self._steps)
+        num_known = len(self._steps)
+        self._next = cache.follow(self._steps, self._segments)
+        if len(self._steps) > num_known:
+            self._join_messages(pieces[2 * num_messages :], num_known)
+        cache.touch(self._steps)
+        self.missing_chars = len(text) - sum([step.num_chars for step in self._steps[num_known:]])
         """Text still to be tokenised."""
+        self._num_chars = self.missing_chars + sum([step.num_chars for step in self._steps])
+        self._room_chars = MAX_NEW_CHARS
         self._unread_chars = 0
+
+    def _whole_messages(self, pieces: list[str]) -> int:
+        """Take the steps over whole messages, as far as they are known; how many these are."""
+        taken = 0
+        for end, text in _messages(pieces):
+            found = self._cache.after(self._steps[-1], text, pieces[end])
+            if found is None:
+                break
+            self._steps.append(found)
+            taken = end // 2
+        return taken
+
+    def _join_messages(self, pieces: list[str], start: int) -> None:
+        """Remember as one what segments from `start` on make up a message: the next time it is found at once."""
+        steps, end_chars, num_chars, end = self._steps, 0, 0, start
+        for at, text in _messages(pieces):
+            if not self._reader.encoder.is_firm(pieces[at]):
+                return
+            num_chars += len(text)
+            begin = end
+            while end_chars < num_chars and end < len(steps):
+                end_chars += steps[end].num_chars
+                end += 1
+            if end_chars != num_chars:
+                return
+            self._cache.join(steps[begin - 1], steps[begin:end], text, pieces[at])
 
     def advance(self, num_chars: int) -> None:
         """Tokenise segments until `num_chars` are done, at least one."""
@@ -96,31 +127,52 @@ class Job:
             if len(segment) > self._room_chars:
                 self._unread_chars, self.missing_chars, self._next = self.missing_chars, 0, None
                 return
-            ids = self._reader.encoder.encode(segment)
+            packed = self._reader.encoder.encode(segment)
             self._next = next(self._segments, None)
             if self._next is None and len(segment) <= MAX_KEPT_CHARS:
                 # What opens the answer ends every chat, and goes on as something else in the next: no step is worth keeping for it.
-                self._after = ids + self._after
+                self._after = packed + self._after
             else:
-                self._steps.append(self._cache.extend(self._steps[-1], segment, ids))
+                self._steps.append(self._cache.extend(self._steps[-1], segment, packed))
             self.missing_chars -= len(segment)
             self._room_chars -= len(segment)
             num_chars -= len(segment)
 
     def blocks(self) -> PromptBlocks:
         """What was read."""
-        last = self._steps[-1]
-        hashes = [block for step in self._steps for block in step.hashes]
-        num_tokens = last.num_tokens + len(self._after)
+        last = self._steps[-1].chain
+        hashes: list[int] = []
+        for step in self._steps:
+            hashes += step.hashes
+        num_tokens = last.num_tokens + len(self._after) // TOKEN_SIZE_BYTES
         if self._unread_chars:
             num_tokens += round(self._unread_chars / self._chars_per_token())
         elif self._after:
-            hashes += wire_hashes(last.hasher.fork().extend(self._after))
+            hashes += last.extend(self._after)[0]
         return PromptBlocks(num_tokens=num_tokens, block_tokens=self._reader.bundle.block_size, hashes=hashes)
 
     def _chars_per_token(self) -> float:
         num_chars = self._num_chars - self._unread_chars
         return num_chars / self._steps[-1].num_tokens if num_chars else CHARS_PER_TOKEN
+
+
+def _root(reader: Reader, cache: PromptCache, keys: ExtraKeys, before: list[int]) -> Step:
+    root = (reader.digest, keys.adapter, keys.cache_salt, bool(before))
+    found = cache.root(root)
+    if found is not None:
+        return found
+    return cache.begin(root, *BlockChain.start(reader.bundle.block_size, keys).extend(token_bytes(before)))
+
+
+def _messages(pieces: list[str]) -> Iterator[tuple[int, str]]:
+    """Where each message ends, as a place in `pieces`, and its text, with what the template writes before it. Short ones go with what
+    follows, as segments do. What the template writes after the last is none."""
+    text = ""
+    for at in range(0, len(pieces) - 2, 2):
+        text += pieces[at] + pieces[at + 1]
+        if len(text) >= MIN_CHARS:
+            yield at + 2, text
+            text = ""
 
 
 def begin_job(reader: Reader, cache: PromptCache, fields: RoutingFields, keys: ExtraKeys) -> Job | None:
@@ -130,18 +182,18 @@ def begin_job(reader: Reader, cache: PromptCache, fields: RoutingFields, keys: E
     if source.truncation is not None:
         return None
     frame = reader.encoder.frame if source.add_special_tokens else ([], [])
-    text = _text_of(reader.renderer, source)
-    if frame is None or text is None:
+    pieces = _pieces_of(reader.renderer, source)
+    if frame is None or pieces is None:
         return None
-    reader.renderer.check_length(text, "prompt")
-    return Job(reader, cache, text, keys, frame)
+    reader.renderer.check_length(sum(map(len, pieces)), "prompt")
+    return Job(reader, cache, pieces, keys, frame)
 
 
-def _text_of(renderer: PromptRenderer, source: ChatInput | TextInput) -> str | None:
+def _pieces_of(renderer: PromptRenderer, source: ChatInput | TextInput) -> list[str] | None:
     if isinstance(source, TextInput):
         first = source.prompts[0]
-        return first if isinstance(first, str) else None
-    return renderer.render(
+        return [first] if isinstance(first, str) else None
+    return renderer.pieces(
         source.messages,
         source.tools,
         source.add_generation_prompt,

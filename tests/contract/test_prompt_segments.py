@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from quire_contract.block_hash import token_bytes
 from quire_contract.prompt_segments import (
     _GPT2,
     _LLAMA3,
@@ -99,10 +100,10 @@ def test_segments_have_the_ids_of_the_whole(name):
     @given(TEXTS)
     def check(text):
         segments = list(encoder.segments(text))
-        ids = [token_id for segment in segments for token_id in encoder.encode(segment)]
+        ids = b"".join(map(encoder.encode, segments))
 
         assert "".join(segments) == text
-        assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == token_bytes(tokenizer.encode(text, add_special_tokens=False).ids)
 
     check()
 
@@ -133,13 +134,34 @@ def test_the_longest_added_token_at_a_place_is_the_one_that_counts():
     assert list(segments) == [a, f"<|im_end|>\n<|long|>{b}", "<|im_end|>\n<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_firm"),
+    [
+        ("<|im_end|>\n<|im_start|>user\n", True),
+        ("<|im_end|>", False),  # <|im_end|>\n<|long|> may be meant
+        ("<|im_end|>\n", False),
+        ("<|x|>", True),
+        ("\n<|x|>", False),
+        ("user\n", False),
+        ("", False),
+    ],
+)
+def test_a_text_that_begins_with_a_token_is_cut_off_whatever_follows(text, is_firm):
+    encoder = encoder_of(TOKENIZERS["llama3"])
+
+    answers = [encoder.is_firm(text) for _ in range(2)]
+
+    assert answers == [is_firm] * 2
+    assert not encoder_of(TOKENIZERS["fussy added tokens"]).is_firm("<mask>x")
+
+
 def test_what_templates_write_again_and_again_is_tokenised_once():
     encoder = encoder_of(TOKENIZERS["llama3"])
 
     first, again, longer = (encoder.encode(text) for text in ("<|im_end|>\n", "<|im_end|>\n", "x" * 100))
 
     assert first is again
-    assert first == TOKENIZERS["llama3"].encode("<|im_end|>\n").ids
+    assert first == token_bytes(TOKENIZERS["llama3"].encode("<|im_end|>\n").ids)
     assert encoder.encode("x" * 100) is not longer
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from quire_contract.block_hash import token_bytes
 from quire_contract.prompt_segments import KNOWN_SPLITS, SegmentedEncoder
 from quire_contract.prompt_words import MAX_LEARNT, MAX_WORDS, WordEncoder
 
@@ -15,7 +16,7 @@ ADDED = ("<|im_start|>", "<|im_end|>", "<|im_end|>\n<|long|>", "user ")
 FRAGMENTS = [
     *ADDED, "<|im_", "end|>", " ", "  ", "\n", " \n ", "\r\n", "\r", "\t", "\v", "\f", "\x1c", "\x1f", "\x85", "\x00", "the", " The",
     "quick", "'s", "'LL", "it's", "'t'", "''", ",", "?!", "12", " 345678", "/", "_", "camelCase", "HTTPServer", "x" * 70, "é", "user",
-    " user ",
+    " user ", "日本 語", " ü", "\u00a0", "\u2003 ", "\u0301",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.sampled_from(string.printable), max_size=6), max_size=30).map(
     "".join
@@ -47,12 +48,12 @@ ENCODERS = {
 @given(text=TEXTS)
 @settings(max_examples=150, deadline=None)
 def test_words_have_the_ids_that_the_text_gets_as_a_whole(split, text):
-    expected = TOKENIZERS[split].encode(text, add_special_tokens=False).ids
+    expected = token_bytes(TOKENIZERS[split].encode(text, add_special_tokens=False).ids)
 
     first, again = ENCODERS[split].encode(text), ENCODERS[split].encode(text)
 
     assert first in (expected, None)
-    assert again == (expected if text.isascii() else None)
+    assert again == expected
 
 
 @pytest.mark.parametrize("split", TOKENIZERS, ids=range(len(TOKENIZERS)))
@@ -63,7 +64,7 @@ def test_every_pair_of_ascii_characters_is_cut_as_the_tokenizer_cuts_it(split):
     for first in map(chr, range(128)):
         for second in map(chr, range(128)):
             text = f"{first}{second}a {second}{first} 1"
-            assert encoder._words(text) == [text[slice(*span)] for _, span in cut.pre_tokenize_str(text)]
+            assert encoder._find(text) == [text[slice(*span)] for _, span in cut.pre_tokenize_str(text)]
 
 
 def test_a_text_of_many_new_words_is_the_tokenizers_until_they_were_seen():
@@ -74,19 +75,31 @@ def test_a_text_of_many_new_words_is_the_tokenizers_until_they_were_seen():
 
     answers = [encoder.encode(text) for _ in range(3)]
 
-    expected = TOKENIZERS[split].encode(text, add_special_tokens=False).ids
+    expected = token_bytes(TOKENIZERS[split].encode(text, add_special_tokens=False).ids)
     assert answers == [None, expected, expected]
+
+
+@pytest.mark.parametrize("split", TOKENIZERS, ids=range(len(TOKENIZERS)))
+def test_whatever_stands_beside_a_space_the_text_before_it_has_ids_of_its_own(split):
+    encoder, characters = WordEncoder(TOKENIZERS[split], split, {}), "aA1,'/_ \t\n\r\x1c\u00e9\u00a0\u8a9e"
+    texts = [f"x{before}{space}{after}y" for before in characters for space in (" ", "  ") for after in characters]
+
+    ids = [encoder.encode(text) for text in texts for _ in range(2)]
+
+    expected = [TOKENIZERS[split].encode(text, add_special_tokens=False).ids for text in texts for _ in range(2)]
+    assert ids == list(map(token_bytes, expected))
 
 
 def test_what_is_remembered_is_bounded():
     split = min(KNOWN_SPLITS)
     encoder = WordEncoder(TOKENIZERS[split], split, {})
-    encoder._known.update((f"old{number}", (1,)) for number in range(MAX_WORDS))
+    for memory in (encoder._words, encoder._spaced):
+        memory.update((f"old{number}", b"") for number in range(MAX_WORDS))
 
     ids = encoder.encode("one more")
 
-    assert ids == TOKENIZERS[split].encode("one more", add_special_tokens=False).ids
-    assert len(encoder._known) == 2
+    assert ids == token_bytes(TOKENIZERS[split].encode("one more", add_special_tokens=False).ids)
+    assert (len(encoder._words), len(encoder._spaced)) == (2, 1)
 
 
 @pytest.mark.parametrize("change", ["dropout", "normalized"])
