@@ -42,6 +42,8 @@ _MAX_HEADS = 512
 WRITE_AFTER_S = 0.05
 """Lines of an `EventLine` are written together with those that follow within this time."""
 _MAX_HELD_LINES = 256
+_MAX_KNOWN = 64
+"""Texts of each field of an `EventLine` that are quoted once: a service's names, not what differs in every line."""
 Later = Callable[[float, Callable[[], object]], object]
 """Calls something in so many seconds, as an event loop's `call_later` does."""
 
@@ -126,7 +128,7 @@ class EventLine:
         self._later = later
         self._made_for: LogFormatter | None = None
         self._head = ""
-        self._labels: tuple[tuple[str, bool], ...] = ()
+        self._labels: tuple[tuple[str, bool, dict[str, str]], ...] = ()
 
     def log(self, *values: Any) -> None:
         """The event happened; `values` are its fields', in their order. Those that are None are left out."""
@@ -146,9 +148,26 @@ class EventLine:
         if formatter is not self._made_for:
             self._made_for = formatter
             self._head = formatter.head(logging.getLevelName(self._level), self._logger.name, self._event)
-            self._labels = tuple(map(formatter.label, self._fields))
-        line = formatter.line(time.time(), self._head, zip(self._labels, values, strict=True))
-        handler.put(line, self._later)
+            self._labels = tuple((*formatter.label(field), {}) for field in self._fields)
+        handler.put(self._formatted(formatter, values), self._later)
+
+    def _formatted(self, formatter: "LogFormatter", values: Sequence[Any]) -> str:
+        """As `LogFormatter.line`; most of a field's texts come again and again."""
+        parts = [formatter.begin(time.time(), self._head)]
+        for (label, is_secret, known), value in zip(self._labels, values, strict=True):
+            if value is None:
+                continue
+            kind = type(value)
+            if kind is str:
+                text = known.get(value)
+                if text is None:
+                    text = formatter.pair(label, value, is_secret=is_secret)
+                    if len(known) < _MAX_KNOWN:
+                        known[value] = text
+                parts.append(text)
+            else:
+                parts.append(formatter.pair(label, value, is_secret=is_secret))
+        return " ".join(parts)
 
 
 def _only_handler(logger: logging.Logger) -> LineHandler | None:
@@ -192,22 +211,23 @@ class LogFormatter(logging.Formatter):
 
     def line(self, created_s: float, head: str, fields: Iterable[tuple[tuple[str, bool], Any]]) -> str:
         """The line of an event at a Unix time: what `head` made of it, and what `label` made of its fields' names, with their values."""
-        parts = ["ts=" + self._timestamp(created_s), head]
-        for (label, is_secret), value in fields:
-            kind = type(value)
-            if value is None:
-                continue
-            if is_secret:
-                parts.append(label + _quoted(_BLANKED, _MAX_VALUE_CHARS))
-            elif kind is int:
-                parts.append(f"{label}{value}")
-            elif kind is float:
-                parts.append(f"{label}{value:.6g}")
-            else:
-                parts.append(
-                    label + _quoted(value, _MAX_TRACEBACK_CHARS if label == _ERROR_LABEL else _MAX_VALUE_CHARS)
-                )
-        return " ".join(parts)
+        pairs = [self.pair(label, value, is_secret=secret) for (label, secret), value in fields if value is not None]
+        return " ".join([self.begin(created_s, head), *pairs])
+
+    def begin(self, created_s: float, head: str) -> str:
+        """How the line of an event at a Unix time begins."""
+        return f"ts={self._timestamp(created_s)} {head}"
+
+    def pair(self, label: str, value: Any, *, is_secret: bool) -> str:
+        """A field with its value."""
+        kind = type(value)
+        if is_secret:
+            value = _BLANKED
+        elif kind is int:
+            return f"{label}{value}"
+        elif kind is float:
+            return f"{label}{value:.6g}"
+        return label + _quoted(value, _MAX_TRACEBACK_CHARS if label == _ERROR_LABEL else _MAX_VALUE_CHARS)
 
     def head(self, level: str, logger: str, event: str) -> str:
         """What begins every line of one event, made once."""

@@ -11,6 +11,8 @@ from collections.abc import Set as AbstractSet
 
 SENT_TICK_S = 0.25
 """Times of what was sent are noted in steps of so much: a prefix that many requests share is written down once in each."""
+_PART = 16
+"""Blocks that are looked up together."""
 _NEVER = float("-inf")
 _NO_BLOCKS: frozenset[int] = frozenset()
 _NO_TIMES: Mapping[int, float] = {}
@@ -98,20 +100,26 @@ class KvIndex:
                 alive |= bit
                 slots[bit] = endpoint_id
         found: dict[str, int] = {}
+        get = self._holders.get
+        alive &= get(hashes[0], 0) if hashes else 0
         if not alive:
             return found
-        holders = self._holders
         depth = 0
-        for depth, held in enumerate(map(holders.get, hashes)):
-            still = 0 if held is None else alive & held
-            if still != alive:
-                if depth:
+        while depth < len(hashes):
+            part = list(map(get, hashes[depth : depth + _PART]))
+            first = part[0]
+            if first is not None and first & alive == alive and part.count(first) == len(part):
+                depth += len(part)  # all hold all of it
+                continue
+            for held in part:
+                still = 0 if held is None else alive & held
+                if still != alive:
                     _note_depth(found, alive & ~still, slots, depth)
-                alive = still
-                if not alive:
-                    return found
-        if hashes:
-            _note_depth(found, alive, slots, depth + 1)
+                    alive = still
+                    if not alive:
+                        return found
+                depth += 1
+        _note_depth(found, alive, slots, depth)
         return found
 
     def _bit_for(self, endpoint_id: str) -> int:
@@ -160,10 +168,12 @@ class SentIndex:
         if sent is None:
             sent = self._sent[endpoint_id] = OrderedDict()
         tick_s = now_s - now_s % SENT_TICK_S
-        for place in range(len(hashes) - 1, _num_sent(sent, hashes, tick_s) - 1, -1):
-            block = hashes[place]
+        get, last = sent.get, sent.move_to_end
+        for block in reversed(hashes):
+            if get(block, _NEVER) >= tick_s:
+                break  # and so were those before it
             sent[block] = tick_s
-            sent.move_to_end(block)
+            last(block)
         for _ in range(len(sent) - self._max_blocks):
             sent.popitem(last=False)
 

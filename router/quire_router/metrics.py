@@ -32,15 +32,32 @@ RESUME_REASONS = ("migrate", "died", "lost", "cut", "stalled")
 class ModelMetrics:
     """What is counted for one model; looking labels up anew would cost each request a few microseconds."""
 
-    __slots__ = ("by_level", "by_status", "first_byte_s", "prefix_hit_tokens", "prefix_tokens", "request_s")
+    __slots__ = (
+        "_all", "_by_level", "_by_status", "_model", "first_byte_s", "prefix_hit_tokens", "prefix_tokens", "request_s"
+    )  # fmt: skip
 
     def __init__(self, all_models: "RouterMetrics", model: str) -> None:
+        self._all, self._model = all_models, model
         self.request_s = all_models.request_s.labels(model)
         self.first_byte_s = all_models.first_byte_s.labels(model)
         self.prefix_tokens = all_models.prefix_tokens.labels(model)
         self.prefix_hit_tokens = all_models.prefix_hit_tokens.labels(model)
-        self.by_status: dict[int, Tally] = {}
-        self.by_level: dict[str, Tally] = {}
+        self._by_status: dict[int, Tally] = {}
+        self._by_level: dict[str, Tally] = {}
+
+    def status(self, status: int) -> Tally:
+        """Requests that were answered so."""
+        tally = self._by_status.get(status)
+        if tally is None:
+            tally = self._by_status[status] = self._all.requests.labels(self._model, str(status))
+        return tally
+
+    def level(self, level: str) -> Tally:
+        """Choices by what that level knows."""
+        tally = self._by_level.get(level)
+        if tally is None:
+            tally = self._by_level[level] = self._all.choices.labels(self._model, level)
+        return tally
 
 
 class RouterMetrics:
@@ -159,21 +176,10 @@ class RouterMetrics:
     def count_request(self, model: str, status: int, total_s: float, first_byte_s: float | None) -> None:
         """A request has ended. Times are from its arrival; None: no byte of a worker's answer came."""
         mine = self.of_model(model)
-        counter = mine.by_status.get(status)
-        if counter is None:
-            counter = mine.by_status[status] = self.requests.labels(model, str(status))
-        counter.inc()
+        mine.status(status).inc()
         mine.request_s.observe(total_s)
         if first_byte_s is not None:
             mine.first_byte_s.observe(first_byte_s)
-
-    def count_choice(self, model: str, level: str) -> None:
-        """An endpoint was chosen by what that level knows."""
-        mine = self.of_model(model)
-        counter = mine.by_level.get(level)
-        if counter is None:
-            counter = mine.by_level[level] = self.choices.labels(model, level)
-        counter.inc()
 
     def count_retry(self, reason: str) -> None:
         """An attempt is repeated. What a worker writes as its reason must not make series either."""

@@ -14,7 +14,7 @@ from quire_contract.block_hash import ExtraKeys
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import RoutingPolicy
 from quire_router import ejection
-from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoint_pool import EndpointPool, Served
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
@@ -136,34 +136,36 @@ class Picker:
         """Choose among the endpoints of `model` that were not tried, and reserve a place there. None: there is none.
 
         `prompt` None: it has none (a call that does not generate)."""
-        now_s = self._clock()
-        endpoints, weights, split = self._pool.serving(model) or (), self._pool.weights(model), None
-        if weights is not None:
-            split = self._split(endpoints, weights, tried, None if prompt is None else prompt.split_key)
+        now_s, served = self._clock(), self._pool.served(model)
+        endpoints, split = served.endpoints, None
+        if served.weights is not None:
+            split = self._split(endpoints, served.weights, tried, None if prompt is None else prompt.split_key)
             endpoints = _of_split(endpoints, split)
-        picked = None if prompt is None or tried else self._pick_usual(model, endpoints, prompt, now_s)
-        endpoint, choice = picked or self._pick_any(model, endpoints, prompt, tried, now_s)
+        picked = None
+        if prompt is not None and served.policy == "kv_aware" and not (tried or served.adapter):
+            picked = self._pick_usual(model, endpoints, prompt, now_s)
+        endpoint, choice = picked or self._pick_any(model, served, endpoints, prompt, tried, now_s)
         if split is not None and split.revision is None:
             choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
-        self._note(
-            Decision(
-                request_id=request_id,
-                model=model,
-                ts=self._wall_clock(),
-                attempt=len(tried),
-                choice=choice,
-                split=split,
-                policy=self._pool.policy(model),
-            )
+        decision = Decision(
+            request_id=request_id,
+            model=model,
+            ts=self._wall_clock(),
+            attempt=len(tried),
+            choice=choice,
+            split=split,
+            policy=served.policy,
         )
+        self.decisions.append(decision)
+        counts = self._metrics.of_model(model)
+        counts.level(choice.level).inc()
         if prompt is not None and not tried:
             self._metrics.choice_s.observe(prompt.read_s + self._clock() - now_s)
         if endpoint is None:
             return None, choice
-        self._give(endpoint, prompt, self._pool.adapter(model), now_s)
+        self._give(endpoint, prompt, served.adapter, now_s)
         num_tokens = choice.num_tokens or 0
         if not tried:  # a retry reads no further prompt
-            counts = self._metrics.of_model(model)
             counts.prefix_tokens.inc(num_tokens)
             counts.prefix_hit_tokens.inc(choice.matched_tokens)
         return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
@@ -172,8 +174,6 @@ class Picker:
         self, model: str, endpoints: Sequence[Endpoint], prompt: ReadablePrompt, now_s: float
     ) -> tuple[Endpoint, Choice] | None:
         """The choice where nothing is out of the ordinary; the same that `_pick_any` makes. None: something is."""
-        if self._pool.policy(model) != "kv_aware" or self._pool.adapter(model):
-            return None
         columns = self._snapshots.columns(endpoints, prompt, now_s)
         if columns is None:
             return None
@@ -186,19 +186,16 @@ class Picker:
     def _pick_any(
         self,
         model: str,
+        served: Served,
         endpoints: Sequence[Endpoint],
         prompt: ReadablePrompt | None,
         tried: frozenset[str],
         now_s: float,
     ) -> tuple[Endpoint | None, Choice]:
-        adapter, may_try = self._pool.adapter(model), len(tried) < MAX_RETRIES
-        candidates = self._snapshots.candidates(endpoints, prompt, adapter, now_s, may_try=may_try)
-        choice = choose_by(self._pool.policy(model), _request(model, prompt, tried), candidates, self._rng)
+        may_try = len(tried) < MAX_RETRIES
+        candidates = self._snapshots.candidates(endpoints, prompt, served.adapter, now_s, may_try=may_try)
+        choice = choose_by(served.policy, _request(model, prompt, tried), candidates, self._rng)
         return None if choice.endpoint_id is None else self._pool.get(choice.endpoint_id), choice
-
-    def _note(self, decision: Decision) -> None:
-        self.decisions.append(decision)
-        self._metrics.count_choice(decision.model, decision.choice.level)
 
     def _give(self, endpoint: Endpoint, prompt: ReadablePrompt | None, adapter: str, now_s: float) -> None:
         """Remember what goes to the endpoint."""

@@ -67,31 +67,31 @@ class Snapshots:
         if len(by_digest) != 1 or not endpoints:
             return None
         ((digest, blocks),) = by_digest.items()
-        slow_start_s = self._pool.settings.choice.slow_start_s
+        slow_start_s, hashes = self._pool.settings.choice.slow_start_s, blocks.hashes
+        index, sent = self._index, self._sent
+        size, most, since_s = blocks.block_tokens, max(0, blocks.num_tokens - 1), now_s - SPECULATIVE_LIFE_S
+        ids = [endpoint.id for endpoint in endpoints]
+        held = index.match_prefix(hashes, ids)
+        matched, loads, promised, free = [], [], [], []
         for endpoint in endpoints:
+            report = endpoint.report
             if not (endpoint.ready and endpoint.synced) or endpoint.draining or endpoint.digest != digest:
                 return None
             if endpoint.health.is_ejected or endpoint.entry.role == "prefill":
                 return None
-            if now_s - endpoint.warmup.since_s < slow_start_s or _is_silent(endpoint, now_s):
+            if now_s - endpoint.warmup.since_s < slow_start_s:
                 return None
-        return self._columns(endpoints, blocks, now_s)
-
-    def _columns(self, endpoints: Sequence[Endpoint], blocks: PromptBlocks, now_s: float) -> Columns:
-        ids = [endpoint.id for endpoint in endpoints]
-        index, sent, hashes = self._index, self._sent, blocks.hashes
-        held = index.match_prefix(hashes, ids)
-        size, most, since_s = blocks.block_tokens, max(0, blocks.num_tokens - 1), now_s - SPECULATIVE_LIFE_S
-        matched, loads, promised, free = [], [], [], []
-        for endpoint in endpoints:
-            count = extend_match(index, sent, endpoint.id, hashes, held.get(endpoint.id, 0), since_s)
+            if report is not None and now_s - endpoint.report_s > SILENT_AFTER_S:
+                return None
+            count = held.get(endpoint.id, 0)
+            if count < len(hashes) and sent.has(endpoint.id, hashes[count], since_s):
+                count = extend_match(index, sent, endpoint.id, hashes, count, since_s)
             matched.append(min(count * size, most))
             load, tokens = endpoint.load()
             loads.append(load)
             promised.append(tokens)
-            report = endpoint.report
             free.append(None if report is None else report.free_blocks * report.block_size)
-        return Columns(ids, matched, loads, promised, self._pooled(endpoints), free)
+        return Columns(ids, matched, loads, promised, free, self._pooled(endpoints))
 
     def candidates(
         self,
@@ -161,7 +161,7 @@ class Snapshots:
             endpoint_id=endpoint.id,
             ready=endpoint.ready,
             draining=endpoint.draining,
-            silent=_is_silent(endpoint, now_s),
+            silent=report is not None and now_s - endpoint.report_s > SILENT_AFTER_S,
             knowledge=knowledge,
             matched_tokens=matched_tokens,
             load=load,
@@ -190,10 +190,6 @@ class Snapshots:
             count = self._sent.match_prefix(endpoint.id, blocks.hashes, now_s - APPROXIMATE_LIFE_S)
             knowledge = "approximate"
         return min(count * blocks.block_tokens, max(0, blocks.num_tokens - 1)), knowledge
-
-
-def _is_silent(endpoint: Endpoint, now_s: float) -> bool:
-    return endpoint.report is not None and now_s - endpoint.report_s > SILENT_AFTER_S
 
 
 def _marked(candidate: Candidate) -> Candidate:

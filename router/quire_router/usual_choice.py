@@ -33,15 +33,15 @@ class Columns(msgspec.Struct, frozen=True, gc=False):
     """A snapshot: the i-th of each column is of the i-th endpoint, and means what the field of `scoring.Candidate` does."""
 
     endpoint_ids: Sequence[str]
-    matched_tokens: Sequence[int]
-    loads: Sequence[int]
-    promised_tokens: Sequence[int]
+    matched_tokens: list[int]
+    loads: list[int]
+    promised_tokens: list[int]
+    free_tokens: list[int | None]
     ms_per_token: Sequence[float]
-    free_tokens: Sequence[int | None]
 
     def candidates(self) -> list[Candidate]:
         """The same as `scoring` knows it."""
-        columns = (self.matched_tokens, self.loads, self.promised_tokens, self.ms_per_token, self.free_tokens)
+        columns = (self.matched_tokens, self.loads, self.promised_tokens, self.free_tokens, self.ms_per_token)
         return [
             Candidate(
                 endpoint_id=endpoint_id,
@@ -52,7 +52,7 @@ class Columns(msgspec.Struct, frozen=True, gc=False):
                 ms_per_token=speed,
                 free_tokens=free,
             )
-            for endpoint_id, matched, load, promised, speed, free in zip(self.endpoint_ids, *columns, strict=True)
+            for endpoint_id, matched, load, promised, free, speed in zip(self.endpoint_ids, *columns, strict=True)
         ]
 
 

@@ -36,7 +36,7 @@ ROWS = st.lists(
 def test_on_columns_the_choice_is_the_one_among_candidates(rows, num_tokens, seed):
     ids = [f"w{number}" for number in range(len(rows))]
     matched, loads, promised, speeds, free, recent = map(list, zip(*rows, strict=True))
-    columns = Columns(ids, matched, loads, promised, speeds, free)
+    columns = Columns(ids, matched, loads, promised, free, speeds)
     snapshot = [
         Candidate(**{**fields_of(candidate), "recent_ms": lately})
         for candidate, lately in zip(columns.candidates(), recent, strict=True)
