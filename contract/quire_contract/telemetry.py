@@ -3,12 +3,13 @@
 Fields never hold prompts, answers, headers or keys; fields so named are blanked, in case somebody tries.
 """
 
+import contextlib
 import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -33,10 +34,18 @@ _PLAIN = re.compile(r'[^ "=]+')
 _MAX_VALUE_CHARS = 2000
 _MAX_TRACEBACK_CHARS = 12_000
 _ERROR = "error"
+_ERROR_LABEL = "error="
 _REPEAT_S = 60.0
 _OWN_FIELDS = ("ts", "level", "process", "logger", "event")
 _MAX_HEADS = 512
 """Of events and of names of fields, which are the code's, those that are made once."""
+WRITE_AFTER_S = 0.05
+"""Lines of an `EventLine` are written together with those that follow within this time."""
+_MAX_HELD_LINES = 256
+_MAX_KNOWN = 64
+"""Texts of each field of an `EventLine` that are quoted once: a service's names, not what differs in every line."""
+Later = Callable[[float, Callable[[], object]], object]
+"""Calls something in so many seconds, as an event loop's `call_later` does."""
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
@@ -68,13 +77,120 @@ class Trouble:
         return had_any
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes each record at once, but lets an `EventLine` write many of its lines together: a system call for each would cost as much as
+    the line itself. Lines keep their order. The logging module flushes it when the process ends; killed, it loses WRITE_AFTER_S."""
+
+    formatter: "LogFormatter"
+
+    def __init__(self, stream: TextIO, formatter: "LogFormatter") -> None:
+        super().__init__(stream)
+        self.setFormatter(formatter)
+        self._held: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write what is held, and the record."""
+        self._write_held()
+        super().emit(record)
+
+    def put(self, line: str, later: Later) -> None:
+        """Write the line soon."""
+        with self.lock:  # type: ignore[union-attr]  # None only before a handler is made
+            self._held.append(line)
+            number = len(self._held)
+        if number >= _MAX_HELD_LINES:
+            self.flush()
+        elif number == 1:
+            later(WRITE_AFTER_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        self._write_held()
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone: there is nobody to be told
+            super().flush()
+
+    def _write_held(self) -> None:
+        with self.lock, contextlib.suppress(OSError, ValueError):  # type: ignore[union-attr]
+            held, self._held = self._held, []
+            if held:
+                self.stream.write("".join(f"{line}{self.terminator}" for line in held))
+
+
+class EventLine:
+    """One event that happens all the time and has the same fields each time. Logs it as `log_event` does, for a third of the cost where its
+    lines go to a `LineHandler` alone: no record is made, and the line is written soon instead of at once."""
+
+    def __init__(self, logger: logging.Logger, level: int, event: str, fields: Sequence[str], later: Later) -> None:
+        self._logger = logger
+        self._level = level
+        self._event = event
+        self._fields = tuple(fields)
+        self._later = later
+        self._made_for: LogFormatter | None = None
+        self._head = ""
+        self._labels: tuple[tuple[str, bool, dict[str, str]], ...] = ()
+
+    def log(self, *values: Any) -> None:
+        """The event happened; `values` are its fields', in their order. Those that are None are left out."""
+        if not self._logger.isEnabledFor(self._level):
+            return
+        handler = _only_handler(self._logger)
+        if (
+            handler is None
+            or handler.formatter.as_json
+            or handler.filters
+            or self._logger.filters
+            or self._level < handler.level
+        ):
+            log_event(self._logger, self._level, self._event, **dict(zip(self._fields, values, strict=True)))
+            return
+        formatter = handler.formatter
+        if formatter is not self._made_for:
+            self._made_for = formatter
+            self._head = formatter.head(logging.getLevelName(self._level), self._logger.name, self._event)
+            self._labels = tuple((*formatter.label(field), {}) for field in self._fields)
+        handler.put(self._formatted(formatter, values), self._later)
+
+    def _formatted(self, formatter: "LogFormatter", values: Sequence[Any]) -> str:
+        """As `LogFormatter.line`; most of a field's texts come again and again."""
+        parts = [formatter.begin(time.time(), self._head)]
+        for (label, is_secret, known), value in zip(self._labels, values, strict=True):
+            if value is None:
+                continue
+            kind = type(value)
+            if kind is str:
+                text = known.get(value)
+                if text is None:
+                    text = formatter.pair(label, value, is_secret=is_secret)
+                    if len(known) < _MAX_KNOWN:
+                        known[value] = text
+                parts.append(text)
+            else:
+                parts.append(formatter.pair(label, value, is_secret=is_secret))
+        return " ".join(parts)
+
+
+def _only_handler(logger: logging.Logger) -> LineHandler | None:
+    """The one that all lines of the logger go to. None: there are others, or none."""
+    above: logging.Logger | None = logger
+    while above is not None:
+        if above.handlers:
+            only = above.handlers[0]
+            is_only = len(above.handlers) == 1 and (above.parent is None or not above.propagate)
+            return only if is_only and isinstance(only, LineHandler) else None
+        if not above.propagate:
+            return None
+        above = above.parent
+    return None
+
+
 class LogFormatter(logging.Formatter):
     """ts=... level=... logger=... event="..." key=value ..., or the same as a JSON object."""
 
     def __init__(self, *, as_json: bool = False, process: str | None = None) -> None:
         """`process` names the process in every line, such as "router"."""
         super().__init__()
-        self._as_json = as_json
+        self.as_json = as_json
         self._process = process
         self._date = (-1, "")
         self._heads: dict[tuple[str, str, str], str] = {}
@@ -82,27 +198,43 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the record holds."""
-        if self._as_json:
+        if self.as_json:
             return json.dumps(self._fields_of(record), ensure_ascii=False, default=str)
         extra = getattr(record, _FIELDS, None)
         if record.exc_info is not None or not isinstance(extra, dict):
             return " ".join(
                 f"{key}={_quoted(value, _max_chars(key))}" for key, value in self._fields_of(record).items()
             )
-        parts = [f"ts={self._timestamp(record)}", self._head(record)]
-        for key, value in extra.items():
-            if value is None:
-                continue
-            label, is_secret = self._labels.get(key) or self._label(key)
-            parts.append(label + (_quoted(_BLANKED if is_secret else value, _max_chars(key))))
-        return " ".join(parts)
+        head = self.head(record.levelname, record.name, record.getMessage())
+        fields = [(self.label(key), value) for key, value in extra.items()]
+        return self.line(record.created, head, fields)
 
-    def _head(self, record: logging.LogRecord) -> str:
+    def line(self, created_s: float, head: str, fields: Iterable[tuple[tuple[str, bool], Any]]) -> str:
+        """The line of an event at a Unix time: what `head` made of it, and what `label` made of its fields' names, with their values."""
+        pairs = [self.pair(label, value, is_secret=secret) for (label, secret), value in fields if value is not None]
+        return " ".join([self.begin(created_s, head), *pairs])
+
+    def begin(self, created_s: float, head: str) -> str:
+        """How the line of an event at a Unix time begins."""
+        return f"ts={self._timestamp(created_s)} {head}"
+
+    def pair(self, label: str, value: Any, *, is_secret: bool) -> str:
+        """A field with its value."""
+        kind = type(value)
+        if is_secret:
+            value = _BLANKED
+        elif kind is int:
+            return f"{label}{value}"
+        elif kind is float:
+            return f"{label}{value:.6g}"
+        return label + _quoted(value, _MAX_TRACEBACK_CHARS if label == _ERROR_LABEL else _MAX_VALUE_CHARS)
+
+    def head(self, level: str, logger: str, event: str) -> str:
         """What begins every line of one event, made once."""
-        key = (record.levelname, record.name, record.getMessage())
+        key = (level, logger, event)
         head = self._heads.get(key)
         if head is None:
-            fields = {"level": key[0].lower(), "process": self._process, "logger": key[1], "event": key[2]}
+            fields = {"level": level.lower(), "process": self._process, "logger": logger, "event": event}
             parts = [
                 f"{name}={_quoted(value, _MAX_VALUE_CHARS)}" for name, value in fields.items() if value is not None
             ]
@@ -111,26 +243,28 @@ class LogFormatter(logging.Formatter):
                 self._heads[key] = head
         return head
 
-    def _label(self, key: str) -> tuple[str, bool]:
+    def label(self, key: str) -> tuple[str, bool]:
         """A field's name as it is written, and whether its value is not."""
-        is_taken = key in _OWN_FIELDS and not (key == "process" and self._process is None)
-        label = (f"field_{key}=" if is_taken else f"{key}=", key.lower() in SECRET_FIELDS)
-        if len(self._labels) < _MAX_HEADS:
-            self._labels[key] = label
+        label = self._labels.get(key)
+        if label is None:
+            is_taken = key in _OWN_FIELDS and not (key == "process" and self._process is None)
+            label = (f"field_{key}=" if is_taken else f"{key}=", key.lower() in SECRET_FIELDS)
+            if len(self._labels) < _MAX_HEADS:
+                self._labels[key] = label
         return label
 
-    def _timestamp(self, record: logging.LogRecord) -> str:
+    def _timestamp(self, created_s: float) -> str:
         """UTC in ISO 8601 with milliseconds; the date is made once a second."""
-        second = int(record.created)
+        second = int(created_s)
         known, date = self._date
         if second != known:
             date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._date = (second, date)
-        return f"{date}.{int((record.created - second) * 1000):03d}+00:00"
+        return f"{date}.{int((created_s - second) * 1000):03d}+00:00"
 
     def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {
-            "ts": self._timestamp(record),
+            "ts": self._timestamp(record.created),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
@@ -151,8 +285,7 @@ def configure_logging(
     *, level: str = "info", as_json: bool = False, process: str | None = None, stream: TextIO | None = None
 ) -> None:
     """Send all of the process's log lines to `stream` (standard error) in this form. Called once, by __main__."""
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(LogFormatter(as_json=as_json, process=process))
+    handler = LineHandler(sys.stderr if stream is None else stream, LogFormatter(as_json=as_json, process=process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

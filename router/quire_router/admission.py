@@ -43,6 +43,8 @@ class AdmissionLayer:
         target = self._room.pass_at_once(call)
         if target is not None:
             try:
+                if call.route is None:  # as `_begin`, but no step of its own each time that the call goes on
+                    return await inner(aimed(call, target), outcome)
                 return await self._begin(call, target, outcome, inner)
             except NobodyLeftError:
                 if not self._room.may_hold(call):

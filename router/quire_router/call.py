@@ -5,9 +5,9 @@ from multidict import MultiMapping
 
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_tenants import TenantEntry
-from quire_router.picker import ReadablePrompt
 from quire_router.route_plan import RoutePlan
 from quire_router.scoring import Choice
+from quire_router.snapshots import ReadablePrompt
 
 STATUS_FAILED = 500
 """Until a call has ended in any other way: what breaks here is our fault."""
@@ -69,47 +69,29 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether another model may still be tried, should this attempt's stream be refused after it had to begin (`LateRefusalError`)."""
 
 
-class Outcome:
+class Outcome(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """What became of a call; filled in as it goes, for logs and metrics."""
 
-    __slots__ = (
-        "attempts",
-        "cached_answer",
-        "choice",
-        "first_byte_s",
-        "flags",
-        "is_cut",
-        "late_status",
-        "model",
-        "problem",
-        "resumes",
-        "status",
-        "target",
-        "usage",
-        "waited_s",
-    )
-
-    def __init__(self) -> None:
-        self.model: str | None = None
-        """None: nobody declared the model that was asked for."""
-        self.target: str | None = None
-        """The model that was chosen last for a route."""
-        self.attempts = 0
-        self.choice: Choice | None = None
-        self.status = STATUS_FAILED
-        self.first_byte_s: float | None = None
-        self.problem = ""
-        self.usage: Usage | None = None
-        """None: not known, of a call that a worker answered; nothing, of any other."""
-        self.cached_answer = ""
-        """"cache" or "shared" if no worker computed the answer for this call alone."""
-        self.flags: list[str] = []
-        """Names of content filters that found something."""
-        self.resumes = 0
-        """How often its stream went on at another worker."""
-        self.waited_s = 0.0
-        """In the router's own queue, before it went to a worker."""
-        self.late_status = 0
-        """Of the error that a stream tells of in an event, since it had to begin before its worker was known; 0: there is none."""
-        self.is_cut = False
-        """A content filter ended its stream, and its client has the end of it."""
+    model: str | None = None
+    """None: nobody declared the model that was asked for."""
+    target: str | None = None
+    """The model that was chosen last for a route."""
+    attempts: int = 0
+    choice: Choice | None = None
+    status: int = STATUS_FAILED
+    first_byte_s: float | None = None
+    problem: str = ""
+    usage: Usage | None = None
+    """None: not known, of a call that a worker answered; nothing, of any other."""
+    cached_answer: str = ""
+    """"cache" or "shared" if no worker computed the answer for this call alone."""
+    flags: list[str] = []
+    """Names of content filters that found something."""
+    resumes: int = 0
+    """How often its stream went on at another worker."""
+    waited_s: float = 0.0
+    """In the router's own queue, before it went to a worker."""
+    late_status: int = 0
+    """Of the error that a stream tells of in an event, since it had to begin before its worker was known; 0: there is none."""
+    is_cut: bool = False
+    """A content filter ended its stream, and its client has the end of it."""

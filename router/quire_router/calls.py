@@ -6,7 +6,6 @@ Only what the router must know is checked here; the rest of the body is the work
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from aiohttp import hdrs, web
@@ -22,8 +21,7 @@ from quire_contract.openai.errors import (
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
-from quire_contract.telemetry import log_event
-from quire_router.admission import ranked
+from quire_contract.telemetry import EventLine
 from quire_router.answer import Source
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.content_encoding import decoded
@@ -32,8 +30,7 @@ from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
 from quire_router.responses import error_response
-from quire_router.route_plan import Asker
-from quire_router.scoring import Choice
+from quire_router.route_plan import Asker, RoutePlan
 from quire_router.tenants import TenantBook
 
 log = logging.getLogger("quire_router.request")
@@ -42,6 +39,25 @@ BODY_TIMEOUT_S = 60.0
 """For a client to send its body."""
 LARGE_BODY_BYTES = 256 * 1024
 """Parsing more than this takes milliseconds, in which no stream would go on."""
+LINE_FIELDS = (
+    "request_id",
+    "path",
+    "model",
+    "target",
+    "status",
+    "attempts",
+    "resumes",
+    "waited_ms",
+    "first_byte_ms",
+    "total_ms",
+    "endpoint",
+    "ladder_level",
+    "cached_tokens",
+    "prompt_tokens",
+    "why",
+    "problem",
+)
+"""Of the line that every request leaves."""
 
 
 class ModelField(msgspec.Struct, frozen=True):
@@ -82,6 +98,7 @@ class CallHandler:
         self._tenants = tenants
         self._settings = settings
         self._clock = clock
+        self._line = EventLine(log, logging.INFO, "request", LINE_FIELDS, _later)
         self._large = asyncio.Semaphore(1)
         """Large bodies are parsed in a thread, one after the other: several at once would keep the interpreter from all other requests."""
 
@@ -92,7 +109,16 @@ class CallHandler:
         started_s = self._clock()
         outcome = Outcome()
         try:
-            call = await self._read(request, request_id, outcome, started_s, tenant)
+            max_bytes = self._settings.limits.max_body_bytes
+            body = _body_at_hand(request, max_bytes)
+            if body is None:
+                body = await _read_body(request, max_bytes)
+            if len(body) <= LARGE_BODY_BYTES:
+                fields, named = _fields_of(request.path, body, self._settings.limits)
+            else:
+                fields, named = await self._fields_of_large(request.path, body)
+            outcome.model = model = self._known(named, tenant)
+            call = self._call(request, request_id, body, fields, model, started_s, tenant)
             answer = await self._source(call, outcome)
             return await deliver(request, call, answer, outcome, idle_s=self._settings.idle_timeout_s)
         except ApiError as error:
@@ -105,46 +131,50 @@ class CallHandler:
         finally:
             self._account(request, request_id, outcome, started_s)
 
-    async def _read(
-        self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float, tenant: Tenant | None
+    def _call(
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        body: bytes,
+        fields: RoutingFields | None,
+        model: str,
+        started_s: float,
+        tenant: Tenant | None,
     ) -> Call:
-        body = await _read_body(request, self._settings.limits.max_body_bytes)
-        fields, named = await self._fields(request.path, body)
-        outcome.model = model = self._known(named, tenant)
-        salt = None if fields is None else self._tenants.salt(tenant, fields.cache_salt)
-        if fields is not None and salt is not None:
-            fields = msgspec.structs.replace(fields, cache_salt=salt)
-        asker = Asker(
-            request_id=request_id,
-            headers=request.headers,
-            body=body,
-            fields=fields,
-            tenant_id=None if tenant is None else tenant.entry.id,
-        )
-        plan = self._picker.planner.plan(model, asker)
-        call = Call(
+        """What is known of the request. ApiError 400 if its route does not allow what it asks for."""
+        salt = timeout_s = None
+        if fields is not None:
+            salt, timeout_s = self._tenants.salt(tenant, fields.cache_salt), fields.timeout_s
+            if salt is not None:
+                fields = msgspec.structs.replace(fields, cache_salt=salt)
+        plan: RoutePlan | None = None
+        planner, headers = self._picker.planner, request.headers
+        if not planner.is_plain(model, headers):
+            tenant_id = None if tenant is None else tenant.entry.id
+            asker = Asker(request_id=request_id, headers=headers, body=body, fields=fields, tenant_id=tenant_id)
+            plan = planner.plan(model, asker)
+        return Call(
             request_id=request_id,
             model=model,
-            targets=plan.targets,
+            targets=(model,) if plan is None else plan.targets,
             path=request.path,
             body=body,
             is_stream=fields is not None and fields.stream is True,
-            first_byte_timeout_s=plan.timeout_s,
+            first_byte_timeout_s=None if plan is None else plan.timeout_s,
             prompt=None,
             keep_key=self._settings.keep_key and tenant is None,
-            headers=request.headers,
+            headers=headers,
             fields=fields,
             tenant=tenant,
             arrived_s=started_s,
+            deadline_s=started_s + timeout_s if timeout_s is not None and timeout_s > 0 else None,
+            priority=0 if tenant is None else tenant.entry.priority,
             cache_salt=salt,
-            route=None if plan.entry is None else plan,
+            route=None if plan is None or plan.entry is None else plan,
         )
-        return ranked(call)
 
-    async def _fields(self, path: str, body: bytes) -> tuple[RoutingFields | None, str | None]:
-        """What the body says of its prompt (None: the path has none), and its model. ApiError."""
-        if len(body) <= LARGE_BODY_BYTES:
-            return _fields_of(path, body, self._settings.limits)
+    async def _fields_of_large(self, path: str, body: bytes) -> tuple[RoutingFields | None, str | None]:
+        """As `_fields_of`, in a thread."""
         async with self._large:
             return await asyncio.to_thread(_fields_of, path, body, self._settings.limits)
 
@@ -170,35 +200,40 @@ class CallHandler:
         if not self._settings.log_requests:
             return
         choice = outcome.choice
-        fields = {} if choice is None else _chosen(choice)
-        log_event(
-            log,
-            logging.INFO,
-            "request",
-            request_id=request_id,
-            path=request.path,
-            model=model,
-            target=None if outcome.target == model else outcome.target,
-            status=outcome.status,
-            attempts=outcome.attempts,
-            resumes=outcome.resumes or None,
-            waited_ms=round(outcome.waited_s * 1000, 1) or None,
-            first_byte_ms=None if first_s is None else round(first_s * 1000, 1),
-            total_ms=round(total_s * 1000, 1),
-            **fields,
-            problem=outcome.problem or None,
+        self._line.log(
+            request_id,
+            request.path,
+            model,
+            None if outcome.target == model else outcome.target,
+            outcome.status,
+            outcome.attempts,
+            outcome.resumes or None,
+            round(outcome.waited_s * 1000, 1) or None if outcome.waited_s else None,
+            None if first_s is None else round(first_s * 1000, 1),
+            round(total_s * 1000, 1),
+            *_NOT_CHOSEN
+            if choice is None
+            else (choice.endpoint_id, choice.level, choice.matched_tokens, choice.num_tokens, choice.reason),
+            outcome.problem or None,
         )
 
 
-def _chosen(choice: Choice) -> dict[str, Any]:
-    """The choice for a log line."""
-    return {
-        "endpoint": choice.endpoint_id,
-        "ladder_level": choice.level,
-        "cached_tokens": choice.matched_tokens,
-        "prompt_tokens": choice.num_tokens,
-        "why": choice.reason,
-    }
+_NOT_CHOSEN = (None,) * 5
+
+
+def _later(delay_s: float, work: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_later(delay_s, work)
+
+
+def _body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:
+    """The whole body, if it has come already and nothing is to be done about it. ApiError 413 if it is too large."""
+    content = request.content
+    if not content.is_eof() or content.exception() is not None or hdrs.CONTENT_ENCODING in request.headers:
+        return None
+    body = content.read_nowait()
+    if len(body) > max_bytes:
+        raise body_too_large(max_bytes)
+    return body
 
 
 async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
@@ -226,6 +261,7 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
 
 
 def _fields_of(path: str, body: bytes, limits: Limits) -> tuple[RoutingFields | None, str | None]:
+    """What the body says of its prompt (None: the path has none), and its model. ApiError."""
     fields = routing_fields(path, body, limits) if path in PATHS_WITH_PROMPT else None
     return fields, _model_of(body) if fields is None else fields.model
 

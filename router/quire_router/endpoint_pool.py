@@ -31,6 +31,20 @@ class Changes:
     removed: tuple[Endpoint, ...]
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What the configuration says of one model, put together for whoever chooses."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    ids: tuple[str, ...] = ()
+    """Theirs."""
+    policy: RoutingPolicy = "kv_aware"
+    adapter: str = ""
+    weights: Mapping[str, int] | None = None
+
+
+NOT_SERVED = Served()
+
+
 class EndpointPool:
     """All endpoints by id and by model name. An entry with another address is a new endpoint: nothing learnt of the old one holds."""
 
@@ -43,6 +57,7 @@ class EndpointPool:
         self._routes: dict[str, RouteEntry] = {}
         self._policies: dict[str, RoutingPolicy] = {}
         self._adapters: dict[str, str] = {}
+        self._served: dict[str, Served] = {}
         self._latency: dict[str, StreamLatency] = {}
         """By service, also of one that has no worker just now."""
         self._names: tuple[str, ...] = ()
@@ -74,6 +89,10 @@ class EndpointPool:
     def serving(self, model: str) -> tuple[Endpoint, ...] | None:
         """The endpoints of a model, ready or not. None: nobody declared such a model (it may be a route)."""
         return self._by_model.get(model)
+
+    def served(self, model: str) -> Served:
+        """All that choosing needs to know of a model; NOT_SERVED if nobody declared it."""
+        return self._served.get(model, NOT_SERVED)
 
     def weights(self, model: str) -> Mapping[str, int] | None:
         """How the model's requests are split among revisions. None: they are not."""
@@ -155,6 +174,16 @@ class EndpointPool:
         policies = {service.id: service.policy for service in config.services}
         self._policies = {model.name: policies[model.service] for model in config.models if model.service in policies}
         self._adapters = {model.name: model.adapter for model in config.models if model.adapter}
+        self._served = {
+            name: Served(
+                endpoints=endpoints,
+                ids=tuple(endpoint.id for endpoint in endpoints),
+                policy=self.policy(name),
+                adapter=self.adapter(name),
+                weights=self.weights(name),
+            )
+            for name, endpoints in self._by_model.items()
+        }
         self._routes = {route.model: route for route in config.routes}
         self._names = (*self._by_model, *self._routes)
         services = {*(m.service for m in config.models), *(e.service for e in config.endpoints)}

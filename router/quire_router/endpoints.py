@@ -4,7 +4,6 @@ State only: what changes it (probes, events, the proxy) lives elsewhere, and so 
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -97,8 +96,12 @@ class Use:
 class Endpoint:
     """One worker. Times are seconds of the process's monotonic clock."""
 
-    _reported_ms_per_token: float | None = None
-    """Of the report that holds."""
+    learnt_ms_per_token: float | None = None
+    """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
+    _ms_per_token: float | None = None
+    """As learnt from its answers."""
+    _unreported_tokens = 0
+    """Uncached ones of the unreported requests that have not answered yet."""
 
     def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
@@ -134,8 +137,7 @@ class Endpoint:
         self.uses: set[Use] = set()
         self.on_change: Callable[[Endpoint], None] = lambda _: None
         """Called when requests may have got room here, or lost it: by readiness, a load report or the end of a request."""
-        self._unreported: deque[Reservation] = deque()
-        self._ms_per_token: float | None = None
+        self._unreported: dict[Reservation, None] = {}
         self._recent_ms = self._recent_s = 0.0
         self.last_turn = 0
         """Number of the router's latest choice that fell on it."""
@@ -206,8 +208,12 @@ class Endpoint:
         was_asleep = self.report is not None and self.report.asleep
         self.report, self.report_s, self.draining = report, now_s, report.draining
         self.heard_s, self.life = now_s, report.epoch
+        if self._unreported:
+            limit_s = now_s - REPORT_LAG_S
+            self._unreported = {one: None for one in self._unreported if one.started_s > limit_s}
+            self._unreported_tokens = sum(one.uncached for one in self._unreported if one.waiting)
         speed = report.prefill_tokens_per_s
-        self._reported_ms_per_token = _in_range(1000.0 / speed) if speed > 0 else None
+        self.learnt_ms_per_token = _in_range(1000.0 / speed) if speed > 0 else self._ms_per_token
         if report.asleep and self.ready:
             self.mark_not_ready(names.REASON_ASLEEP)
         elif was_asleep and not report.asleep:
@@ -217,7 +223,7 @@ class Endpoint:
     def forget_report(self) -> None:
         """The event socket is gone: fall back to what we know ourselves."""
         self.report, self.report_s = None, -math.inf
-        self._reported_ms_per_token = None
+        self.learnt_ms_per_token = self._ms_per_token
 
     def fresh_report(self, now_s: float) -> LoadReport | None:
         """The newest report. None: there is none, or it is too old to be believed."""
@@ -233,9 +239,8 @@ class Endpoint:
         report = self.report
         if report is None:
             return self.num_in_flight, self.pending_tokens
-        self._prune_reported()
-        tokens = sum(r.uncached for r in self._unreported if r.waiting)
-        return report.running + report.waiting + len(self._unreported), report.uncached_tokens + tokens
+        num_known = report.running + report.waiting
+        return num_known + len(self._unreported), report.uncached_tokens + self._unreported_tokens
 
     def admit(self, reservation: Reservation) -> None:
         """Count a request. Only `Reservation` calls this."""
@@ -244,9 +249,9 @@ class Endpoint:
             self.trial = reservation
         self.num_unanswered += 1
         self.pending_tokens += reservation.uncached
-        self._unreported.append(reservation)
-        if len(self._unreported) > 2 * self.num_in_flight + 16:
-            self._prune_reported()
+        if reservation.started_s > self.report_s - REPORT_LAG_S:
+            self._unreported[reservation] = None
+            self._unreported_tokens += reservation.uncached
         work_ms = reservation.uncached * (self.learnt_ms_per_token or DEFAULT_MS_PER_TOKEN) + DECODE_MS_PER_REQUEST
         self._recent_ms = self.recent_ms(reservation.started_s) + work_ms
         self._recent_s = reservation.started_s
@@ -257,11 +262,14 @@ class Endpoint:
             reservation.waiting = False
             self.num_unanswered -= 1
             self.pending_tokens -= reservation.uncached
+            if reservation in self._unreported:
+                self._unreported_tokens -= reservation.uncached
 
     def release(self, reservation: Reservation) -> None:
         """The request is over. Only `Reservation` calls this."""
         self.prefilled(reservation)
         reservation.closed = True
+        self._unreported.pop(reservation, None)
         self.num_in_flight -= 1
         if self.trial is reservation:
             self.trial = None
@@ -292,22 +300,13 @@ class Endpoint:
 
     # Speed
 
-    @property
-    def learnt_ms_per_token(self) -> float | None:
-        """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
-        return self._ms_per_token if self._reported_ms_per_token is None else self._reported_ms_per_token
-
     def learn_speed(self, ms_per_token: float) -> None:
         """One measurement; bounded and averaged, so that a stall does not brand the endpoint."""
         sample = _in_range(ms_per_token)
         known = self._ms_per_token
         self._ms_per_token = sample if known is None else known + SPEED_WEIGHT * (sample - known)
-
-    def _prune_reported(self) -> None:
-        limit_s = self.report_s - REPORT_LAG_S
-        kept = [r for r in self._unreported if not r.closed and r.started_s > limit_s]
-        if len(kept) != len(self._unreported):
-            self._unreported = deque(kept)
+        if self.report is None or self.report.prefill_tokens_per_s <= 0:
+            self.learnt_ms_per_token = self._ms_per_token
 
 
 def _in_range(ms_per_token: float) -> float:
@@ -315,13 +314,10 @@ def _in_range(ms_per_token: float) -> float:
     return min(max(ms_per_token, low), high)
 
 
-def pooled_speed(endpoints: Sequence[Endpoint]) -> dict[str, float]:
-    """Prefill cost in ms a token for each endpoint: the mean of what was learnt, but its own where that differs clearly."""
-    own = [e.learnt_ms_per_token for e in endpoints]
+def pooled_speed(own: Sequence[float | None]) -> list[float]:
+    """Prefill cost in ms a token for each endpoint of a model, from what was learnt of each: the mean, but its own where that differs
+    clearly."""
     learnt = [speed for speed in own if speed is not None]
     mean = sum(learnt) / len(learnt) if learnt else DEFAULT_MS_PER_TOKEN
     low, high = mean / SPEED_SAME, mean * SPEED_SAME
-    return {
-        endpoint.id: mean if speed is None or low <= speed <= high else speed
-        for endpoint, speed in zip(endpoints, own, strict=True)
-    }
+    return [mean if speed is None or low <= speed <= high else speed for speed in own]

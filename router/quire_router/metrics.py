@@ -2,12 +2,13 @@
 
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from quire_contract import names
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.kv_index import KvIndex
+from quire_router.tallies import Histograms, Tallies, Tally
 
 UNKNOWN_MODEL = "unknown"
 """Label of requests whose model nobody declared: what clients write must not make series."""
@@ -31,15 +32,32 @@ RESUME_REASONS = ("migrate", "died", "lost", "cut", "stalled")
 class ModelMetrics:
     """What is counted for one model; looking labels up anew would cost each request a few microseconds."""
 
-    __slots__ = ("by_level", "by_status", "first_byte_s", "prefix_hit_tokens", "prefix_tokens", "request_s")
+    __slots__ = (
+        "_all", "_by_level", "_by_status", "_model", "first_byte_s", "prefix_hit_tokens", "prefix_tokens", "request_s"
+    )  # fmt: skip
 
     def __init__(self, all_models: "RouterMetrics", model: str) -> None:
+        self._all, self._model = all_models, model
         self.request_s = all_models.request_s.labels(model)
         self.first_byte_s = all_models.first_byte_s.labels(model)
         self.prefix_tokens = all_models.prefix_tokens.labels(model)
         self.prefix_hit_tokens = all_models.prefix_hit_tokens.labels(model)
-        self.by_status: dict[int, Counter] = {}
-        self.by_level: dict[str, Counter] = {}
+        self._by_status: dict[int, Tally] = {}
+        self._by_level: dict[str, Tally] = {}
+
+    def status(self, status: int) -> Tally:
+        """Requests that were answered so."""
+        tally = self._by_status.get(status)
+        if tally is None:
+            tally = self._by_status[status] = self._all.requests.labels(self._model, str(status))
+        return tally
+
+    def level(self, level: str) -> Tally:
+        """Choices by what that level knows."""
+        tally = self._by_level.get(level)
+        if tally is None:
+            tally = self._by_level[level] = self._all.choices.labels(self._model, level)
+        return tally
 
 
 class RouterMetrics:
@@ -47,28 +65,28 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter(names.QUIRE_ROUTER_REQUESTS, "Requests answered.", ["model", "code"], registry=registry)
-        self.request_s = Histogram(
+        self.requests = Tallies(names.QUIRE_ROUTER_REQUESTS, "Requests answered.", ["model", "code"], registry=registry)
+        self.request_s = Histograms(
             names.QUIRE_ROUTER_REQUEST_SECONDS,
             "Time of a request, the answer's last byte included.",
             ["model"],
             buckets=names.BUCKETS_REQUEST_S,
             registry=registry,
         )
-        self.first_byte_s = Histogram(
+        self.first_byte_s = Histograms(
             names.QUIRE_ROUTER_TIME_TO_FIRST_BYTE,
             "Time to the first byte of an answer's body.",
             ["model"],
             buckets=names.BUCKETS_TTFT_S,
             registry=registry,
         )
-        self.choice_s = Histogram(
+        self.choice_s = Histograms(
             names.QUIRE_ROUTER_CHOICE_SECONDS,
             "Time to read the prompt and choose an endpoint.",
             buckets=names.BUCKETS_TOKEN_S,
             registry=registry,
-        )
-        self.choices = Counter(
+        ).labels()
+        self.choices = Tallies(
             names.QUIRE_ROUTER_CHOICES, "Choices by the level of knowledge used.", ["model", "level"], registry=registry
         )
         self.retries = Counter(
@@ -105,10 +123,10 @@ class RouterMetrics:
             names.QUIRE_ROUTER_KV_GAPS, "Times that KV events were found missing or out of step.", registry=registry
         )
         self.kv_snapshots = Counter(names.QUIRE_ROUTER_KV_SNAPSHOTS, "KV snapshots applied.", registry=registry)
-        self.prefix_tokens = Counter(
+        self.prefix_tokens = Tallies(
             names.QUIRE_ROUTER_PREFIX_TOKENS, "Prompt tokens of chosen requests.", ["model"], registry=registry
         )
-        self.prefix_hit_tokens = Counter(
+        self.prefix_hit_tokens = Tallies(
             names.QUIRE_ROUTER_PREFIX_HIT_TOKENS,
             "Prompt tokens that the chosen endpoint was believed to hold.",
             ["model"],
@@ -158,21 +176,10 @@ class RouterMetrics:
     def count_request(self, model: str, status: int, total_s: float, first_byte_s: float | None) -> None:
         """A request has ended. Times are from its arrival; None: no byte of a worker's answer came."""
         mine = self.of_model(model)
-        counter = mine.by_status.get(status)
-        if counter is None:
-            counter = mine.by_status[status] = self.requests.labels(model, str(status))
-        counter.inc()
+        mine.status(status).inc()
         mine.request_s.observe(total_s)
         if first_byte_s is not None:
             mine.first_byte_s.observe(first_byte_s)
-
-    def count_choice(self, model: str, level: str) -> None:
-        """An endpoint was chosen by what that level knows."""
-        mine = self.of_model(model)
-        counter = mine.by_level.get(level)
-        if counter is None:
-            counter = mine.by_level[level] = self.choices.labels(model, level)
-        counter.inc()
 
     def count_retry(self, reason: str) -> None:
         """An attempt is repeated. What a worker writes as its reason must not make series either."""
@@ -205,12 +212,10 @@ class RouterMetrics:
         """Names that nobody serves any more: in a long life they would only become more."""
         for model in models:
             del self._by_model[model]
-            for labelled in (self.request_s, self.first_byte_s, self.prefix_tokens, self.prefix_hit_tokens):
-                labelled.remove(model)
-        for counter, other in ((self.requests, "code"), (self.choices, "level")):
-            samples = [sample.labels for metric in counter.collect() for sample in metric.samples]
-            for pair in {(labels["model"], labels[other]) for labels in samples if labels["model"] in models}:
-                counter.remove(*pair)
+        for by_model in (self.request_s, self.first_byte_s):
+            by_model.remove_by("model", models)
+        for counts in (self.requests, self.choices, self.prefix_tokens, self.prefix_hit_tokens):
+            counts.remove_by("model", models)
 
     def _begin_at_zero(self, model: str) -> None:
         """A series that is born at 1 has no rate: its first error would raise no alert."""

@@ -27,10 +27,10 @@ from quire_router.scoring import (
     choose,
     drop_all,
     drop_unfit,
+    explanation,
     least,
     no_choice,
     rendezvous,
-    score,
 )
 
 POLICIES_BY_CONTENT: frozenset[RoutingPolicy] = frozenset({"kv_aware", "consistent_hash", "session_affinity"})
@@ -122,14 +122,13 @@ def _answer(
     snapshot: Sequence[Candidate],
     dropped: Mapping[str, str],
 ) -> Choice:
-    scores = tuple(score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
     if best is None:
-        return no_choice(request, dropped, scores)
+        return no_choice(request, snapshot, dropped)
     return Choice(
         endpoint_id=best.endpoint_id,
         level=level,
         matched_tokens=best.matched_tokens,
         num_tokens=request.num_tokens,
         reason=reason,
-        scores=scores,
+        explain=explanation(request, snapshot, dropped),
     )

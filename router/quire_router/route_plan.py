@@ -95,6 +95,10 @@ class RoutePlanner:
         self.plans: OrderedDict[str, RoutePlan] = OrderedDict()
         """The last ones of routes, by request id."""
 
+    def is_plain(self, model: str, headers: MultiMapping[str]) -> bool:
+        """Whether the model itself answers for its name, and there is nothing to plan."""
+        return self._pool.route(model) is None and names.HEADER_MODEL not in headers
+
     def plan(self, model: str, asker: Asker) -> RoutePlan:
         """Who answers for `model`. ApiError 400 for an x-quire-model that is none of the route's."""
         route = self._pool.route(model)

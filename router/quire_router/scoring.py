@@ -17,9 +17,10 @@ This is the policy "kv_aware"; `policies` has the others, which share the snapsh
 This module knows nothing of sockets, clocks, configuration files or how the snapshot came about.
 """
 
+import functools
 import random
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -133,32 +134,48 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     num_tokens: int | None
     reason: str
     """For a person, in words."""
-    scores: tuple[Score, ...]
-    """Every candidate, in the snapshot's order."""
+    explain: Callable[[], tuple[Score, ...]]
+    """Gives `scores`: few choices are ever explained."""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Every candidate, in the snapshot's order."""
+        return self.explain()
 
 
 def choose(request: RouteRequest, snapshot: Sequence[Candidate], rng: random.Random) -> Choice:
     """Pick an endpoint for the request. Pure but for `rng`, which breaks ties."""
     dropped = drop_all(request, snapshot)
     left = [c for c in snapshot if c.endpoint_id not in dropped] if dropped else list(snapshot)
-    scores = tuple([score(request, c, dropped.get(c.endpoint_id)) for c in snapshot])
     if not left:
-        return no_choice(request, dropped, scores)
+        return no_choice(request, snapshot, dropped)
     level = ladder_level(request, left)
     if level == "hash":
         assert request.affinity_key is not None
         key = request.affinity_key
         best = max(left, key=lambda c: rendezvous(key, c.endpoint_id))
     else:
-        best = _cheapest(left, {s.endpoint_id: s.cost_ms for s in scores}, rng)
+        best = _cheapest(left, {c.endpoint_id: cost_ms(request, c) for c in left}, rng)
+    longest = max(c.matched_tokens for c in left)
     return Choice(
         endpoint_id=best.endpoint_id,
         level=level,
         matched_tokens=best.matched_tokens,
         num_tokens=request.num_tokens,
-        reason=_in_words(best, left, level, request),
-        scores=scores,
+        reason=in_words(best.matched_tokens, longest, len(left), level, request.num_tokens),
+        explain=explanation(request, snapshot, dropped),
     )
+
+
+def explanation(
+    request: RouteRequest, snapshot: Sequence[Candidate], dropped: Mapping[str, str]
+) -> Callable[[], tuple[Score, ...]]:
+    """What gives the scores of a choice."""
+    return functools.partial(_scores, request, snapshot, dropped)
+
+
+def _scores(request: RouteRequest, snapshot: Sequence[Candidate], dropped: Mapping[str, str]) -> tuple[Score, ...]:
+    return tuple(score(request, c, dropped.get(c.endpoint_id)) for c in snapshot)
 
 
 def ladder_level(request: RouteRequest, left: Collection[Candidate]) -> Level:
@@ -237,16 +254,37 @@ def _unfit(request: RouteRequest, candidate: Candidate) -> str | None:
     return None if candidate.ready else "not ready"
 
 
-def score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> Score:
-    """What the request would cost there. `dropped`: why the candidate is out."""
-    num_tokens = request.num_tokens or 0
-    uncached = max(0, num_tokens - candidate.matched_tokens)
-    prefill_ms = uncached * candidate.ms_per_token
-    promised_ms = candidate.promised_tokens * candidate.ms_per_token * PROMISED_WEIGHT
-    decode_ms = candidate.load * DECODE_MS_PER_REQUEST
+def cost_ms(request: RouteRequest, candidate: Candidate) -> float:
+    """What the request would cost there, in ms."""
+    prefill_ms, promised_ms, decode_ms, blocks_ms = parts_ms(
+        max(0, (request.num_tokens or 0) - candidate.matched_tokens),
+        candidate.promised_tokens,
+        candidate.load,
+        candidate.ms_per_token,
+        candidate.free_tokens,
+    )
+    return prefill_ms + promised_ms + decode_ms + blocks_ms + candidate.adapter_ms
+
+
+def parts_ms(
+    uncached: int, promised: int, load: int, ms_per_token: float, free_tokens: int | None
+) -> tuple[float, float, float, float]:
+    """What a request with `uncached` tokens to compute costs at an endpoint, in ms: prefill, promised, decode, blocks."""
     blocks_ms = 0.0
-    if candidate.free_tokens is not None and candidate.free_tokens < uncached:
-        blocks_ms = BLOCK_WAIT_MS * (1 + (uncached - candidate.free_tokens) / uncached)
+    if free_tokens is not None and free_tokens < uncached:
+        blocks_ms = BLOCK_WAIT_MS * (1 + (uncached - free_tokens) / uncached)
+    return uncached * ms_per_token, promised * ms_per_token * PROMISED_WEIGHT, load * DECODE_MS_PER_REQUEST, blocks_ms
+
+
+def score(request: RouteRequest, candidate: Candidate, dropped: str | None) -> Score:
+    """What the request would cost there, and why. `dropped`: why the candidate is out."""
+    prefill_ms, promised_ms, decode_ms, blocks_ms = parts_ms(
+        max(0, (request.num_tokens or 0) - candidate.matched_tokens),
+        candidate.promised_tokens,
+        candidate.load,
+        candidate.ms_per_token,
+        candidate.free_tokens,
+    )
     return Score(
         endpoint_id=candidate.endpoint_id,
         matched_tokens=candidate.matched_tokens,
@@ -289,7 +327,7 @@ def rendezvous(key: int, endpoint_id: str) -> int:
     return mixed ^ (mixed >> 31)
 
 
-def no_choice(request: RouteRequest, dropped: Mapping[str, str], scores: tuple[Score, ...]) -> Choice:
+def no_choice(request: RouteRequest, snapshot: Sequence[Candidate], dropped: Mapping[str, str]) -> Choice:
     """The answer where nobody is left."""
     return Choice(
         endpoint_id=None,
@@ -297,7 +335,7 @@ def no_choice(request: RouteRequest, dropped: Mapping[str, str], scores: tuple[S
         matched_tokens=0,
         num_tokens=request.num_tokens,
         reason=_why_none(dropped),
-        scores=scores,
+        explain=explanation(request, snapshot, dropped),
     )
 
 
@@ -307,16 +345,16 @@ def _why_none(dropped: Mapping[str, str]) -> str:
     return "no endpoint left: " + ", ".join(f"{endpoint_id} {word}" for endpoint_id, word in dropped.items())
 
 
-def _in_words(best: Candidate, left: Sequence[Candidate], level: Level, request: RouteRequest) -> str:
-    if len(left) == 1:
-        return f"the only endpoint left, holds {best.matched_tokens} of {request.num_tokens or 'unknown'} tokens"
+def in_words(matched: int, longest: int, num_left: int, level: Level, num_tokens: int | None) -> str:
+    """Why it was chosen who is believed to hold `matched` tokens, where the best of `num_left` holds `longest`."""
+    if num_left == 1:
+        return f"the only endpoint left, holds {matched} of {num_tokens or 'unknown'} tokens"
     if level == "hash":
         return "nobody is known to hold the prefix: by hash of the prompt's beginning"
     if level == "least_load":
         return "too little of the prompt is known to look for it: least work"
-    longest = max(c.matched_tokens for c in left)
     if longest == 0:
         return "nobody holds the prefix: least work"
-    if best.matched_tokens == longest:
-        return f"holds the longest prefix, {longest} of {request.num_tokens} tokens"
-    return f"holds {best.matched_tokens} of {request.num_tokens} tokens; the endpoint with {longest} costs more to wait for"
+    if matched == longest:
+        return f"holds the longest prefix, {longest} of {num_tokens} tokens"
+    return f"holds {matched} of {num_tokens} tokens; the endpoint with {longest} costs more to wait for"

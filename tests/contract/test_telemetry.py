@@ -1,9 +1,17 @@
 """Log lines are one line each, can be parsed, and keep secrets out."""
 
+import io
 import json
 import logging
+import re
+from collections.abc import Callable
+from typing import Any
 
-from quire_contract.telemetry import LogFormatter, Trouble, log_event
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire_contract.telemetry import EventLine, LineHandler, LogFormatter, Trouble, log_event
 
 
 def line_of(formatter: LogFormatter, event: str, /, **fields: object) -> str:
@@ -121,3 +129,94 @@ def test_trouble_that_goes_on_is_told_once_a_minute_and_when_it_changes() -> Non
     assert changed == [True, False]
     assert over == [True, False]
     assert trouble.is_news("timeout")
+
+
+class Process:
+    """A logger whose lines go to a text, and what is to be called later."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.text = io.StringIO()
+        self.handler = LineHandler(self.text, LogFormatter(as_json=as_json, process="router"))
+        self.top = logging.Logger("top")
+        self.top.addHandler(self.handler)
+        self.logger = logging.Logger("quire.test")
+        self.logger.parent = self.top
+        self.later: list[tuple[float, Callable[[], object]]] = []
+        fields = ("request_id", "model", "status", "why", "time_ms", "token")
+        self.line = EventLine(
+            self.logger, logging.INFO, "a request", fields, lambda delay_s, work: self.later.append((delay_s, work))
+        )
+
+    def lines(self) -> list[str]:
+        """What was written, without the times."""
+        return [re.sub('ts=[^ ]+ |"ts": "[^"]+", ', "", line) for line in self.text.getvalue().splitlines()]
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["plain", "a b", 'a"b='])
+
+
+@given(st.tuples(*[VALUES] * 6), st.booleans())
+def test_a_prepared_line_is_the_one_that_a_record_becomes(values: tuple[Any, ...], as_json: bool) -> None:
+    prepared, usual = Process(as_json=as_json), Process(as_json=as_json)
+    names = ("request_id", "model", "status", "why", "time_ms", "token")
+
+    prepared.line.log(*values)
+    log_event(usual.logger, logging.INFO, "a request", **dict(zip(names, values, strict=True)))
+    prepared.handler.flush()
+
+    assert prepared.lines() == usual.lines()
+
+
+def test_prepared_lines_are_written_together_and_before_any_later_line() -> None:
+    process = Process()
+
+    process.line.log("r1", "m", 200, None, 1.5, None)
+    process.line.log("r2", "m", 200, None, 1.5, None)
+    at_first = process.lines()
+    log_event(process.logger, logging.WARNING, "trouble")
+    then = process.lines()
+    process.line.log("r3", "m", 200, None, 1.5, None)
+    for _, work in process.later:
+        work()
+
+    assert at_first == []
+    assert [re.findall("r[0-9]|trouble", line) for line in then] == [["r1"], ["r2"], ["trouble"]]
+    assert "request_id=r3" in process.lines()[3]
+    assert [delay_s for delay_s, _ in process.later] == [0.05, 0.05]
+
+
+def test_many_prepared_lines_do_not_wait_for_their_time() -> None:
+    process = Process()
+
+    for number in range(300):
+        process.line.log(f"r{number}", "m", 200, None, 1.5, None)
+
+    assert len(process.lines()) == 256
+
+
+def test_a_prepared_line_goes_wherever_records_go(caplog: pytest.LogCaptureFixture) -> None:
+    process = Process()
+    logger = logging.getLogger("quire.test.prepared")
+    line = EventLine(logger, logging.INFO, "happened", ("number",), lambda delay_s, work: None)
+
+    with caplog.at_level(logging.INFO):
+        line.log(7)
+    with caplog.at_level(logging.WARNING):
+        line.log(8)
+    process.top.addHandler(caplog.handler)
+    process.line.log("r1", "m", 200, None, 1.5, None)
+
+    told = [LogFormatter().format(record).partition("event=")[2] for record in caplog.records]
+    assert told == ["happened number=7", '"a request" request_id=r1 model=m status=200 time_ms=1.5']
+    assert "request_id=r1" in process.lines()[0]
+
+
+def test_lines_for_a_reader_who_has_gone_are_no_error() -> None:
+    process = Process()
+    process.text.close()
+
+    process.line.log("r1", "m", 200, None, 1.5, None)
+    for _, work in process.later:
+        work()
+
+    assert process.text.closed

@@ -316,7 +316,7 @@ async def test_a_request_whose_time_is_over_is_not_sent_and_is_nobodys_fault(sta
     upstream = await start_upstream("a")
     stats = RevisionStats("boot")
     endpoint = Endpoint(EndpointEntry(id="a", url=upstream.url, models=["m"]), stats.of("", ""))
-    choice = Choice(endpoint_id="a", level="hash", matched_tokens=0, num_tokens=None, reason="", scores=())
+    choice = Choice(endpoint_id="a", level="hash", matched_tokens=0, num_tokens=None, reason="", explain=tuple)
     limits = Timeouts(first_byte=9.0, answer=9.0, idle=9.0)
     async with ClientSession() as session:
         upstreams = Upstreams(

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_router.kv_index import KvIndex, SentIndex, extend_match
+from quire_router.kv_index import SENT_TICK_S, KvIndex, SentIndex, extend_match
 
 IDS = ["a", "b", "c"]
 HASHES = st.lists(st.integers(0, 30), max_size=8)
@@ -105,3 +105,49 @@ def test_a_match_goes_on_through_blocks_that_were_just_sent():
 
     assert extend_match(index, sent, "a", [1, 2, 3, 4, 5], 2, since_s=4.0) == 4
     assert extend_match(index, sent, "a", [1, 2, 3, 4, 5], 2, since_s=6.0) == 2
+
+
+PROMPTS = st.lists(st.integers(0, 2), max_size=7)
+"""As what distinguishes each block from others after the same beginning."""
+
+
+def chained(prompt):
+    """Each block named by itself and all before it, as real hashes are."""
+    return [hash(tuple(prompt[: place + 1])) for place in range(len(prompt))]
+
+
+@given(
+    st.lists(st.tuples(PROMPTS, st.integers(0, 12)), max_size=20), PROMPTS, st.integers(0, 30), st.sets(st.integers())
+)
+def test_what_was_sent_is_found_as_a_walk_through_the_prompt_finds_it(prompts, asked, life, some):
+    index, sent, now_s, times = KvIndex(), SentIndex(), 100.0, {}
+    for prompt, passed in prompts:
+        now_s += passed / 8
+        sent.record("a", chained(prompt), now_s)
+        times |= dict.fromkeys(chained(prompt), now_s)
+    hashes, since_s = chained(asked), now_s - life / 8
+    held = {block for block in hashes if block % 3 == len(some) % 3}
+    index.add("a", held)
+    matched = index.match_prefix(hashes, ["a"]).get("a", 0)
+
+    found = sent.match_prefix("a", hashes, since_s)
+    extended = extend_match(index, sent, "a", hashes, matched, since_s)
+
+    def walk(start, early_s, also=()):
+        depth = start
+        while depth < len(hashes) and (times.get(hashes[depth], -1) >= since_s - early_s or hashes[depth] in also):
+            depth += 1
+        return depth
+
+    assert walk(0, 0.0) <= found <= walk(0, 2 * SENT_TICK_S)
+    assert walk(matched, 0.0, held) <= extended <= walk(matched, 2 * SENT_TICK_S, held)
+
+
+def test_ends_of_prompts_give_way_before_their_beginnings():
+    sent, prompt = SentIndex(max_blocks_per_endpoint=6), [1, 2, 3, 4]
+
+    sent.record("a", prompt, now_s=1.0)
+    sent.record("a", [11, 12, 13, 14], now_s=2.0)
+
+    assert sent.match_prefix("a", prompt, since_s=0.0) == 2
+    assert sent.match_prefix("a", [11, 12, 13, 14], since_s=0.0) == 4

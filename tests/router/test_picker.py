@@ -9,9 +9,10 @@ from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
-from quire_router.picker import Picker, ReadablePrompt
+from quire_router.picker import Picker
 from quire_router.prompts import PromptBlocks
 from quire_router.revision_stats import RevisionStats
+from quire_router.snapshots import ReadablePrompt
 
 BLOCK = 16
 

@@ -13,12 +13,13 @@ from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.kv_index import KvIndex, SentIndex
 from quire_router.metrics import RouterMetrics
-from quire_router.picker import Picker, ReadablePrompt
+from quire_router.picker import Picker
 from quire_router.policies import bounded_load, choose_by
 from quire_router.prompts import PromptBlocks
 from quire_router.revision_stats import RevisionStats
 from quire_router.scoring import ADAPTER_LOAD_MS, ADAPTER_SWAP_MS, Candidate, RouteRequest
 from quire_router.session import session_key
+from quire_router.snapshots import ReadablePrompt
 
 NAMES = ("a", "b", "c", "d")
 ALL = ("kv_aware", "round_robin", "least_load", "consistent_hash", "session_affinity")

@@ -108,9 +108,12 @@ class ExactRouter:
         self._catch_up(now_s)
         hashes = wire_hashes(hash_blocks(prompt_of(request.chain), self._block_size))
         endpoints = [self._endpoints[worker.number] for worker in self.workers]
-        speeds = pooled_speed(endpoints)
+        speeds = pooled_speed([endpoint.learnt_ms_per_token for endpoint in endpoints])
         held = self._index.match_prefix(hashes, [endpoint.id for endpoint in endpoints])
-        snapshot = [self._candidate(e, hashes, held.get(e.id, 0), speeds[e.id], now_s, request) for e in endpoints]
+        snapshot = [
+            self._candidate(e, hashes, held.get(e.id, 0), speed, now_s, request)
+            for e, speed in zip(endpoints, speeds, strict=True)
+        ]
         key = hashes[min(len(hashes), max(1, AFFINITY_TOKENS // self._block_size)) - 1] if hashes else None
         wanted = RouteRequest(model=MODEL, num_tokens=request.prompt, affinity_key=key)
         choice = choose_by("kv_aware", wanted, snapshot, self._rng)
