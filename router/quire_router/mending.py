@@ -32,7 +32,7 @@ from quire_router.replay import Replay
 from quire_router.retry_budget import RetryBudget
 from quire_router.scoring import Choice
 from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstreams, WorkerRequest
-from quire_router.worker_client import WorkerResponse
+from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.mending")
 
