@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import aiohttp
 import uvloop
@@ -329,7 +328,7 @@ def build_proxy(
         return live.settings.faults
 
     upstreams = Upstreams(
-        session=cast(aiohttp.ClientSession, WorkerClient(session)),  # has what calls need of one
+        client=WorkerClient(session),
         timeouts=timeouts,
         trust=trust,
         faults=faults,

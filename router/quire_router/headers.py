@@ -1,9 +1,11 @@
 """Which headers pass the router, in both directions. Knows no bodies."""
 
+import enum
+import functools
 import re
 
 from aiohttp import hdrs
-from multidict import CIMultiDict, MultiMapping
+from multidict import CIMultiDict, MultiMapping, istr
 
 from quire_contract import names
 from quire_contract.resume import HEADER_REPLAY
@@ -38,26 +40,52 @@ _NOT_TO_WORKER = _HOP_BY_HOP | {
 _KEYS = frozenset({"authorization", names.HEADER_API_KEY})
 _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", names.HEADER_REQUEST_ID}
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
+_MAX_KNOWN_NAMES = 256
+"""Spellings of headers' names whose way is remembered, in each direction."""
+_REQUEST_ID, _TOKEN, _REPLAY = istr(names.HEADER_REQUEST_ID), istr(names.HEADER_TOKEN), istr(HEADER_REPLAY)
+_WORKER, _ROUTE = istr(names.HEADER_WORKER), istr(HEADER_ROUTE)
 _NOT_IN_VALUES = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """aiohttp reads such values from a worker and writes them to nobody: they would end the whole answer."""
+
+
+class _Way(enum.Enum):
+    """What becomes of a header."""
+
+    PASSES = enum.auto()
+    IS_A_KEY = enum.auto()
+    ENDS = enum.auto()
+
+
+@functools.lru_cache(_MAX_KNOWN_NAMES)
+def _way_to_worker(name: str) -> _Way:
+    lower = name.lower()
+    if lower in _NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX):
+        return _Way.ENDS
+    return _Way.IS_A_KEY if lower in _KEYS else _Way.PASSES
+
+
+@functools.lru_cache(_MAX_KNOWN_NAMES)
+def _goes_to_client(name: str) -> bool:
+    lower = name.lower()
+    return lower == names.HEADER_REASON or not (
+        lower in _NOT_TO_CLIENT or lower.startswith(names.INTERNAL_HEADER_PREFIX)
+    )
 
 
 def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
     """Headers of the request to a worker: the client's without those of its connection and without any internal one.
 
     `keep_key`: the client's key, in Authorization or x-api-key, is meant for the worker, not for us."""
-    dropped = _named_by_connection(headers)
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
-        lower = name.lower()
-        if lower in _NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped:
-            continue
-        if lower in _KEYS and not keep_key:
-            continue
-        passed.add(name, value)
-    passed[names.HEADER_REQUEST_ID] = request_id
+        way = _way_to_worker(name)
+        if way is _Way.PASSES or (way is _Way.IS_A_KEY and keep_key):
+            passed.add(name, value)
+    if _OPTIONS_OF_CONNECTION in headers:
+        _drop_named(passed, headers)
+    passed[_REQUEST_ID] = request_id
     if trust is not None:
-        passed[names.HEADER_TOKEN] = trust.token
+        passed[_TOKEN] = trust.token
     return passed
 
 
@@ -68,7 +96,7 @@ def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
     passed = to_worker(call.headers, call.request_id, trust, keep_key=call.keep_key)
     if trust is None:
         return passed
-    passed[HEADER_REPLAY] = "1"
+    passed[_REPLAY] = "1"
     if call.deadline_s is not None:
         passed[names.HEADER_DEADLINE] = f"{max(0.0, call.deadline_s - now_s):.3f}"
     if call.priority:
@@ -82,23 +110,22 @@ def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
 
 def to_client(headers: MultiMapping[str], request_id: str, endpoint_id: str, route: str) -> CIMultiDict[str]:
     """Headers of the answer: the worker's without those of its connection and without internal ones but our own."""
-    dropped = _named_by_connection(headers)
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
-        lower = name.lower()
-        if not value.isprintable() and _NOT_IN_VALUES.search(value):
-            continue
-        if lower == names.HEADER_REASON or not (
-            lower in _NOT_TO_CLIENT or lower.startswith(names.INTERNAL_HEADER_PREFIX) or lower in dropped
-        ):
+        if _goes_to_client(name) and (value.isprintable() or not _NOT_IN_VALUES.search(value)):
             passed.add(name, value)
-    passed[names.HEADER_REQUEST_ID] = request_id
-    passed[names.HEADER_WORKER] = endpoint_id
-    passed[HEADER_ROUTE] = route
+    if _OPTIONS_OF_CONNECTION in headers:
+        _drop_named(passed, headers, but=names.HEADER_REASON)
+    passed[_REQUEST_ID] = request_id
+    passed[_WORKER] = endpoint_id
+    passed[_ROUTE] = route
     return passed
 
 
-def _named_by_connection(headers: MultiMapping[str]) -> frozenset[str]:
-    """Further headers that the sender declares to be of its connection only, in one Connection header or in several."""
-    values = headers.getall(_OPTIONS_OF_CONNECTION, ())
-    return frozenset(option.strip().lower() for value in values for option in value.split(","))
+def _drop_named(passed: CIMultiDict[str], headers: MultiMapping[str], but: str = "") -> None:
+    """Drop what the sender declares to be of its connection only, in one Connection header or in several; keep `but`."""
+    for value in headers.getall(_OPTIONS_OF_CONNECTION, ()):
+        for option in value.split(","):
+            name = option.strip()
+            if name.lower() != but:
+                passed.popall(name, None)

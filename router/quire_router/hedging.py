@@ -5,7 +5,7 @@ workers must not get twice the work.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from quire_contract.openai.errors import ApiError
 from quire_contract.router_settings import FaultSettings
@@ -36,19 +36,30 @@ class Hedger:
         self._on_hedge = on_hedge
         self._saved = 1.0
 
-    async def begin(
+    def begin(
         self, request: WorkerRequest, reservation: Reservation, choice: Choice, tried: frozenset[str]
-    ) -> Attempt:
+    ) -> Awaitable[Attempt]:
         """As `Upstreams.begin`. `tried`: endpoints that are no choice for the second attempt."""
         settings = self._faults()
         if settings.hedge_after_s is None or not request.call.is_stream or request.call.fields is None:
-            return await self._upstreams.begin(request, reservation, choice)
+            return self._upstreams.begin(request, reservation, choice)
+        return self._begin_twice(request, reservation, choice, tried, settings, settings.hedge_after_s)
+
+    async def _begin_twice(
+        self,
+        request: WorkerRequest,
+        reservation: Reservation,
+        choice: Choice,
+        tried: frozenset[str],
+        settings: FaultSettings,
+        after_s: float,
+    ) -> Attempt:
         self._saved = min(MAX_SAVED, self._saved + settings.max_hedged_percent / 100)
         reservation.take()  # before anybody else looks for room
         tasks = [asyncio.create_task(self._upstreams.begin(request, reservation, choice))]
         winner: Attempt | None = None
         try:
-            await asyncio.wait(tasks, timeout=settings.hedge_after_s)
+            await asyncio.wait(tasks, timeout=after_s)
             second = None if tasks[0].done() else self._second(request, tried | {reservation.endpoint.id})
             if second is None:
                 winner = await tasks[0]

@@ -33,7 +33,7 @@ from quire_router.retry_budget import RetryBudget
 from quire_router.room import room_at
 from quire_router.scoring import Choice
 from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstreams, WorkerRequest
-from quire_router.worker_client import WorkerResponse
+from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.mending")
 

@@ -73,7 +73,7 @@ class Proxy:
             try:
                 request = request_of(call, outcome.target or call.model)
                 attempt = await self._hedger.begin(request, reservation, choice, tried)
-                return await self._answer_of(request, attempt, outcome)
+                return self._answer_of(request, attempt, outcome)
             except RetryableError as error:
                 outcome.problem, is_busy = str(error), error.reason in _BUSY
                 tried |= {reservation.endpoint.id} | error.also_tried
@@ -101,7 +101,7 @@ class Proxy:
         assert refusal is not None, "a call has a target"
         return None, refusal
 
-    async def _answer_of(self, request: WorkerRequest, attempt: Attempt, outcome: Outcome) -> Answer:
+    def _answer_of(self, request: WorkerRequest, attempt: Attempt, outcome: Outcome) -> Answer:
         """The answer that has begun. Whole: its place is free again."""
         call, begun, response = request.call, attempt.begun, attempt.response
         outcome.first_byte_s = self._clock()
@@ -111,7 +111,7 @@ class Proxy:
         )
         outcome.usage = _usage_of(attempt)
         if begun.is_whole:
-            await attempt.close()
+            attempt.end()
             return Answer(status=response.status, headers=passed, body=begun.data)
         stream = MendedStream(self._mender, request, attempt, outcome)
         return Answer(

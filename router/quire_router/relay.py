@@ -16,7 +16,7 @@ import aiohttp
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.replay import Replay
 from quire_router.sse import EventCutter
-from quire_router.worker_client import WorkerResponse
+from quire_router.worker_connection import WorkerResponse
 
 Sink = Callable[[bytes], bool]
 """Takes whole events and never raises; whether it may be given more at once."""

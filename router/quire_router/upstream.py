@@ -6,13 +6,11 @@ What an attempt tells of the worker (it is down, drains, keeps failing) is noted
 becomes of a failed attempt.
 """
 
-import io
 import logging
 from collections.abc import Callable
 
 import aiohttp
 import msgspec
-from yarl import URL
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, deadline_exceeded
@@ -26,7 +24,9 @@ from quire_router.replay import Replay
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
-from quire_router.time_limit import TimeLimit
+from quire_router.time_limit import TimeLimit, TimeLimits
+from quire_router.worker_client import WorkerClient
+from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.upstream")
 
@@ -36,9 +36,9 @@ RETRYABLE_STATUS = 503
 BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING, names.REASON_ASLEEP})
 """A worker that says so is well."""
 NOT_ITS_FAULT = BUSY_REASONS | {names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE, CODE_QUEUE_TIMEOUT}
-MAX_URLS = 4096
-MAX_SENT_AT_ONCE_BYTES = 1024 * 1024
-"""Larger bodies are sent in parts, so that they do not hold up the event loop."""
+
+
+Response = WorkerResponse | aiohttp.ClientResponse
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class Attempt:
         self,
         reservation: Reservation,
         choice: Choice,
-        response: aiohttp.ClientResponse,
+        response: Response,
         replay: Replay | None,
         use: Use,
     ) -> None:
@@ -106,11 +106,15 @@ class Attempt:
         self.use = use
         self.begun: Begun
 
-    async def close(self) -> None:
+    def end(self) -> None:
         """Let the connection and the place go. Further calls do nothing."""
         self.response.close()  # nothing to close if all was read: its connection went back then
         self.use.end()
         self._reservation.give_back()
+
+    async def close(self) -> None:
+        """As `end`, where a coroutine is asked for."""
+        self.end()
 
 
 class Upstreams:
@@ -119,7 +123,7 @@ class Upstreams:
     def __init__(
         self,
         *,
-        session: aiohttp.ClientSession,
+        client: WorkerClient,
         timeouts: Timeouts,
         trust: Trust | None,
         faults: Callable[[], FaultSettings],
@@ -127,35 +131,37 @@ class Upstreams:
         clock: Callable[[], float],
     ) -> None:
         self.timeouts = timeouts
-        self._session = session
+        self._client = client
         self._trust = trust
         self._faults = faults
         self._on_ejection = on_ejection
         self._clock = clock
-        self._urls: dict[tuple[str, str], URL] = {}
+        self._limits = TimeLimits()
 
     async def begin(self, request: WorkerRequest, reservation: Reservation, choice: Choice) -> Attempt:
         """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
-        endpoint = reservation.endpoint
-        limit_s = self._limit_s(request.call)
+        endpoint, call = reservation.endpoint, request.call
+        limit_s = self._limit_s(call)
         reservation.take()
         use = Use(endpoint, _nothing)
-        response: aiohttp.ClientResponse | None = None
+        response: Response | None = None
         try:
             try:
-                with TimeLimit(limit_s) as limit:
+                with self._limits.of(limit_s) if call.deadline_s is None else TimeLimit(limit_s) as limit:
                     use.close = limit.end_now
-                    response = await self._open(request, endpoint)
+                    target = self._client.target(endpoint.url, request.path)
+                    passed = header_rules.of_call(call, self._trust, self._clock())
+                    response = await self._client.post(target, request.body, passed)
                     replay = request.replay or (None if self._trust is None else Replay(Usage()))
                     attempt = Attempt(reservation, choice, response, replay, use)
                     attempt.begun = await _begin(endpoint, response, replay)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-                raise self._failure(request.call, reservation, use, error, limit_s) from None
+                raise self._failure(call, reservation, use, error, limit_s) from None
             except RetryableError as error:
                 self._refused(reservation, error.reason)
                 raise
             use.close = response.close
-            self._note_begun(request.call, reservation, response, attempt.begun, is_new=request.replay is None)
+            self._note_begun(call, reservation, response, attempt.begun, is_new=request.replay is None)
         except BaseException:
             if response is not None:
                 response.close()
@@ -179,20 +185,8 @@ class Upstreams:
             raise _deadline_passed()
         return min(limit_s, left_s)
 
-    async def _open(self, request: WorkerRequest, endpoint: Endpoint) -> aiohttp.ClientResponse:
-        key = (endpoint.url, request.path)
-        url = self._urls.get(key)
-        if url is None:
-            if len(self._urls) >= MAX_URLS:
-                self._urls.clear()
-            url = self._urls[key] = URL(endpoint.url + request.path)
-        passed = header_rules.of_call(request.call, self._trust, self._clock())
-        body = request.body
-        data = body if len(body) <= MAX_SENT_AT_ONCE_BYTES else io.BytesIO(body)
-        return await self._session.post(url, data=data, headers=passed, allow_redirects=False)
-
     def _note_begun(
-        self, call: Call, reservation: Reservation, response: aiohttp.ClientResponse, begun: Begun, *, is_new: bool
+        self, call: Call, reservation: Reservation, response: Response, begun: Begun, *, is_new: bool
     ) -> None:
         endpoint, now_s = reservation.endpoint, self._clock()
         is_stream = begun.cutter is not None
@@ -255,13 +249,15 @@ def request_of(call: Call, target: str) -> WorkerRequest:
     return WorkerRequest(call=call, target=target, path=call.path, body=body)
 
 
-async def _begin(endpoint: Endpoint, response: aiohttp.ClientResponse, replay: Replay | None) -> Begun:
+async def _begin(endpoint: Endpoint, response: Response, replay: Replay | None) -> Begun:
     """Read a stream's first events, or an answer that is no stream whole if it is not too large."""
     reason = response.headers.get(names.HEADER_REASON, "")
     if response.status == RETRYABLE_STATUS and reason != names.REASON_QUEUE_TIMEOUT:  # that one has waited long enough
         raise RetryableError(reason or "unavailable", f"{endpoint.id} is {reason or 'unavailable'}")
     content = response.content
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        if content.is_eof():
+            return Begun(data=content.read_nowait(), is_whole=True, cutter=None)
         return await _begin_whole(content)
     cutter = EventCutter()
     while True:

@@ -3,55 +3,82 @@
 Knows no workers. HTTP/1.1 answers with a body; any other goes aiohttp's way.
 """
 
-from aiohttp import ClientConnectionResetError, HttpVersion11, hdrs, web
+import functools
+import time
+from collections.abc import Mapping
+
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_writer import _serialize_headers
+from aiohttp.web_response import REASON_PHRASES
 from multidict import CIMultiDict
 
 _STATUS_WITHOUT_BODY = frozenset({204, 205, 304})
 
 
-class WholeResponse(web.Response):
-    """As `web.Response`, with a body of bytes."""
+class WholeResponse(web.StreamResponse):
+    """As `web.Response` with a body of bytes."""
 
-    _is_written = False
+    _plain: web.Response | None = None
+    """The same as aiohttp sends it."""
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write all of it. ConnectionResetError if the client has gone."""
-        body = self.body
-        is_common = request.version == HttpVersion11 and request.method != hdrs.METH_HEAD
-        if not is_common or not isinstance(body, bytes) or self.status < 200 or self.status in _STATUS_WITHOUT_BODY:
-            return await super().prepare(request)
-        head = _serialize_headers(f"HTTP/1.1 {self.status} {self.reason}", self._complete(request, body))
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ClientConnectionResetError("Cannot write to closing transport")
-        self._is_written = True
-        transport.write(head + body)
-        request.writer.output_size += len(head) + len(body)
-        if request.protocol.writing_paused:
-            await request.writer.drain()
-        return None
+    def __init__(self, *, status: int = 200, headers: Mapping[str, str], body: bytes) -> None:
+        """`headers` are taken over."""
+        self._state = {}
+        self._headers = headers if type(headers) is CIMultiDict else CIMultiDict(headers)
+        self._status, self._reason = status, REASON_PHRASES.get(status, "")
+        self._whole = body
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to be written."""
-        if not self._is_written:
-            await super().write_eof(data)
-
-    def _complete(self, request: web.BaseRequest, body: bytes) -> CIMultiDict[str]:
-        """Its headers, with those of this connection."""
-        headers = self.headers
-        if self.keep_alive is None:
+    def encoded(self, request: web.BaseRequest) -> bytes | None:
+        """All of it, for the connection of `request`. None: it must go aiohttp's way."""
+        status, headers, body = self._status, self._headers, self._whole
+        if (
+            request.version != HttpVersion11
+            or request.method == hdrs.METH_HEAD
+            or status < 200
+            or status in _STATUS_WITHOUT_BODY
+        ):
+            return None
+        if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        if not self.keep_alive:
+        if not self._keep_alive:
             headers[hdrs.CONNECTION] = "close"
-        headers[hdrs.CONTENT_LENGTH] = str(len(body))
-        if hdrs.DATE not in headers:
-            headers[hdrs.DATE] = rfc822_formatted_time()
-        if hdrs.SERVER not in headers:
-            headers[hdrs.SERVER] = SERVER_SOFTWARE
+        if hdrs.CONTENT_LENGTH in headers:
+            del headers[hdrs.CONTENT_LENGTH]
         if body and hdrs.CONTENT_TYPE not in headers:
             headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
-        return headers
+        if hdrs.DATE in headers or hdrs.SERVER in headers:
+            headers.setdefault(hdrs.DATE, rfc822_formatted_time())
+            headers.setdefault(hdrs.SERVER, SERVER_SOFTWARE)
+            start = _first_line(status, self._reason)
+        else:
+            start = _first_lines(status, self._reason, int(time.time()))
+        return start + _serialize_headers(f"{hdrs.CONTENT_LENGTH}: {len(body)}", headers) + body
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """aiohttp's way."""
+        self._plain = web.Response(status=self._status, headers=self._headers, body=self._whole)
+        if self._keep_alive is False:
+            self._plain.force_close()
+        writer = await self._plain.prepare(request)
+        self._keep_alive = self._plain.keep_alive
+        return writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """The end of what `prepare` began."""
+        assert self._plain is not None, "it was prepared"
+        await self._plain.write_eof(data)
+
+
+def _first_line(status: int, reason: str) -> bytes:
+    return f"HTTP/1.1 {status} {reason}\r\n".encode()
+
+
+@functools.lru_cache(16)
+def _first_lines(status: int, reason: str, second: int) -> bytes:
+    """With what is the same for all answers of a second."""
+    del second  # it is now
+    date = f"{hdrs.DATE}: {rfc822_formatted_time()}\r\n{hdrs.SERVER}: {SERVER_SOFTWARE}\r\n"
+    return _first_line(status, reason) + date.encode()

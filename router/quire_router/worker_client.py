@@ -1,128 +1,166 @@
-"""Posts to workers at a third of the cost of aiohttp's session: its connector and parser, without objects that are made for any use.
+"""Posts to workers at a fraction of the cost of aiohttp's session: its connector and parser, without objects that are made for any use.
 
-The caller has made URL and headers already, wants bytes as they come, and reads every answer to its end or closes it. Connections, their
-reuse and their errors are aiohttp's own, shared with the session that is given. Bodies that are not sent at once go through that session.
+The caller has made URL and headers already, wants bytes as they come, and reads every answer to its end or closes it. How connections are
+made, and their errors, are aiohttp's own, shared with the session that is given; a connection that is free again waits here for the next
+request, not at the connector. Large bodies go through that session.
 """
 
 import asyncio
+import io
+from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 from aiohttp import hdrs
 from aiohttp.client_reqrep import ClientRequest
-from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
 from aiohttp.http_writer import _serialize_headers
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
-from quire_router.connections import READ_BUFFER_BYTES
-from quire_router.worker_connection import WorkerConnection, use_worker_connections
+from quire_router.connections import UPSTREAM_KEEPALIVE_S
+from quire_router.worker_connection import WorkerConnection, WorkerResponse, use_worker_connections
 
-MAX_PLACES = 4096
-"""Addresses whose connections are asked for without being described anew."""
+MAX_SENT_AT_ONCE_BYTES = 1024 * 1024
+"""Larger bodies are sent in parts, so that they do not hold up the event loop."""
+MAX_TARGETS = 4096
+"""URLs that are posted to without being looked at anew, and as many addresses whose connections are kept."""
 
 
-class WorkerResponse:
-    """An answer whose head has come. The part of aiohttp's response that the proxy uses."""
+class _Place:
+    """An address, and the connections to it that are free: the one that was used last is used first, so that the others may end."""
 
-    __slots__ = ("_connection", "_listener", "content", "headers", "status")
+    __slots__ = ("_note_idle", "_now", "idle", "is_gone", "request")
 
-    def __init__(
-        self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.content = content
-        """The body as it comes. At its end the connection is free for the next request."""
-        self._connection: Connection | None = connection
-        self._listener: Callable[[], None] | None = None
-        content.on_eof(self._end)
+    def __init__(self, request: ClientRequest, now: Callable[[], float], note_idle: Callable[[], None]) -> None:
+        self.request = request
+        """What tells the connector where to connect to."""
+        self.idle: deque[WorkerConnection] = deque()
+        """The longest idle first."""
+        self.is_gone = False
+        """Nobody asks here any more."""
+        self._now = now
+        self._note_idle = note_idle
 
-    def on_arrival(self, listener: Callable[[], None] | None) -> None:
-        """`listener` is called whenever there is more in `content`, its end or an error included, until another one or None is set."""
-        self._listener = listener
-        protocol = None if self._connection is None else self._connection.protocol
-        if isinstance(protocol, WorkerConnection):
-            protocol.on_arrival = listener
+    def take(self) -> WorkerConnection | None:
+        """A connection that is free and stands, as far as is known here."""
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            transport = connection.transport
+            is_young = self._now() - connection.free_since_s <= UPSTREAM_KEEPALIVE_S
+            if is_young and transport is not None and not transport.is_closing():
+                return connection
+            connection.cut()
+        return None
 
-    def close(self) -> None:
-        """The connection is cut, unless all of the body has come; whoever waits for more gets a ClientConnectionError."""
-        connection = self._let_go()
-        if connection is not None:
-            if self.content.exception() is None:  # a connection that is closed here forgets its readers
-                self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
-            connection.close()
-            if self._listener is not None:
-                self._listener()
+    def take_back(self, connection: WorkerConnection) -> None:
+        """As an Owner."""
+        if self.is_gone:
+            connection.cut()
+            return
+        connection.free_since_s = self._now()
+        self.idle.append(connection)
+        if len(self.idle) == 1:
+            self._note_idle()
 
-    def _end(self) -> None:
-        connection = self._let_go()
-        if connection is not None:
-            connection.release()
+    def end_older(self, since_s: float) -> None:
+        """End what has been idle since before then."""
+        while self.idle and self.idle[0].free_since_s < since_s:
+            self.idle.popleft().cut()
 
-    def _let_go(self) -> Connection | None:
-        """The connection, which is this answer's no longer."""
-        connection, self._connection = self._connection, None
-        if connection is not None and isinstance(connection.protocol, WorkerConnection):
-            connection.protocol.on_arrival = None
-        return connection
+
+class Target:
+    """A URL that is posted to."""
+
+    __slots__ = ("line", "place", "url")
+
+    def __init__(self, url: URL, place: _Place) -> None:
+        self.url = url
+        self.place = place
+        host = CIMultiDict({hdrs.HOST: place.request.headers[hdrs.HOST]})
+        self.line = _serialize_headers(f"POST {url.raw_path_qs} HTTP/1.1", host)[:-2]
+        """The first two lines of a request."""
 
 
 class WorkerClient:
-    """One for the process. Has of `aiohttp.ClientSession` what the proxy uses: `post`."""
+    """One for the process. Does what the proxy needs of `aiohttp.ClientSession.post`. Its connections end with the session."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         assert session.connector is not None, "an open session has a connector"
         self._session = session
         use_worker_connections(session.connector)
         self._connector = session.connector
-        self._places: dict[tuple[str, str | None, int | None], ClientRequest] = {}
+        self._loop = asyncio.get_running_loop()
+        self._targets: dict[tuple[str, str], Target] = {}
+        self._places: dict[tuple[str, str | None, int | None], _Place] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def target(self, base: str, path: str) -> Target:
+        """The URL of `path` at the worker at `base`, such as "http://10.0.0.1:8000"."""
+        target = self._targets.get((base, path))
+        return self._new_target(base, path) if target is None else target
 
     async def post(
-        self, url: URL, *, data: Any, headers: CIMultiDict[str], allow_redirects: bool = False
+        self, target: Target, body: bytes, headers: CIMultiDict[str]
     ) -> "WorkerResponse | aiohttp.ClientResponse":
-        """The answer, once its head is there. `headers` are taken over. aiohttp.ClientError as its session raises it."""
-        if not isinstance(data, bytes):
-            return await self._session.post(url, data=data, headers=headers, allow_redirects=allow_redirects)
-        place = self._place(url)
-        headers[hdrs.HOST] = place.headers[hdrs.HOST]
-        headers[hdrs.CONTENT_LENGTH] = str(len(data))
-        head = _serialize_headers(f"POST {url.raw_path_qs} HTTP/1.1", headers)
+        """The answer, once its head is there. `headers` are without Host and Content-Length. aiohttp.ClientError as its session raises
+        it."""
+        if len(body) > MAX_SENT_AT_ONCE_BYTES:
+            data = io.BytesIO(body)
+            return await self._session.post(target.url, data=data, headers=headers, allow_redirects=False)
+        request = target.line + _serialize_headers(f"Content-Length: {len(body)}", headers) + body
+        connection = target.place.take()
+        if connection is None:
+            connection = await self._connect(target)
+        head = connection.ask(request)
         try:
-            connection = await self._connector.connect(place, [], self._session.timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
-        try:
-            return await _exchange(connection, head + data)
+            return await head
         except BaseException:
-            connection.close()
+            connection.abandon(head)
             raise
 
-    def _place(self, url: URL) -> ClientRequest:
-        """What tells the connector where to connect to."""
+    async def _connect(self, target: Target) -> WorkerConnection:
+        try:
+            lease = await self._connector.connect(target.place.request, [], self._session.timeout)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {target.url}") from error
+        connection = lease.protocol
+        assert isinstance(connection, WorkerConnection), "the connector makes no other ones"
+        if not connection.is_connected():
+            lease.close()
+            raise aiohttp.ServerDisconnectedError
+        connection.belong(target.place, lease)
+        return connection
+
+    def _new_target(self, base: str, path: str) -> Target:
+        if len(self._targets) >= MAX_TARGETS:
+            self._forget()
+        url = URL(base + path)
         key = (url.scheme, url.raw_host, url.port)
         place = self._places.get(key)
         if place is None:
-            if len(self._places) >= MAX_PLACES:
-                self._places.clear()
-            place = self._places[key] = ClientRequest(hdrs.METH_POST, url.origin(), loop=asyncio.get_running_loop())
-        return place
+            request = ClientRequest(hdrs.METH_POST, url.origin(), loop=self._loop)
+            place = self._places[key] = _Place(request, self._loop.time, self._note_idle)
+        target = self._targets[(base, path)] = Target(url, place)
+        return target
 
+    def _forget(self) -> None:
+        for place in self._places.values():
+            place.is_gone = True
+            while place.idle:
+                place.idle.pop().cut()
+        self._places.clear()
+        self._targets.clear()
 
-async def _exchange(connection: Connection, request: bytes) -> WorkerResponse:
-    protocol = connection.protocol
-    if protocol is None or protocol.transport is None or protocol.transport.is_closing():
-        raise aiohttp.ServerDisconnectedError
-    protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
-    protocol.transport.write(request)
-    while True:
-        try:
-            message, content = await protocol.read()
-        except HttpProcessingError as error:
-            raise aiohttp.ClientError(f"what came is no HTTP: {type(error).__name__}") from None
-        if not 100 <= message.code < 200:
-            return WorkerResponse(message.code, message.headers, content, connection)
-        if message.code == 101:
-            raise aiohttp.ClientError("the worker wants to speak another protocol")
+    def _note_idle(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(UPSTREAM_KEEPALIVE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """End connections that nobody has needed for long."""
+        self._sweeping = None
+        since_s = self._loop.time() - UPSTREAM_KEEPALIVE_S
+        for place in self._places.values():
+            place.end_older(since_s)
+        if any(place.idle for place in self._places.values()):
+            self._note_idle()

@@ -22,6 +22,7 @@ from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.revision_stats import RevisionStats
 from quire_router.scoring import Choice
 from quire_router.upstream import Timeouts, Upstreams, request_of
+from quire_router.worker_client import WorkerClient
 
 POLL_S = 0.005
 STREAM = {"model": "m", "prompt": "hello", "stream": True}
@@ -320,7 +321,7 @@ async def test_a_request_whose_time_is_over_is_not_sent_and_is_nobodys_fault(sta
     limits = Timeouts(first_byte=9.0, answer=9.0, idle=9.0)
     async with ClientSession() as session:
         upstreams = Upstreams(
-            session=session,
+            client=WorkerClient(session),
             timeouts=limits,
             trust=None,
             faults=FaultSettings,

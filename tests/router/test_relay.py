@@ -5,7 +5,6 @@ import asyncio
 import aiohttp
 import pytest
 from multidict import CIMultiDict
-from yarl import URL
 
 from quire_router.call import Usage
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
@@ -28,7 +27,7 @@ class Worker:
     async def start(self):
         self.writer = asyncio.get_running_loop().create_future()
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        return URL(f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/x")
+        return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def serve(self, reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -64,7 +63,8 @@ async def opened():
     worker = Worker()
     url = await worker.start()
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        asking = asyncio.create_task(WorkerClient(session).post(url, data=b"{}", headers=CIMultiDict()))
+        client = WorkerClient(session)
+        asking = asyncio.create_task(client.post(client.target(url, "/x"), b"{}", CIMultiDict()))
         await worker.send(HEAD)
         response = await asking
         yield worker, response
