@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,27 @@ def team(kubectl: Command) -> Iterator[str]:
 
 @pytest.fixture
 def installed(
-    helm: Command, chart: Chart, namespace: str, team: str, helm_flags: list[str | Path], tmp_path: Path
+    helm: Command,
+    kubectl: Command,
+    chart: Chart,
+    namespace: str,
+    team: str,
+    helm_flags: list[str | Path],
+    tmp_path: Path,
 ) -> Iterator[Path]:
     """The chart in `namespace`, watching `team` too; the file with its values."""
     values = tmp_path / "values.yaml"
     values.write_text(f"allowUnsupportedKubernetes: true\nwatchNamespaces: [{team}]\nredis: {{mode: bundled}}\n")
     helm("install", "quire", chart.folder, "-n", namespace, "-f", values, *helm_flags)
+
+    def is_granted(account: str, resource: str, where: str) -> bool:
+        subject = f"--as=system:serviceaccount:{namespace}:quire-{account}"
+        return kubectl.run("auth", "can-i", "list", resource, "-n", where, subject).returncode == 0
+
+    for account in ("operator", "router"):  # a server acts on new rights a moment after it has taken them
+        for resource, where in (("configmaps", namespace), ("pods", team)):
+            granted = partial(is_granted, account, resource, where)
+            wait_for(granted, 60.0, f"the {account} may list {resource} in {where}")
     yield values
     helm.run("uninstall", "quire", "-n", namespace)
 
@@ -191,7 +207,7 @@ def test_an_uninstalled_chart_leaves_what_it_says_it_keeps(
     helm("uninstall", "quire", "-n", namespace)
 
     if control_plane.has_controllers:  # pods go by garbage collection
-        wait_for(only_the_claim_is_left, 60.0, f"the end of {everything(kubectl, namespace)}")
+        wait_for(only_the_claim_is_left, 180.0, f"the end of {everything(kubectl, namespace)}")
     assert everything(kubectl, team) == set()
 
 

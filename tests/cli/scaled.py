@@ -53,7 +53,7 @@ class ScaledUp:
         self.lines.append("END")
         self._more.set()
 
-    async def wait_for(self, pattern: str, timeout_s: float = 150) -> "re.Match[str]":
+    async def wait_for(self, pattern: str, timeout_s: float = 300) -> "re.Match[str]":
         """The first line after the last one that was waited for."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +103,7 @@ class ScaledUp:
         (pid,) = re.findall(rf"{pod}: starting \(pid (\d+)\)", self.told)[-1:]
         psutil.Process(int(pid)).kill()
 
-    async def until(self, look: Callable[[], bool], timeout_s: float = 150) -> None:
+    async def until(self, look: Callable[[], bool], timeout_s: float = 300) -> None:
         """Until `look` is true: what it looks at happens in other processes."""
         async with asyncio.timeout(timeout_s):
             while not look():  # noqa: ASYNC110 - nobody sets an event
@@ -138,7 +138,7 @@ class ScaledUp:
     async def end(self) -> int:
         """Asks for the end; the exit code."""
         self.process.terminate()
-        code = await asyncio.wait_for(self.process.wait(), 150)
+        code = await asyncio.wait_for(self.process.wait(), 300)
         await self._reader
         return code
 

@@ -84,7 +84,7 @@ async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_mea
         step_s=0.05,
         engine=engine,
     ) as up:
-        streams = [asyncio.create_task(up.ask(tokens=100, stream=True)) for _ in range(12)]
+        streams = [asyncio.create_task(up.ask(tokens=160, stream=True)) for _ in range(12)]
         await up.until(lambda: (up.scaling().get("demand") or {}).get("running") == 12)
 
         up.change(minReplicas=2, maxReplicas=2)
@@ -96,7 +96,7 @@ async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_mea
         answers = await asyncio.gather(*streams)
         replicas = up.scaling()["readyReplicas"]
 
-    assert answers == [(200, 100)] * 12
+    assert answers == [(200, 160)] * 12
     assert replicas == 1
 
 

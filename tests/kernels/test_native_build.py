@@ -13,7 +13,7 @@ def found_with(home: Path, path: Path) -> str:
     """What `python -m quire_kernels.cpu` says for a user with that home and those programs."""
     env = {"HOME": str(home), "PATH": str(path), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "quire_kernels.cpu"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ class Load:
             {"content-type": "application/json", "authorization": f"Bearer {TENANT_KEY}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 answer.read()
                 self.statuses.add(answer.status)
         except urllib.error.HTTPError as error:

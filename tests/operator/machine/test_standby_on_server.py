@@ -194,12 +194,16 @@ async def test_a_worker_that_sleeps_is_left_alone_until_its_kubelet_has_noticed(
 
 
 async def test_a_wake_ends_a_sleep_that_waits_and_the_request_inside_goes_on(cluster: Any, worker: str) -> None:
-    body = {"model": "demo", "prompt": "x", "max_tokens": 150, "ignore_eos": True}
+    body = {"model": "demo", "prompt": "x", "max_tokens": 200, "ignore_eos": True}
     url = f"http://{worker}:{names.PORT_HTTP}{names.PATH_COMPLETIONS}"
 
     async def is_up() -> bool:
         found = await startup_of(worker)
         return found is not None and found.phase == "ready"
+
+    async def is_running() -> bool:
+        async with session.get(f"http://{worker}:{names.PORT_HTTP}/load") as answer:
+            return bool((await answer.json())["server_load"])
 
     async def is_falling_asleep() -> bool:
         return (await startup_of(worker)).sleep == "falling_asleep"
@@ -213,6 +217,7 @@ async def test_a_wake_ends_a_sleep_that_waits_and_the_request_inside_goes_on(clu
         pod = await cluster.until(lambda: pod_of(cluster))
         await cluster.until(is_up)
         asking = asyncio.create_task(session.post(url, json=body))
+        await cluster.until(is_running)
         await report(cluster, pod, worker, ready=True)
         await cluster.until(is_falling_asleep)
         await cluster.client.merge_patch(SERVICE, cluster.namespace, "demo", {"spec": {"replicas": 1}})
@@ -222,7 +227,7 @@ async def test_a_wake_ends_a_sleep_that_waits_and_the_request_inside_goes_on(clu
             content = await answer.json()
 
     assert (told.sleep, told.num_wakes) == ("awake", 0)
-    assert content["usage"]["completion_tokens"] == 150
+    assert content["usage"]["completion_tokens"] == 200
 
 
 async def test_a_start_is_told_with_the_workers_own_phases(cluster: Any, worker: str) -> None:

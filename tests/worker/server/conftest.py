@@ -56,7 +56,7 @@ class WorkerProcess:
         with self._changed:
             return "".join(self._lines)
 
-    def wait_for_log(self, pattern: str, timeout_s: float = 150) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout_s: float = 400) -> re.Match[str]:
         """The first match of `pattern` in the log; fails if the worker ends first."""
         with self._changed:
             found = self._changed.wait_for(lambda: re.search(pattern, "".join(self._lines)) or self._ended, timeout_s)
@@ -70,7 +70,7 @@ class WorkerProcess:
         self.wait_for_log(r'"?event"?[:=] ?"?ready"?')
         return self
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 240) -> int:
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return code

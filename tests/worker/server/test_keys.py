@@ -138,7 +138,7 @@ async def test_two_keys_never_share_cached_prefixes_unless_asked_to(
 def test_a_line_for_the_file_is_made_of_standard_input(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-m", "quire_worker", "hash-key", "team-a"], input="alpha\n", capture_output=True, text=True,
-        check=True, timeout=60,
+        check=True, timeout=600,
     )  # fmt: skip
 
     assert made.stdout == f"team-a:{hashlib.sha256(b'alpha').hexdigest()}\n"
