@@ -11,7 +11,7 @@ import pytest
 from quire_cli.local.pod import Pod, PodState
 from quire_cli.local.pod_plan import PodPlan, Probe
 from quire_cli.local.sizes import first_replicas, most_replicas, num_engines, scaling_warnings
-from quire_cli.local.worker_set import victims
+from quire_cli.local.worker_set import most_awake, victims
 from quire_cli.manifest_files import load_resources
 
 HEAD = "apiVersion: quire.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: a}\nspec:\n  model: {uri: file:x}\n"
@@ -54,6 +54,7 @@ def load(tmp_path: Path, spec: str) -> Any:
     [
         ("  replicas: 3\n", (3, 3)),
         ("  scaling: {minReplicas: 0, maxReplicas: 4}\n", (0, 4)),
+        ("  scaling: {minReplicas: 0, maxReplicas: 1, standby: {replicas: 2}}\n", (0, 2)),
         (
             "  scaling: {maxReplicas: 2, schedules: [{name: day, start: '08:00', end: '18:00', maxReplicas: 6}]}\n",
             (1, 6),
@@ -80,7 +81,6 @@ def test_what_one_machine_lacks_for_scaling_is_warned_of_by_field(tmp_path: Path
 
     assert warnings == [
         "warning: a.yaml:10: spec.scaling.provider: there is no KEDA here; the built-in autoscaler does it, by the same rules",
-        "warning: a.yaml:11: spec.scaling.standby: there are no sleeping workers here: at zero, no process runs",
         "warning: a.yaml:9: spec.scaling.maxReplicas: 4 workers need 4 Nvidia devices, this machine has 2; more wait until one ends",
     ]
     assert [line.partition("maxReplicas: ")[2] for line in others] == [
@@ -98,6 +98,19 @@ async def test_those_that_do_not_serve_leave_first_then_the_least_loaded_then_th
 
     assert [pod.plan.name for pod in order] == ["a-4", "a-2", "a-3", "a-1", "a-0"]
     assert victims(pods, -1, {}) == []
+
+
+async def test_those_that_serve_are_awake_then_those_that_sleep_then_those_that_start(
+    make_pod: Callable[[int, PodState], Pod],
+) -> None:
+    states = [PodState.STARTING, PodState.ASLEEP, PodState.READY, PodState.READY, PodState.RESTARTING]
+    pods = [make_pod(number, state) for number, state in enumerate(states)]
+
+    order = most_awake(pods, 5, {"a-3": 2})
+
+    assert [pod.plan.name for pod in order] == ["a-3", "a-2", "a-1", "a-0", "a-4"]
+    assert most_awake(pods, 1, {}) == [pods[2]]
+    assert most_awake(pods, 0, {}) == []
 
 
 def test_a_worker_waits_for_a_device_and_gets_the_one_that_another_gives_back(

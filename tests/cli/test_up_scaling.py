@@ -6,7 +6,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from tests.cli.scaled import scaled_up
+from quire_contract.names import ENV_PORT, PATH_READY
+from tests.cli.scaled import POLL_S, ScaledUp, scaled_up
 
 SLEEPY = {
     "minReplicas": 0,
@@ -143,3 +144,51 @@ async def test_replicas_and_scaling_of_the_file_are_followed_while_it_runs(tmp_p
 
     assert begun == 1
     assert answer == (200, 4)
+
+
+async def until_answers(up: ScaledUp, worker: psutil.Process, status: int) -> None:
+    """Until the worker's own readiness is `status`."""
+    url = f"http://127.0.0.1:{worker.environ()[ENV_PORT]}{PATH_READY}"
+    async with asyncio.timeout(60):
+        while True:
+            async with up.http.get(url) as answer:
+                if answer.status == status:
+                    return
+            await asyncio.sleep(POLL_S)
+
+
+async def test_a_standby_sleeps_at_zero_and_is_woken_in_place_of_a_new_process(tmp_path: Path) -> None:
+    standby = {"pollingIntervalSeconds": 1, "standby": {"replicas": 1}}
+    async with scaled_up(tmp_path, {**SLEEPY, **standby}) as up:
+        name = (await up.wait_for(r"(m-worker-\w+-0): asleep"))[1]
+        (begun,) = up.workers()
+        await until_answers(up, begun, 503)
+
+        answers = await asyncio.gather(*up.asking(4))
+        await up.wait_for(rf"{name}: ready \(woken in")
+        await up.wait_for(rf"{name}: asleep$")
+        await until_answers(up, begun, 503)
+        again = await asyncio.gather(*up.asking(4))
+        after = [worker.pid for worker in up.workers()]
+        await up.until(lambda: up.scaling()["asleep"] == 1)
+        code = await up.end()
+
+    assert answers + again == [(200, 4)] * 8
+    assert after == [begun.pid]
+    assert (code, up.told.count(f"{name}: starting")) == (0, 1)
+
+
+async def test_a_sleeper_that_dies_sleeps_again_and_beyond_it_others_start(tmp_path: Path) -> None:
+    standby = {"pollingIntervalSeconds": 1, "cooldownSeconds": 600, "standby": {"replicas": 1}}
+    async with scaled_up(tmp_path, {**SLEEPY, **standby}) as up:
+        name = (await up.wait_for(r"(m-worker-\w+-0): asleep"))[1]
+        up.kill(name)
+        await up.wait_for(rf"{name}: restarting \(killed by signal 9")
+        await up.wait_for(rf"{name}: asleep")
+
+        burst = up.asking(12, tokens=200)
+        await up.wait_for(r"m-worker-\w+-1: ready")
+        answers, shown = await asyncio.gather(*burst), up.scaling()
+
+    assert answers == [(200, 200)] * 12
+    assert (shown["replicas"], shown["asleep"]) == (2, 0)

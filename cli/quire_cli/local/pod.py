@@ -14,6 +14,7 @@ import aiohttp
 
 from quire_cli.local.child import Child, log_tail
 from quire_cli.local.pod_plan import PodPlan, Probe
+from quire_cli.local.rest import Rest
 
 EXIT_CONFIGURATION = 2
 """With this code a program says that it cannot start as it is: a wrong flag, or a model that cannot be loaded."""
@@ -47,6 +48,7 @@ class PodState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     NOT_READY = "not ready"
+    ASLEEP = "asleep"
     RESTARTING = "restarting"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -86,8 +88,11 @@ class Pod:
         http: aiohttp.ClientSession,
         listener: PodListener,
         policy: RestartPolicy = RestartPolicy(),
+        rest: Rest | None = None,
     ) -> None:
+        """`rest` asks its process to sleep and to wake; None: it never sleeps."""
         self.plan = plan
+        self._rest = rest
         self._policy = policy
         self.log = log
         self.state = PodState.STARTING
@@ -123,6 +128,18 @@ class Pod:
     def leave(self) -> None:
         """From now on it is told to end; `stop` does it."""
         self._stopping.set()
+
+    @property
+    def is_meant_to_sleep(self) -> bool:
+        """Whether it sleeps, or will as soon as it is up."""
+        return self._rest is not None and self._rest.is_wanted
+
+    def set_resting(self, is_resting: bool) -> None:
+        """From now on its process sleeps, or is awake. Nothing reaches one that is meant to sleep; what it works on it ends first."""
+        if self._rest is not None and self._rest.is_wanted != is_resting:
+            self._rest.want(is_resting)
+            if is_resting and self.state is PodState.READY:
+                self._report(PodState.ASLEEP, "")
 
     async def stop(self) -> None:
         """Asks for the end, waits for the grace period, then forces it. `run` returns soon after."""
@@ -171,21 +188,43 @@ class Pod:
             await asyncio.sleep(_STARTING_PERIOD_S)
         self._was_ready = True
         self._ready_since = time.monotonic()
-        self._report(PodState.READY, f"after {time.monotonic() - start:.1f} s")
-        await asyncio.gather(self._watch_readiness(), self._watch_liveness(child))
+        self._report(
+            PodState.ASLEEP if self.is_meant_to_sleep else PodState.READY, f"after {time.monotonic() - start:.1f} s"
+        )
+        await asyncio.gather(self._watch_readiness(), self._watch_liveness(child), self._watch_rest(child))
 
     async def _watch_readiness(self) -> None:
         failures, probe = 0, self.plan.readiness
         while True:
             await asyncio.sleep(probe.period_s)
-            if await self._asks(probe):
+            if self.state is PodState.ASLEEP:
+                failures = 0
+            elif await self._asks(probe):
                 failures = 0
                 if self.state is PodState.NOT_READY:
-                    self._report(PodState.READY, "again")
+                    self._report(PodState.ASLEEP if self.is_meant_to_sleep else PodState.READY, "again")
             else:
                 failures += 1
                 if failures == probe.max_failures and self.state is PodState.READY:
                     self._report(PodState.NOT_READY, f"{probe.url} fails")
+
+    async def _watch_rest(self, child: Child) -> None:
+        """A process that begins is awake. One that does not wake begins anew."""
+        if self._rest is None:
+            return
+        while True:
+            await self._rest.until_asleep()
+            await self._rest.until_wanted(False)
+            started = time.monotonic()
+            is_awake = await self._rest.wake()
+            if self.is_leaving:
+                return
+            if not is_awake:
+                self._report(PodState.NOT_READY, "does not wake; killed")
+                child.kill()
+                return
+            if not self.is_meant_to_sleep:
+                self._report(PodState.READY, f"woken in {time.monotonic() - started:.2f} s")
 
     async def _watch_liveness(self, child: Child) -> None:
         failures, probe = 0, self.plan.liveness

@@ -17,6 +17,7 @@ from quire_cli.local.pod import Pod, PodState
 _STYLES = {
     PodState.STARTING: "yellow",
     PodState.READY: "green",
+    PodState.ASLEEP: "cyan",
     PodState.NOT_READY: "red",
     PodState.RESTARTING: "red",
     PodState.STOPPING: "yellow",

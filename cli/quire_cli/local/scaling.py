@@ -72,6 +72,11 @@ class LocalTarget:
             created_s=self._created_s,
         )
 
+    @property
+    def num_asleep(self) -> int:
+        """Workers that sleep and can be woken."""
+        return self._supervisor.sets[self._id].num_asleep
+
     def policy(self, capacity: int | None) -> Policy:
         """By what to decide."""
         return policy_of(self.service, capacity)
@@ -154,6 +159,8 @@ class LocalScaling:
                 self._fix(key, service)
             elif key in self._targets:
                 self._targets[key].service = service
+                self._keep_standby(key, service)
+                self._supervisor.scale(key, self._supervisor.sets[key].wanted)
                 self._autoscaler.wake(key)
                 self._note(f"{service.metadata.name}: {_bounds(service)}")
             else:
@@ -163,14 +170,21 @@ class LocalScaling:
 
     def _put(self, service: InferenceService) -> None:
         key = service_id(service)
+        self._keep_standby(key, service)
         self._targets[key] = LocalTarget(service, self._supervisor, self._note)
         self._autoscaler.put(key, self._targets[key])
+
+    def _keep_standby(self, key: str, service: InferenceService) -> None:
+        """From the next change of the number on."""
+        scaling = service.spec.scaling
+        self._supervisor.sets[key].standby = scaling.standby.replicas if scaling and scaling.standby else 0
 
     def _fix(self, key: str, service: InferenceService) -> None:
         """As many as the file says, and nobody else decides."""
         self._autoscaler.drop(key)
         self._targets.pop(key, None)
         self._views.pop(key, None)
+        self._keep_standby(key, service)
         before = self._supervisor.sets[key].wanted
         self._supervisor.scale(key, service.spec.replicas)
         waiting = self._supervisor.sets[key].num_pending
@@ -212,6 +226,8 @@ def _shown(target: LocalTarget, view: View | None) -> Mapping[str, Any]:
         "readyReplicas": state.ready,
         "history": list(target.history),
     }
+    if scaling.standby is not None:
+        shown["asleep"] = target.num_asleep
     if view is not None:
         demand = view.demand
         shown |= {

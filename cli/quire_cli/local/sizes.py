@@ -18,7 +18,8 @@ def most_replicas(service: InferenceService) -> int:
     scaling = service.spec.scaling
     if scaling is None:
         return service.spec.replicas
-    return max(scaling.max_replicas, *(one.max_replicas or 0 for one in scaling.schedules), 0)
+    standby = scaling.standby.replicas if scaling.standby else 0
+    return max(scaling.max_replicas, *(one.max_replicas or 0 for one in scaling.schedules), standby)
 
 
 def num_engines(services: Iterable[InferenceService]) -> int:
@@ -37,9 +38,6 @@ def provider_warnings(loaded: Sequence[LoadedService]) -> list[str]:
         if scaling.provider in ("Keda", "Hpa"):
             message = f"there is no {scaling.provider.upper()} here; the built-in autoscaler does it, by the same rules"
             problems.append(Problem(path="spec.scaling.provider", message=message))
-        if scaling.standby is not None:
-            message = "there are no sleeping workers here: at zero, no process runs"
-            problems.append(Problem(path="spec.scaling.standby", message=message))
         warnings += [f"warning: {item.document.describe(problem)}" for problem in problems]
     return warnings
 

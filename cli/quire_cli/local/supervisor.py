@@ -7,7 +7,7 @@ not know manifests, or why workers come and go.
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from quire_cli.local.endpoints import EndpointFile
 from quire_cli.local.pod import Pod, PodState, RestartPolicy
 from quire_cli.local.pod_plan import PodPlan, WorkerKind
 from quire_cli.local.progress import Progress
+from quire_cli.local.rest import Rest
 from quire_cli.local.supplies import Share, Supplies
 from quire_cli.local.worker_set import Launcher, WorkerSet
 
@@ -30,6 +31,8 @@ class Places:
 
     logs: Path
     cwd: Path
+    token: str = field(default="", repr=False)
+    """Of the run's trust folder: with it workers obey."""
 
 
 class Supervisor:
@@ -117,6 +120,9 @@ class Supervisor:
         elif state is PodState.READY:
             self._router_ready.set()
         self._progress.pod_changed(pod, state, detail)
+        if state is PodState.RESTARTING and not self._ends:
+            for workers in self.sets.values():
+                workers.settle()  # who sleeps may serve in its place
         self._look_whether_ready()
 
     def _look_whether_ready(self) -> None:
@@ -132,7 +138,8 @@ class Supervisor:
     def _pod(self, plan: PodPlan) -> Pod:
         """One that is hopeless ends the run only as long as nobody is served."""
         log, policy = self._places.logs / f"{plan.name}.log", RestartPolicy(gives_up=not self._is_announced)
-        return Pod(plan, log=log, cwd=self._places.cwd, http=self._http, listener=self, policy=policy)
+        rest = None if plan.endpoint is None else Rest(plan.endpoint.url, self._places.token, self._http)
+        return Pod(plan, log=log, cwd=self._places.cwd, http=self._http, listener=self, policy=policy, rest=rest)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -62,7 +62,7 @@ async def _serve(options: UpOptions, checked: Checked, folder: RunFolder, host: 
         supplies=supplies,
         router=place.plan,
         endpoints=endpoints,
-        places=Places(logs=folder.logs, cwd=folder.path),
+        places=Places(logs=folder.logs, cwd=folder.path, token=trust.token),
         progress=progress,
         on_ready=lambda: _tell_ready(console, place, checked, supervisor.num_ready, folder),
     )

@@ -1,5 +1,7 @@
 """The workers of one service: as many as are wanted now, started and drained one by one. A Deployment's part.
 
+With a standby there are more of them at times: those beyond `wanted` sleep, and are woken before others are started.
+
 A worker that leaves is drained: the router hears of it at once, the process gets SIGTERM and its grace period, and what it had of the
 machine is given back when it has ended. This module must not know why how many are wanted.
 """
@@ -32,7 +34,10 @@ class WorkerSet:
     def __init__(self, kind: WorkerKind, supplies: Supplies, launcher: Launcher) -> None:
         self.kind = kind
         self.wanted = 0
-        """Workers that there should be."""
+        """Workers that there should be, awake."""
+        self.standby = 0
+        """So many there are at least, asleep if they are not wanted."""
+        self._in_flight: Mapping[str, int] = {}
         self._supplies = supplies
         self._launcher = launcher
         self._pods: dict[int, Pod] = {}
@@ -53,25 +58,37 @@ class WorkerSet:
         return sum(pod.state is PodState.READY for pod in self.staying)
 
     @property
+    def num_asleep(self) -> int:
+        """Workers that sleep, or are about to."""
+        return sum(pod.state is PodState.ASLEEP for pod in self.staying)
+
+    @property
     def num_pending(self) -> int:
         """Workers that wait for devices of the machine."""
-        return max(0, self.wanted - len(self.staying))
+        return max(0, max(self.wanted, self.standby) - len(self.staying))
 
     def scale(self, wanted: int, in_flight: Mapping[str, int]) -> None:
         """From now on `wanted`. `in_flight`: requests by pod, as far as they are known; the least loaded leave first."""
-        self.wanted = wanted
-        for pod in victims(self.staying, len(self.staying) - wanted, in_flight):
+        self.wanted, self._in_flight = wanted, in_flight
+        for pod in victims(self.staying, len(self.staying) - max(wanted, self.standby), in_flight):
             pod.leave()
             self._launcher.spawn(pod.stop())
         self.fill()
+
+    def settle(self) -> None:
+        """So many as are wanted are awake, the others sleep."""
+        awake = most_awake(self.staying, self.wanted, self._in_flight)
+        for pod in self.staying:
+            pod.set_resting(pod not in awake)
 
     def fill(self) -> None:
         """Start what is missing, as far as the machine has room."""
         for _ in range(self.num_pending):
             share = self._supplies.take(num_ports=WORKER_PORTS, num_devices=self.kind.num_devices)
             if share is None:
-                return
+                break
             self._start(share)
+        self.settle()
 
     def _start(self, share: Share) -> None:
         index = next(index for index in range(len(self._pods) + 1) if index not in self._pods)
@@ -96,3 +113,14 @@ def victims(pods: Sequence[Pod], number: int, in_flight: Mapping[str, int]) -> l
         return pod.state is PodState.READY, in_flight.get(pod.plan.name, 0), -index
 
     return [pods[index] for index in sorted(range(len(pods)), key=rank)[: max(0, number)]]
+
+
+def most_awake(pods: Sequence[Pod], number: int, in_flight: Mapping[str, int]) -> list[Pod]:
+    """Who is to be awake: those that serve, the most loaded first, then those that sleep and wake at once, then those that still start."""
+
+    def rank(index: int) -> tuple[int, int, int]:
+        pod = pods[index]
+        is_up = (pod.state is PodState.READY) - (pod.state not in (PodState.READY, PodState.ASLEEP))
+        return -is_up, -in_flight.get(pod.plan.name, 0), index
+
+    return [pods[index] for index in sorted(range(len(pods)), key=rank)[:number]]
