@@ -155,6 +155,7 @@ VLLM_REQUEST_PROMPT_TOKENS = "vllm:request_prompt_tokens"
 VLLM_REQUEST_GENERATION_TOKENS = "vllm:request_generation_tokens"
 VLLM_REQUEST_PARAMS_N = "vllm:request_params_n"
 VLLM_REQUEST_PARAMS_MAX_TOKENS = "vllm:request_params_max_tokens"
+VLLM_REQUEST_NUM_PREEMPTIONS = "vllm:request_num_preemptions"
 VLLM_ITERATION_TOKENS = "vllm:iteration_tokens_total"
 """A histogram, despite its name."""
 
@@ -308,6 +309,7 @@ WORKER_METRICS: tuple[str, ...] = (
     VLLM_REQUEST_GENERATION_TOKENS,
     VLLM_REQUEST_PARAMS_N,
     VLLM_REQUEST_PARAMS_MAX_TOKENS,
+    VLLM_REQUEST_NUM_PREEMPTIONS,
     VLLM_ITERATION_TOKENS,
     QUIRE_WORKER_STEP_SECONDS,
     QUIRE_WORKER_STEPS,

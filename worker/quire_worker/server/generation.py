@@ -241,6 +241,7 @@ class Generation:
         item = mail.item
         if isinstance(item, Rejected):
             raise self._failures.of_rejected(item)
+        self._tracks[item.request_id, item.choice].num_preemptions += item.num_preemptions
         if item.finish_reason in FAILURES:
             raise self._failures.error_of(item)
         track = self._tracks[item.request_id, item.choice]
@@ -310,6 +311,7 @@ class Generation:
             queue_time_s=self._queue_time_s,
             end_s=end_s,
             finish_reasons=tuple(reasons),
+            num_preemptions=tuple(track.num_preemptions for track in self._tracks.values()),
         )
         self._metrics.on_finished(record)
         tell(job.span, job, record)
