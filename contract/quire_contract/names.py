@@ -167,6 +167,7 @@ QUIRE_WORKER_STARTUP_SECONDS = "quire_worker_startup_seconds"
 QUIRE_WORKER_PREEMPTED_TOKENS = "quire_worker_preempted_tokens_total"
 QUIRE_WORKER_DEADLINES = "quire_worker_deadlines_total"
 """Requests that were ended by their deadline while they ran; those that never began are vllm:admission_rejections_total."""
+QUIRE_WORKER_SLOW_READERS = "quire_worker_slow_readers_total"
 QUIRE_WORKER_DRAINING = "quire_worker_draining"
 QUIRE_WORKER_HTTP_REQUESTS = "quire_worker_http_requests_total"
 QUIRE_WORKER_EMBEDDING_INPUTS = "quire_worker_embedding_inputs_total"
@@ -319,6 +320,7 @@ WORKER_METRICS: tuple[str, ...] = (
     QUIRE_WORKER_HTTP_REQUESTS,
     QUIRE_WORKER_PREEMPTED_TOKENS,
     QUIRE_WORKER_DEADLINES,
+    QUIRE_WORKER_SLOW_READERS,
 )
 
 ROUTER_METRICS: tuple[str, ...] = (

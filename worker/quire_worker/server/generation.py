@@ -21,7 +21,7 @@ from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.failures import FAILURES, Failures
-from quire_worker.server.mailbox import Mail, Mailbox
+from quire_worker.server.mailbox import Mail, Mailbox, SlowReaderError
 from quire_worker.server.metrics import Metrics, RequestRecord
 from quire_worker.server.prompt_shown import no_scores
 from quire_worker.server.token_pieces import TokenPieces
@@ -218,7 +218,7 @@ class Generation:
     async def next(self) -> list[Arrived]:
         """Wait for tokens; the pieces of all choices that got some, never empty ones.
 
-        Raises ApiError if the engine refuses or fails the request, EngineDeadError if it dies.
+        Raises ApiError if the engine refuses or fails the request or its client takes too little, EngineDeadError if the engine dies.
         """
         assert self._mailbox is not None, "enter first"
         arrived: list[Arrived] = []
@@ -229,6 +229,8 @@ class Generation:
         except (ApiError, EngineDeadError):
             self._failed = not self._moves
             raise
+        except SlowReaderError:  # not the engine's failure: it ends as "abort"
+            raise self._failures.of_slow_reader() from None
         return arrived
 
     def move(self) -> None:

@@ -207,6 +207,9 @@ class Metrics:
             names.VLLM_CACHE_CONFIG_INFO, "Of the KV cache. Always 1.",
             (*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"), registry=self.registry,
         )  # fmt: skip
+        self._slow_readers = self._counter(
+            names.QUIRE_WORKER_SLOW_READERS, "Answers that ended because their clients took too little of them."
+        )
         self._not_finite = self._counter(
             names.QUIRE_WORKER_NON_FINITE, "Requests that failed because the model's logits were NaN or infinite."
         )
@@ -314,6 +317,10 @@ class Metrics:
     def on_deadline(self) -> None:
         """A running request's time was over."""
         self._deadlines.inc()
+
+    def on_slow_reader(self) -> None:
+        """An answer ended because too much of it waited for its client."""
+        self._slow_readers.inc()
 
     def on_not_finite(self) -> None:
         """A request failed because the model's logits held NaN or infinity."""
