@@ -159,6 +159,7 @@ VLLM_REQUEST_PROMPT_TOKENS = "vllm:request_prompt_tokens"
 VLLM_REQUEST_GENERATION_TOKENS = "vllm:request_generation_tokens"
 VLLM_REQUEST_PARAMS_N = "vllm:request_params_n"
 VLLM_REQUEST_PARAMS_MAX_TOKENS = "vllm:request_params_max_tokens"
+VLLM_REQUEST_NUM_PREEMPTIONS = "vllm:request_num_preemptions"
 VLLM_ITERATION_TOKENS = "vllm:iteration_tokens_total"
 """A histogram, despite its name."""
 
@@ -170,6 +171,7 @@ QUIRE_WORKER_STARTUP_SECONDS = "quire_worker_startup_seconds"
 QUIRE_WORKER_PREEMPTED_TOKENS = "quire_worker_preempted_tokens_total"
 QUIRE_WORKER_DEADLINES = "quire_worker_deadlines_total"
 """Requests that were ended by their deadline while they ran; those that never began are vllm:admission_rejections_total."""
+QUIRE_WORKER_SLOW_READERS = "quire_worker_slow_readers_total"
 QUIRE_WORKER_DRAINING = "quire_worker_draining"
 QUIRE_WORKER_HTTP_REQUESTS = "quire_worker_http_requests_total"
 QUIRE_WORKER_EMBEDDING_INPUTS = "quire_worker_embedding_inputs_total"
@@ -312,6 +314,7 @@ WORKER_METRICS: tuple[str, ...] = (
     VLLM_REQUEST_GENERATION_TOKENS,
     VLLM_REQUEST_PARAMS_N,
     VLLM_REQUEST_PARAMS_MAX_TOKENS,
+    VLLM_REQUEST_NUM_PREEMPTIONS,
     VLLM_ITERATION_TOKENS,
     QUIRE_WORKER_STEP_SECONDS,
     QUIRE_WORKER_STEPS,
@@ -321,6 +324,7 @@ WORKER_METRICS: tuple[str, ...] = (
     QUIRE_WORKER_HTTP_REQUESTS,
     QUIRE_WORKER_PREEMPTED_TOKENS,
     QUIRE_WORKER_DEADLINES,
+    QUIRE_WORKER_SLOW_READERS,
 )
 
 ROUTER_METRICS: tuple[str, ...] = (

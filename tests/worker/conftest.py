@@ -43,6 +43,7 @@ class Rig:
         aging_s: float = 100.0,
         prefill_tokens: int = UNLIMITED,
         partial: int = 1,
+        share: PrefillShare | None = None,
     ) -> None:
         """`blocks` counts usable ones, without the null block. The policy believes that a decode step takes 0.1 s and a second prefills
         1000 tokens."""
@@ -75,7 +76,7 @@ class Rig:
             limits,
             clock,
             make_policy(policy, self.kv, self.speeds, clock, aging_s),
-            PrefillShare(max_tokens=prefill_tokens, max_partial=partial),
+            share or PrefillShare(max_tokens=prefill_tokens, max_partial=partial),
         )
         self.runner = wrap(FakeRunner(self.info, max_num_seqs=rows))
         self.engine = Engine(self.scheduler, self.runner, depth=depth)

@@ -35,6 +35,8 @@ class Operation:
     """A request's body must be complete so many seconds after its head."""
     send_timeout_s: float = 120.0
     """A client that takes nothing of its answer for so many seconds is cut off, and its request ends; 0: never."""
+    max_unread_bytes: int = 256 * 1024 * 1024
+    """Memory for what clients have not taken of their answers: all of it, and a sixteenth for one. Who goes beyond is cut."""
     keep_alive_timeout_s: float = 75.0
     """A connection without a request is closed after so many seconds."""
     max_connections: int = 4096
@@ -96,6 +98,11 @@ _FLAGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "--send-timeout",
         {"metavar": "SECONDS", "type": flag_values.seconds},
         "how long a client may take nothing of its answer",
+    ),
+    "max_unread_bytes": (
+        "--max-unread-bytes",
+        {"metavar": "BYTES", "type": flag_values.size},
+        "memory for what clients have not taken of their answers, a sixteenth of it for one; an answer beyond that ends with an error",
     ),
     "keep_alive_timeout_s": (
         "--keep-alive-timeout",

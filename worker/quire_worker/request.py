@@ -157,3 +157,5 @@ class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     """With "error": one of the FAILED_ constants where the reason is known."""
     embedding: bytes | None = None
     """Of an Embed's input, which then `choice` is: its vector, little-endian float32."""
+    num_preemptions: int = 0
+    """Times the choice was put back to wait since its last output."""

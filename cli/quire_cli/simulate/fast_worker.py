@@ -18,8 +18,6 @@ from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, PrefillShare
 from quire_worker.scheduling.speeds import StepSpeeds
 
 _BY_SEQ = attrgetter("seq")
-_SMOOTHING = 0.1
-"""StepSpeeds' weight of one step."""
 
 
 class FastWorker:
@@ -145,18 +143,13 @@ class FastWorker:
                 self._done(job, now_s)
 
     def _learn(self, steps: int, rows: int, now_s: float) -> None:
-        """What StepSpeeds.add would have learnt of each of the steps."""
+        """What StepSpeeds.add learns of the steps, and of the one without prompts that a real engine makes every now and then."""
         time_s = (now_s - self._start_s) / steps
         prompts = sum(count for _, count in self._counts)
-        num_rows = rows + len(self._counts)
-        weight = _SMOOTHING if steps == 1 else 1.0 - (1.0 - _SMOOTHING) ** steps
         speeds = self._speeds
-        if not prompts:
-            old = speeds.decode_step_s
-            speeds.decode_step_s = time_s if old == 0.0 else old + weight * (time_s - old)
-        elif prompts + rows >= 2 * num_rows:
-            old, new = speeds.prefill_tokens_per_s, (prompts + rows) / time_s
-            speeds.prefill_tokens_per_s = new if old == 0.0 else old + weight * (new - old)
+        speeds.add(rows + prompts, rows + len(self._counts), time_s, steps)
+        if rows and speeds.wants_decoding:
+            speeds.add(rows, rows, self._cost.step_s(rows, rows, self._kv_read, 0.0))
 
     def _first(self, job: Job, now_s: float) -> None:
         """Its prompt is computed (again), and a token came with that."""

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from quire_contract.load_report import LoadReport
 from quire_worker.engine.grammar_desk import GrammarDesk
+from quire_worker.engine.load_meter import LoadMeter
 from quire_worker.engine.messages import Abort, Submit
+from quire_worker.engine.stats import StatsCollector
 from quire_worker.grammar.compiler import GrammarCompiler
 from quire_worker.grammar.limits import GrammarLimits
 from quire_worker.grammar.tokenizer import GrammarTokenizer, load_grammar_tokenizer
 from quire_worker.request import SamplingParams
 from quire_worker.scheduling.intake import Rejection
+from quire_worker.scheduling.speeds import StepSpeeds
 
 DEMO = Path(__file__).parents[3] / "examples" / "models" / "quire-demo"
 YES = 'start: "yes"'
@@ -144,6 +148,36 @@ def test_requests_at_the_desk_count_in_the_bounds_of_the_queue(make_desk: Any) -
     assert [refused and refused.reason for refused in numbers] == [None, None, "queue_full"]
     assert [refused and refused.reason for refused in tokens] == [None, None, "queue_full"]
     assert by_number.desk.num_waiting == 2
+
+
+def test_requests_at_the_desk_are_told_as_waiting_until_they_are_handed_on(make_desk: Any) -> None:
+    desk = make_desk()
+    stats = StatsCollector(desk.scheduler, 100, desk.desk)
+    template = LoadReport(
+        pod="p",
+        model="m",
+        epoch="e",
+        ts=0.0,
+        kv_seq=0,
+        running=0,
+        waiting=0,
+        free_blocks=0,
+        total_blocks=99,
+        uncached_tokens=0,
+    )
+    meter = LoadMeter(desk.scheduler, StepSpeeds(), template, desk.desk)
+    desk.rig.submit("plain", 5)
+    desk.take("a", YES, n=3)
+    desk.desk.abort(Abort(request_id="a", choice=1))
+
+    at_desk, told = stats.take(), meter.report(1.0, draining=False)
+    desk.collect()
+    handed_on, told_then = stats.take(), meter.report(2.0, draining=False)
+
+    assert (at_desk.num_at_desk, at_desk.num_waiting) == (2, 1)
+    assert (told.waiting, told.uncached_tokens) == (3, 11)
+    assert (handed_on.num_at_desk, handed_on.num_waiting) == (0, 3)
+    assert told_then.waiting == 3
 
 
 def test_the_time_of_a_request_runs_while_its_grammar_is_compiled(make_desk: Any) -> None:

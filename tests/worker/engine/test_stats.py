@@ -43,9 +43,32 @@ def test_times_are_told_once_and_counters_stay(rig: Any) -> None:
 def test_prefill_speed_and_decode_time_are_told_apart() -> None:
     speeds = StepSpeeds()
 
-    speeds.add(1000, 1, 0.5)
-    speeds.add(8, 8, 0.02)
-    speeds.add(12, 8, 99.0)  # neither: a few prompt tokens among decodes
+    for _ in range(5):
+        speeds.add(1000, 1, 0.5)
+        speeds.add(8, 8, 0.02)
+    speeds.add(12, 8, 99.0)  # a few prompt tokens among decodes, and a machine that hung
 
     assert speeds.prefill_tokens_per_s == 2000
-    assert speeds.decode_step_s == 0.02
+    assert speeds.decode_step_s == pytest.approx(0.02, rel=0.1)
+
+
+def test_where_every_step_has_prompts_the_time_to_decode_follows_the_rows_that_there_are() -> None:
+    speeds = StepSpeeds()
+    for _ in range(20):
+        speeds.add(200, 1, 0.105)
+        speeds.add(1, 1, 0.006)
+
+    for step in range(200):
+        rows, more = 16 + step % 8, 40 + step % 5
+        speeds.add(rows + more, rows, 0.005 + rows * 0.001 + more * 0.0005)
+
+    assert speeds.decode_step_s == pytest.approx(0.025, rel=0.2)
+
+
+def test_a_call_that_committed_nothing_is_no_step() -> None:
+    speeds = StepSpeeds()
+
+    speeds.add(0, 3, 0.01)
+
+    assert speeds.decode_step_s == 0.0
+    assert speeds.wants_decoding

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from quire_worker.scheduling.prefill_share import PrefillShare
-from quire_worker.scheduling.speeds import StepSpeeds
+from quire_worker.scheduling.speeds import LOOK_EVERY, StepSpeeds
 
 
 def plans(r: Any, num_steps: int) -> list[dict[str, int]]:
@@ -105,11 +105,43 @@ def test_by_measured_speeds_a_step_with_prompts_takes_a_bounded_multiple_of_one_
     share = PrefillShare(speeds=speeds, max_slowdown=4.0)
 
     unmeasured = share.limit(8, 2048)
-    speeds.decode_step_s, speeds.prefill_tokens_per_s = 0.010, 20_000.0
+    for _ in range(20):
+        speeds.add(2048, 1, 0.010 + 2047 / 20_000)
+        speeds.add(8, 8, 0.010)
     measured = share.limit(8, 2048)
-    speeds.prefill_tokens_per_s = 100.0
 
     assert unmeasured == 2048
-    assert measured == pytest.approx(600, abs=1)  # three more times 10 ms at 20 tokens a millisecond
-    assert share.limit(8, 2048) == 32
+    assert measured == pytest.approx(500, rel=0.05)  # two and a half times 10 ms more, at 20 tokens a millisecond
     assert share.limit(0, 2048) == 2048
+
+
+def test_where_tokens_are_dear_a_chunk_is_not_too_small_to_pay() -> None:
+    speeds = StepSpeeds()
+    share = PrefillShare(speeds=speeds, max_slowdown=4.0)
+
+    for _ in range(20):
+        speeds.add(100, 1, 1.0)
+        speeds.add(8, 8, 0.010)
+
+    assert share.limit(8, 2048) == 32
+
+
+def test_prompts_sit_a_step_out_once_it_is_long_since_one_only_decoded(rig: Any) -> None:
+    speeds = StepSpeeds()
+    share = PrefillShare(speeds=speeds, max_slowdown=4.0, max_tokens=8)
+    r = rig(budget=64, blocks=400, max_model_len=1500, rows=2, share=share)
+    r.submit("talker", 4, max_tokens=200, ignore_eos=True)
+    r.submit("long", 1000)
+    seen = []
+
+    for _ in range(3 + 2 * LOOK_EVERY):
+        plan, result = r.launch()
+        counts = r.counts(plan)
+        r.scheduler.commit(plan, result)
+        speeds.add(sum(counts.values()), len(counts), 0.01)
+        seen.append(counts.get("long", 0))
+
+    assert seen[0] == 60  # nobody decodes yet
+    pauses = [step for step, tokens in enumerate(seen) if tokens == 0]
+    assert pauses == [1, 2 + LOOK_EVERY, 3 + 2 * LOOK_EVERY][: len(pauses)]
+    assert len(pauses) >= 2

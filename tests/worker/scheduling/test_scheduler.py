@@ -133,6 +133,32 @@ def test_a_preempted_choice_goes_back_to_the_front_by_age_and_keeps_its_tokens(r
     assert tokens == alone.run()
 
 
+def test_each_preemption_is_told_once_with_what_the_choice_says_next(rig: Any) -> None:
+    r = rig(blocks=12, budget=64, rows=4)
+    for name in "abc":
+        r.submit(name, 8, max_tokens=20)
+    r.submit("late", 4, max_tokens=20)
+
+    outputs = [output for _ in range(400) if r.scheduler.has_work for output in r.step()]
+
+    told = {name: sum(o.num_preemptions for o in outputs if o.request_id == name) for name in ("a", "late")}
+    assert sum(output.num_preemptions for output in outputs) == r.scheduler.counters.num_preemptions > 0
+    assert told["a"] == 0
+    assert told["late"] > 0
+
+
+def test_a_choice_that_ends_where_it_waits_tells_how_often_it_was_preempted(rig: Any) -> None:
+    r = rig(blocks=4, budget=16)
+    r.submit("a", 8)
+    r.submit("b", 8, timeout_s=5.0)
+    plans(r, 2)
+
+    r.time_s = 6.0
+    (ended,) = r.scheduler.expire()
+
+    assert (ended.request_id, ended.finish_reason, ended.num_preemptions) == ("b", "deadline", 1)
+
+
 def test_a_preempted_choice_finds_its_own_blocks_again(rig: Any) -> None:
     r = rig(blocks=6, budget=32, rows=2)
     r.submit("a", 8, max_tokens=9)

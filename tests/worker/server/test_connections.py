@@ -107,6 +107,44 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off_and_its_requ
         await eventually(lambda: metric(worker, "vllm:kv_cache_usage_perc"), 0)
 
 
+async def test_a_stream_of_which_too_much_waits_ends_with_an_error_and_others_go_on(
+    launch: Callable[..., Any], http: aiohttp.ClientSession, metric: Any, eventually: Any
+) -> None:
+    worker = launch("--served-model-name", "tiny", "--max-unread-bytes", "4M").wait_until_ready()
+    short = {"model": "tiny", "prompt": "the fox", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
+    data = json.dumps({**short, "n": 16, "temperature": 1, "max_tokens": 1900, "stream": True, "logprobs": 20}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(worker.base.rpartition(":")[2])))
+        client.sendall(head.encode() + data)
+        async with http.post(f"{worker.base}/v1/completions", json={**short, "stream": True}) as stream:
+            beside = await stream.text()
+        await eventually(lambda: metric(worker, "vllm:num_requests_running"), 0)
+        await eventually(lambda: metric(worker, "vllm:kv_cache_usage_perc"), 0)
+        client.settimeout(20)
+        came = await asyncio.to_thread(read_to, client, b"[DONE]\n\n\r\n0\r\n\r\n")
+
+    last = json.loads(came[came.rindex(b'data: {"error"') :].split(b"\n", 1)[0][6:])
+    assert last["error"]["code"] == "slow_reader"
+    assert '"finish_reason":"length"' in beside
+    assert came.count(b'"finish_reason":"length"') == 0
+    assert await metric(worker, "quire_worker_slow_readers_total") == 1
+    assert await metric(worker, "vllm:request_success_total", finished_reason="abort") == 16
+    assert await metric(worker, "vllm:request_success_total", finished_reason="error") == 0
+
+
+def read_to(client: socket.socket, end: bytes) -> bytes:
+    """All up to there."""
+    came = bytearray()
+    while not came.endswith(end):
+        part = client.recv(1 << 16)
+        assert part, "the connection ended"
+        came += part
+    return bytes(came)
+
+
 async def test_an_idle_connection_is_closed(strict: Any) -> None:
     answer = await said(strict, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
 

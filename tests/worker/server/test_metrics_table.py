@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from quire_worker.engine.messages import Stats
 from quire_worker.server.metrics import Metrics
+from quire_worker.server.orca import load_header
 
 MODEL = frozenset({"model_name", "engine"})
 TABLE: dict[str, tuple[str, frozenset[str]]] = {
@@ -50,6 +51,7 @@ TABLE: dict[str, tuple[str, frozenset[str]]] = {
     "vllm:request_params_n": ("histogram", MODEL),
     "vllm:request_params_max_tokens": ("histogram", MODEL),
     "vllm:iteration_tokens_total": ("histogram", MODEL),
+    "vllm:request_num_preemptions": ("histogram", MODEL),
     "vllm:request_prefill_kv_computed_tokens": ("histogram", MODEL),
     "quire_worker_step_seconds": ("histogram", MODEL),
     "quire_worker_steps": ("counter", MODEL),
@@ -155,6 +157,27 @@ def test_the_removed_names_tell_what_todays_tell() -> None:
     assert samples["vllm:gpu_prefix_cache_queries_total"] == samples["vllm:prefix_cache_queries_total"] == 40
     assert samples["vllm:time_per_output_token_seconds_count"] == 1
     assert samples["vllm:external_prefix_cache_queries_total"] == 0
+
+
+def test_what_waits_for_its_grammar_waits() -> None:
+    metrics = Metrics("tiny", "1")
+    stats = Stats(
+        num_steps=1, num_running=1, num_waiting=4, num_free_blocks=60, num_blocks=101, num_preemptions=0, num_prompt_tokens=50,
+        num_cached_tokens=0, num_generated_tokens=5, prefix_queries=40, prefix_hits=10, num_deferred=1, num_at_desk=3,
+    )  # fmt: skip
+
+    metrics.on_stats(stats)
+    samples = {
+        (sample.name, sample.labels.get("reason")): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+    assert samples["vllm:num_requests_waiting", None] == 7
+    assert samples["vllm:num_requests_waiting_by_reason", "capacity"] == 3
+    assert samples["vllm:num_requests_waiting_by_reason", "deferred"] == 4
+    assert samples["quire_worker_grammar_waiting", None] == 3
+    assert load_header("json", stats).endswith('"num_requests_waiting": 7.0}}')
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,12 @@ class GrammarDesk:
     @property
     def num_waiting(self) -> int:
         """Choices whose grammar is being compiled."""
-        return sum(waiting.submit.n for waiting in self._waiting.values())
+        return sum(waiting.submit.n - len(waiting.aborted) for waiting in self._waiting.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the requests here bring."""
+        return sum(num_tokens_of(waiting.submit) for waiting in self._waiting.values())
 
     @property
     def wait_s(self) -> float:
@@ -79,8 +84,7 @@ class GrammarDesk:
         if outcome is not None:
             self.counters.num_hits += 1
             return self._admit(submit, outcome)
-        num_tokens = sum(num_tokens_of(ahead.submit) for ahead in self._waiting.values())
-        rejection = self._scheduler.refusal_of(submit, num_ahead=self.num_waiting, num_tokens_ahead=num_tokens)
+        rejection = self._scheduler.refusal_of(submit, num_ahead=self.num_waiting, num_tokens_ahead=self.num_tokens)
         if rejection is not None:
             return rejection
         if not self._compiler.start(digest, submit.grammar):

@@ -101,6 +101,7 @@ class EngineLoop:
         ended = self._desk.expire()
         if ended:
             self.send(Outputs(items=ended))
+            self._pace.on_change()
 
     def _receive(self) -> None:
         """Everything that has arrived, in order."""

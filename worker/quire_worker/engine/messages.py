@@ -123,6 +123,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sta
     """Requests refused for their grammar."""
     grammar_compile_time_s: list[float] = []
     """Of each grammar compiled since the last Stats, refused ones included."""
+    num_at_desk: int = 0
+    """Choices that wait for their grammar to be compiled. Not among num_waiting: no step can bring them on."""
 
 
 class SleepChanged(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="sleep_changed"):

@@ -99,9 +99,9 @@ def _serve(
             closing.callback(desk.close)
         telling = None
         if publisher is not None:
-            meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch))
+            meter = LoadMeter(scheduler, speeds, _load_template(config, info, epoch), desk)
             telling = Telling(publisher, meter, time.time)
-        stats = StatsCollector(scheduler, info.num_blocks, None if desk is None else desk.counters)
+        stats = StatsCollector(scheduler, info.num_blocks, desk)
         advice = RetryAdvice(speeds, scheduler.counters, config.max_num_seqs)
         loop = EngineLoop(engine, inbound, outbound, stats, advice, telling, desk=desk)
         tune_collector()

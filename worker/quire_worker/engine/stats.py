@@ -6,6 +6,7 @@ Pure: the caller gives times.
 from collections import deque
 
 from quire_contract.load_report import MAX_INTERVAL_S, MIN_INTERVAL_S
+from quire_worker.engine.grammar_desk import GrammarDesk
 from quire_worker.engine.messages import Stats
 from quire_worker.engine.served import ServedScheduler
 from quire_worker.grammar.compiler import GrammarCounters
@@ -16,9 +17,11 @@ _MAX_STEPS = 1_000
 class StatsCollector:
     """Times of the steps since the last Stats; the rest is the scheduler's."""
 
-    def __init__(self, scheduler: ServedScheduler, num_blocks: int, grammars: GrammarCounters | None = None) -> None:
+    def __init__(self, scheduler: ServedScheduler, num_blocks: int, desk: GrammarDesk | None = None) -> None:
+        """`desk`: where grammars are compiled; None: an engine without grammars."""
         self._scheduler = scheduler
-        self._grammars = grammars or GrammarCounters()
+        self._desk = desk
+        self._grammars = GrammarCounters() if desk is None else desk.counters
         self._num_blocks = num_blocks
         self._steps: deque[tuple[int, float]] = deque(maxlen=_MAX_STEPS)
 
@@ -50,6 +53,7 @@ class StatsCollector:
             num_grammar_hits=self._grammars.num_hits,
             num_grammar_rejections=self._grammars.num_refused,
             grammar_compile_time_s=self._grammars.compile_time_s,
+            num_at_desk=0 if self._desk is None else self._desk.num_waiting,
         )
         self._grammars.compile_time_s = []
         counters.queue_time_s = []

@@ -56,6 +56,7 @@ class Choice:
         "num_planned",
         "num_preemptions",
         "num_prompt",
+        "num_untold_preemptions",
         "priority",
         "prompt_logprobs",
         "queue_time_s",
@@ -103,8 +104,8 @@ class Choice:
         """Lower first; looked at by one policy only."""
         self.rank: Rank = age
         """Given by the policy, when the choice arrives and when it is preempted."""
-        self.num_preemptions = self.num_given_way = 0
-        """And of those, because the policy let others in before it."""
+        self.num_preemptions = self.num_given_way = self.num_untold_preemptions = 0
+        """All; of those, because the policy let others in before it; and of all, those that no output has told yet."""
         self.status = Status.WAITING
         self.siblings: list[Choice] = []
         """Choices that wait for this one's prompt."""
@@ -144,6 +145,11 @@ class Choice:
             return None
         self.sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=None)
         told, self.prompt_logprobs = self.prompt_logprobs, []
+        return told
+
+    def take_preemptions(self) -> int:
+        """How often it was preempted since this was asked last."""
+        told, self.num_untold_preemptions = self.num_untold_preemptions, 0
         return told
 
     @property

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from quire_worker.request import FAILED_GRAMMAR, ChoiceOutput
 from quire_worker.scheduling.choice import Choice
 from quire_worker.scheduling.repetition import is_repeating
 
@@ -29,3 +30,21 @@ def verdict_on(choice: Choice, matcher: "Matcher") -> str | None:
     if token in choice.ending and len(choice.token_ids) > choice.min_total:
         return None
     return matcher.take(token)
+
+
+def end_of(
+    choice: Choice, reason: str, *, error: str | None = None, error_code: str | None = None, stop: int | None = None
+) -> ChoiceOutput:
+    """What is told of a choice that ends without another token. An "error" without words is its grammar's."""
+    if reason == "error" and error is None:
+        error, error_code = None if choice.matcher is None else choice.matcher.failure, FAILED_GRAMMAR
+    return ChoiceOutput(
+        request_id=choice.request_id,
+        choice=choice.index,
+        token_ids=[],
+        finish_reason=reason,
+        stop_token_id=stop,
+        error=error,
+        error_code=error_code,
+        num_preemptions=choice.take_preemptions(),
+    )

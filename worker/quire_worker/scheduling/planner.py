@@ -51,7 +51,8 @@ class Planner:
         prefilling = self._extend_decoding(draft)
         if not draft.is_short:
             self._fork_siblings(draft)
-        draft.tokens_left = self._prefill.limit(len(draft.rows), draft.tokens_left)
+        is_pause = bool(draft.rows) and self._prefill.must_pause
+        draft.tokens_left = 0 if is_pause else self._prefill.limit(len(draft.rows), draft.tokens_left)
         wants = [choice.num_known - choice.num_planned for choice in prefilling]
         share = self._prefill.for_newcomers(wants, draft.tokens_left)
         if not draft.is_short:
@@ -63,6 +64,7 @@ class Planner:
     def preempt(self, victim: Choice, reason: str) -> Choice:
         """`victim`, which is not in this step's plan yet, keeps its tokens and computes them again later."""
         victim.num_preemptions += 1
+        victim.num_untold_preemptions += 1
         self._counters.num_preemptions += 1
         self._counters.num_preempted_tokens += victim.num_computed
         self._log.on_preemption(victim, reason)

@@ -16,6 +16,8 @@ from quire_worker.scheduling.speeds import StepSpeeds
 UNLIMITED = 2**62
 MAX_SLOWDOWN = 4.0
 """The default of max_slowdown: measured in docs/benchmarks/fairness.md."""
+_SPARE = 0.5
+"""Of max_slowdown, kept for steps that take longer than expected."""
 _LEAST_TOKENS = 32
 """A smaller chunk gains nothing: the step's fixed costs outweigh it."""
 
@@ -32,7 +34,7 @@ class PrefillShare:
         max_partial: int = 1,
     ) -> None:
         """`max_tokens` bounds a step's prompt tokens beside decoding rows. With `max_slowdown` k (> 2) and measured `speeds` they are
-        further bounded so that the step takes about k - 1 times as long as decoding alone would. `max_partial` prompts that do
+        further bounded so that the step takes less than k times as long as decoding alone would. `max_partial` prompts that do
         not fit into a step may be under way at once; with 1, prompts are computed in order of rank."""
         self._max_tokens = max_tokens
         self._max_slowdown = max_slowdown
@@ -45,10 +47,15 @@ class PrefillShare:
             return tokens_left
         most = self._max_tokens
         if self._max_slowdown is not None and self._speeds is not None:
-            spare_s = (self._max_slowdown - 1) * self._speeds.decode_step_s
-            if tokens := int(spare_s * self._speeds.prefill_tokens_per_s):
+            tokens = self._speeds.costs.most_tokens(num_decoding, self._max_slowdown - _SPARE)
+            if tokens is not None:
                 most = min(most, max(_LEAST_TOKENS, tokens))
         return min(most, tokens_left)
+
+    @property
+    def must_pause(self) -> bool:
+        """Whether prompts sit the next step out, if anybody decodes, so that what decoding takes is seen again."""
+        return self._max_slowdown is not None and self._speeds is not None and self._speeds.wants_decoding
 
     def for_newcomers(self, wants: Sequence[int], limit: int) -> int:
         """Of `limit` tokens, what prompts may take that enter while prompts that want `wants` are under way."""

@@ -26,7 +26,7 @@ from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.counters import Counters
 from quire_worker.scheduling.deadlines import DEADLINE, QUEUE_TIMEOUT, Deadlines
 from quire_worker.scheduling.draft import StepInFlight
-from quire_worker.scheduling.endings import ending_of, verdict_on
+from quire_worker.scheduling.endings import end_of, ending_of, verdict_on
 from quire_worker.scheduling.intake import QueueState, Rejection, choices_of, rejection_of
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.planner import Planner
@@ -125,14 +125,7 @@ class Scheduler:
     ) -> ChoiceOutput:
         """End a choice with an error; `code` as in ChoiceOutput."""
         self._end(choice)
-        return ChoiceOutput(
-            request_id=choice.request_id,
-            choice=choice.index,
-            token_ids=[],
-            finish_reason=finish_reason,
-            error=message,
-            error_code=code,
-        )
+        return end_of(choice, finish_reason, error=message, error_code=code)
 
     def expire(self) -> list[ChoiceOutput]:
         """End what is out of time: requests not in the batch when their queue timeout passes, and all whose deadline does."""
@@ -165,15 +158,7 @@ class Scheduler:
 
     def _end_told(self, choice: Choice, reason: str, stop: int | None) -> ChoiceOutput:
         self._end(choice, of_itself=reason == "stop")
-        return ChoiceOutput(
-            request_id=choice.request_id,
-            choice=choice.index,
-            token_ids=[],
-            finish_reason=reason,
-            stop_token_id=stop,
-            error=choice.matcher.failure if choice.matcher is not None and reason == "error" else None,
-            error_code=FAILED_GRAMMAR if reason == "error" else None,
-        )
+        return end_of(choice, reason, stop=stop)
 
     def end_by_grammar(self, choice: Choice, reason: str) -> ChoiceOutput | None:
         """End a choice whose grammar leaves no token: with "stop", because it is complete, or with "error".
@@ -184,14 +169,7 @@ class Scheduler:
             choice.ends_empty = True
             return None
         self._end(choice)
-        return ChoiceOutput(
-            request_id=choice.request_id,
-            choice=choice.index,
-            token_ids=[],
-            finish_reason=reason,
-            error=choice.matcher.failure,
-            error_code=FAILED_GRAMMAR if reason == "error" else None,
-        )
+        return end_of(choice, reason)
 
     @property
     def num_running(self) -> int:
@@ -307,7 +285,7 @@ class Scheduler:
         matcher = choice.matcher
         reason, stop = ending_of(choice, None if matcher is None else verdict_on(choice, matcher))
         if (
-            reason is None and logprobs is None and choice.queue_time_s is None
+            reason is None and logprobs is None and choice.queue_time_s is None and not choice.num_untold_preemptions
         ):  # the hot path: nothing to tell but the token
             return ChoiceOutput(request_id=choice.request_id, choice=choice.index, token_ids=token_ids)
         output = ChoiceOutput(
@@ -322,6 +300,7 @@ class Scheduler:
             prompt_logprobs=choice.take_prompt_logprobs(),
             error=matcher.failure if matcher is not None and reason == "error" else None,
             error_code=FAILED_GRAMMAR if reason == "error" else None,
+            num_preemptions=choice.take_preemptions(),
         )
         choice.num_cached = 0
         choice.queue_time_s = None
@@ -337,6 +316,7 @@ class Scheduler:
             finish_reason="stop",
             queue_time_s=choice.queue_time_s,
             prompt_logprobs=choice.take_prompt_logprobs(),
+            num_preemptions=choice.take_preemptions(),
         )
         self.counters.num_generated_tokens -= 1  # commit counts each output that `_take_token` makes as a token
         self._end(choice, of_itself=True)

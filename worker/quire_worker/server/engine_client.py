@@ -29,7 +29,7 @@ from quire_worker.engine.messages import (
     ToEngine,
 )
 from quire_worker.errors import QuireWorkerError
-from quire_worker.server.mailbox import Mail, Mailbox
+from quire_worker.server.mailbox import DEFAULT_UNREAD_BYTES, Mail, Mailbox, Mailroom
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
@@ -82,7 +82,14 @@ class Heartbeat:
 class EngineClient:
     """Speaks engine.messages over two sockets that it binds in `folder` (private to this process and the engine)."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float], on_stats: Callable[[Stats], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float],
+        on_stats: Callable[[Stats], None],
+        max_unread_bytes: int = DEFAULT_UNREAD_BYTES,
+    ) -> None:
+        """`max_unread_bytes`: outputs that wait for their readers, see mailbox.py."""
         self.inbound_endpoint = f"ipc://{folder}/to-engine"
         self.outbound_endpoint = f"ipc://{folder}/from-engine"
         self._context = zmq.Context()
@@ -96,6 +103,7 @@ class EngineClient:
         self._pull.bind(self.outbound_endpoint)
         self._on_stats = on_stats
         self._open: dict[str, _Open] = {}
+        self._mailroom = Mailroom(max_unread_bytes)
         self._refusal: Exception | None = None
         self._draining = False
         self._clock = clock
@@ -113,9 +121,10 @@ class EngineClient:
     def generating(self, submits: Sequence[Submit | Embed]) -> Iterator[Mailbox]:
         """Submit, and hand out the mailbox where all their outputs arrive. What has not ended when the block is left is aborted.
 
-        Raises EngineDeadError if the engine is gone, or what `end_all` was given.
+        Raises EngineDeadError if the engine is gone, or what `end_all` was given. Who takes too little is cut: `take` raises
+        SlowReaderError.
         """
-        mailbox = Mailbox()
+        mailbox = Mailbox(self._mailroom)
         try:
             for submit in submits:
                 if self._refusal is not None:
@@ -124,6 +133,7 @@ class EngineClient:
                 self._send(submit)
             yield mailbox
         finally:
+            mailbox.close()
             for submit in submits:
                 if self._open.pop(submit.request_id, None) is not None:
                     self._send(Abort(request_id=submit.request_id))
@@ -247,9 +257,18 @@ class EngineClient:
             opened = self._open.get(item.request_id)
             if opened is None or item.choice not in opened.choices:
                 continue  # aborted while these tokens were on their way
-            opened.mailbox.put(Mail(now_s, item))
+            slow = opened.mailbox.put(Mail(now_s, item))
             if item.finish_reason is not None:
                 self._close_choice(item.request_id, opened, item.choice)
+            if slow is not None:
+                self._cut(slow)
+
+    def _cut(self, mailbox: Mailbox) -> None:
+        """End what is generated for a reader that does not take it."""
+        mailbox.cut()
+        for request_id in [request_id for request_id, opened in self._open.items() if opened.mailbox is mailbox]:
+            del self._open[request_id]
+            self._send(Abort(request_id=request_id))
 
     def _close_choice(self, request_id: str, opened: _Open, choice: int) -> None:
         opened.choices.discard(choice)

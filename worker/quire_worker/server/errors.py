@@ -21,6 +21,7 @@ from quire_contract.openai.errors import (
 from quire_worker.engine.messages import Rejected
 
 CODE_NOT_FINITE = "output_not_finite"
+CODE_SLOW_READER = "slow_reader"
 CODE_NO_TOKEN = "no_token_allowed"  # noqa: S105 - a code
 _LINE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 """llguidance's place in a grammar: line and column."""
@@ -144,6 +145,15 @@ def no_token() -> ApiError:
         "No token may come here: allowed_token_ids, bad_words, min_tokens and what else constrains the output leave none.",
         code=CODE_NO_TOKEN,
     )
+
+
+def slow_reader() -> ApiError:
+    """408: it stands in the stream, behind what had been sent."""
+    message = (
+        "The client took so little of this answer that too much of it waited (--max-unread-bytes); it ends here. Read "
+        "streams as they come, or ask for fewer choices, a smaller max_tokens or fewer logprobs."
+    )
+    return ApiError(408, message, code=CODE_SLOW_READER)
 
 
 def _with_reason(error: ApiError) -> ApiError:

@@ -54,6 +54,12 @@ class Failures:
         self._metrics.on_rejected(rejected.reason)
         return errors.of_rejected(rejected, self._grammar_field)
 
+    def of_slow_reader(self) -> ApiError:
+        """For a request of whose answer its client takes too little."""
+        self._metrics.on_slow_reader()
+        log_event(_log, logging.WARNING, "client takes too little of its answer", request_id=self._request_id)
+        return errors.slow_reader()
+
     def error_of(self, item: ChoiceOutput) -> ApiError:
         """For an output whose finish reason is one of FAILURES."""
         if item.finish_reason != "error":

@@ -21,7 +21,7 @@ from quire_worker.server import errors
 from quire_worker.server.choice import Choice, Piece
 from quire_worker.server.engine_client import EngineClient, EngineDeadError
 from quire_worker.server.failures import FAILURES, Failures
-from quire_worker.server.mailbox import Mail, Mailbox
+from quire_worker.server.mailbox import Mail, Mailbox, SlowReaderError
 from quire_worker.server.metrics import Metrics, RequestRecord
 from quire_worker.server.prompt_shown import no_scores
 from quire_worker.server.token_pieces import TokenPieces
@@ -218,7 +218,7 @@ class Generation:
     async def next(self) -> list[Arrived]:
         """Wait for tokens; the pieces of all choices that got some, never empty ones.
 
-        Raises ApiError if the engine refuses or fails the request, EngineDeadError if it dies.
+        Raises ApiError if the engine refuses or fails the request or its client takes too little, EngineDeadError if the engine dies.
         """
         assert self._mailbox is not None, "enter first"
         arrived: list[Arrived] = []
@@ -229,6 +229,8 @@ class Generation:
         except (ApiError, EngineDeadError):
             self._failed = not self._moves
             raise
+        except SlowReaderError:  # not the engine's failure: it ends as "abort"
+            raise self._failures.of_slow_reader() from None
         return arrived
 
     def move(self) -> None:
@@ -241,6 +243,7 @@ class Generation:
         item = mail.item
         if isinstance(item, Rejected):
             raise self._failures.of_rejected(item)
+        self._tracks[item.request_id, item.choice].num_preemptions += item.num_preemptions
         if item.finish_reason in FAILURES:
             raise self._failures.error_of(item)
         track = self._tracks[item.request_id, item.choice]
@@ -310,6 +313,7 @@ class Generation:
             queue_time_s=self._queue_time_s,
             end_s=end_s,
             finish_reasons=tuple(reasons),
+            num_preemptions=tuple(track.num_preemptions for track in self._tracks.values()),
         )
         self._metrics.on_finished(record)
         tell(job.span, job, record)

@@ -20,6 +20,8 @@ from quire_worker.server.metrics_compat import LegacyMetrics, show_absent
 TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOICE_BUCKETS = (1, 2, 5, 10, 20)
+PREEMPTION_BUCKETS = (0, 1, 2, 3, 4, 5, 10, 20)
+"""vLLM's, and one for those that never were."""
 
 FINISH_REASONS = ("stop", "length", "repetition", "abort", "error")
 REJECTED_DRAINING = "draining"
@@ -49,6 +51,8 @@ class RequestRecord:
     end_s: float
     finish_reasons: tuple[str, ...]
     """One a choice."""
+    num_preemptions: tuple[int, ...] = ()
+    """Of each choice that was computed."""
 
 
 class Metrics:
@@ -167,6 +171,9 @@ class Metrics:
         self._computed = self._histogram(
             "vllm:request_prefill_kv_computed_tokens", "Prompt tokens not found in the prefix cache.", counts
         )
+        self._request_preemptions = self._histogram(
+            names.VLLM_REQUEST_NUM_PREEMPTIONS, "Times a choice was put back to wait.", PREEMPTION_BUCKETS
+        )
         self._finished = self._by(names.VLLM_REQUEST_SUCCESS, "Finished choices.", "finished_reason", FINISH_REASONS)
         self._rejected = self._by(names.VLLM_ADMISSION_REJECTIONS, "Requests not taken.", "reason", REJECTION_REASONS)
         self._deadlines = self._counter(
@@ -200,6 +207,9 @@ class Metrics:
             names.VLLM_CACHE_CONFIG_INFO, "Of the KV cache. Always 1.",
             (*_LABELS, "block_size", "num_gpu_blocks", "cache_dtype", "enable_prefix_caching"), registry=self.registry,
         )  # fmt: skip
+        self._slow_readers = self._counter(
+            names.QUIRE_WORKER_SLOW_READERS, "Answers that ended because their clients took too little of them."
+        )
         self._not_finite = self._counter(
             names.QUIRE_WORKER_NON_FINITE, "Requests that failed because the model's logits were NaN or infinite."
         )
@@ -235,9 +245,9 @@ class Metrics:
         if self._legacy is not None:
             self._legacy.on_stats(stats)
         self._running.set(stats.num_running)
-        self._waiting.set(stats.num_waiting)
+        self._waiting.set(stats.num_waiting + stats.num_at_desk)
         self._waiting_for_capacity.set(stats.num_waiting - stats.num_deferred)
-        self._waiting_deferred.set(stats.num_deferred)
+        self._waiting_deferred.set(stats.num_deferred + stats.num_at_desk)
         usable = max(1, stats.num_blocks - 1)  # the null block holds no tokens
         self._kv_usage.set(max(0.0, 1 - stats.num_free_blocks / usable))
         prompt = stats.num_prompt_tokens - (last.num_prompt_tokens if last else 0)
@@ -277,6 +287,8 @@ class Metrics:
     def on_finished(self, record: RequestRecord) -> None:
         for reason in record.finish_reasons:
             self._finished[reason].inc()
+        for count in record.num_preemptions:
+            self._request_preemptions.observe(count)
         self._end_to_end.observe(record.end_s)
         self._prompt_length.observe(record.num_prompt_tokens)
         self._output_length.observe(record.num_generated_tokens)
@@ -305,6 +317,10 @@ class Metrics:
     def on_deadline(self) -> None:
         """A running request's time was over."""
         self._deadlines.inc()
+
+    def on_slow_reader(self) -> None:
+        """An answer ended because too much of it waited for its client."""
+        self._slow_readers.inc()
 
     def on_not_finite(self) -> None:
         """A request failed because the model's logits held NaN or infinity."""

@@ -16,7 +16,8 @@ def load_header(form: str, stats: Stats | None) -> str | None:
     if stats is None:
         return None
     usage = max(0.0, 1 - stats.num_free_blocks / max(1, stats.num_blocks - 1))
-    values = {"kv_cache_usage_perc": round(usage, 6), "num_requests_waiting": float(stats.num_waiting)}
+    waiting = float(stats.num_waiting + stats.num_at_desk)
+    values = {"kv_cache_usage_perc": round(usage, 6), "num_requests_waiting": waiting}
     match form.strip().upper():
         case "TEXT":
             return "TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in values.items())

@@ -34,6 +34,8 @@ class Track:
         self.has_begun = False
         """Something of it has been told."""
         self.last_token_s: float | None = None
+        self.num_preemptions = 0
+        """As far as the engine has told."""
 
     def push(self, output: ChoiceOutput) -> Sequence[Piece]:
         """What the engine's next tokens let out."""
