@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 from quire_contract.openai.errors import ApiError, internal
 from quire_contract.request_id import new_request_id
 from quire_contract.telemetry import log_event
+from quire_router.head_watch import KEEP_ALIVE_S, HeadWatch
 from quire_router.responses import error_response
 
 log = logging.getLogger("quire_router.server")
@@ -74,15 +75,32 @@ class _OtherVersion(web.BaseRequest):
 class RouterServer(web.Server):
     """Makes a NestedErrorHandler for each connection. `max_body_bytes` bounds what `request.read` takes."""
 
-    def __init__(self, handler: Any, *, max_body_bytes: int) -> None:
+    def __init__(self, handler: Any, *, max_body_bytes: int, heads: HeadWatch | None = None) -> None:
         super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
+        self._heads = HeadWatch() if heads is None else heads
         self._answer = handler
         self._max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
 
     def __call__(self) -> RequestHandler:
         """A new connection."""
-        return NestedErrorHandler(self, loop=self._own_loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
+        return NestedErrorHandler(
+            self,
+            loop=self._own_loop,
+            access_log=None,  # type: ignore[arg-type]
+            auto_decompress=False,
+            keepalive_timeout=KEEP_ALIVE_S,
+        )
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Told by each connection."""
+        super().connection_made(handler, transport)
+        self._heads.begin(handler, transport)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """As above."""
+        self._heads.end(handler)
+        super().connection_lost(handler, exc)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if type(request) is not _OtherVersion:
@@ -94,6 +112,7 @@ class RouterServer(web.Server):
         return response
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        self._heads.came(protocol)
         kind = web.BaseRequest
         if message.version not in _VERSIONS:
             kind, message = _OtherVersion, message._replace(version=HttpVersion11)  # of the answer's first line
