@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import datetime
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -100,8 +100,10 @@ class AdminApi:
     async def _usage(self, request: web.BaseRequest, request_id: str, tenant: object) -> web.StreamResponse:
         today = datetime.datetime.fromtimestamp(self._wall_clock(), datetime.UTC).date()
         asked = parse(request.query, today)
+        if asked.is_csv and request.method == "HEAD":  # a stream's parts would be written all the same
+            return web.Response(headers=_csv_headers(request_id))
         if asked.group_by is not None:
-            return await self._sums(asked, asked.group_by, request_id)
+            return await self._sums(request, asked, asked.group_by, request_id)
         if asked.is_csv:
             return await self._csv_records(request, asked, request_id)
         try:
@@ -115,14 +117,15 @@ class AdminApi:
         }
         return json_response(shown, request_id)
 
-    async def _sums(self, asked: Asked, group_by: tuple[str, ...], request_id: str) -> web.StreamResponse:
+    async def _sums(
+        self, request: web.BaseRequest, asked: Asked, group_by: tuple[str, ...], request_id: str
+    ) -> web.StreamResponse:
         sums = await self._tenancy.usage.sums(asked.query)
         rows = await asyncio.to_thread(
             grouped, sums, group_by
         )  # of many tenants and days: requests must not wait for it
         if asked.is_csv:
-            body = await asyncio.to_thread(csv_lines, sum_columns(group_by), rows, header=True)
-            return web.Response(body=body, headers=_csv_headers(request_id))
+            return await _csv_sums(request, sum_columns(group_by), rows, request_id)
         start = 0 if asked.cursor is None else _offset(asked.cursor)
         end = start + asked.limit
         more = end < len(rows)
@@ -196,6 +199,19 @@ async def admin_listening(api: AdminApi, host: str, port: int) -> AsyncIterator[
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+async def _csv_sums(
+    request: web.BaseRequest, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], request_id: str
+) -> web.StreamResponse:
+    """A part at a time, each made in a thread."""
+    response = web.StreamResponse(headers=_csv_headers(request_id))
+    await response.prepare(request)
+    for start in range(0, max(1, len(rows)), MAX_LIMIT):
+        part = rows[start : start + MAX_LIMIT]
+        await response.write(await asyncio.to_thread(csv_lines, columns, part, header=start == 0))
+    await response.write_eof()
+    return response
 
 
 def _limits(meters: TenantMeters) -> dict[str, Any]:

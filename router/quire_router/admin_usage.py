@@ -17,7 +17,8 @@ MAX_LIMIT = 10_000
 MAX_NAME_CHARS = 500
 _COUNTS = tuple(name for name in SUM_FIELDS if name != "cost_nano")
 RECORD_COLUMNS = tuple("cost" if name == "cost_nano" else name for name in UsageRecord.__struct_fields__)
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are full-width ones."""
 _KNOWN = frozenset({"tenant", "model", "from", "to", "group_by", "format", "limit", "cursor"})
 
 

@@ -19,6 +19,8 @@ from quire_router.limits.meter import Meter, RefusedError
 from quire_router.limits.meters import TenantMeters
 from quire_router.splitting import with_field
 
+MIN_PORTION = 16
+"""Fetched at once, at least: each may be a question to Redis."""
 MAX_MARGIN = 64
 """More is reserved when so many tokens of output are left, so that no token waits for it."""
 FIELD_OF_LENGTH: Mapping[str, str] = {names.PATH_CHAT: "max_tokens", names.PATH_RESPONSES: "max_output_tokens"}
@@ -47,7 +49,7 @@ class Allowance:
         self._meters = meters
         self._demands = demands
         self._output = output
-        self._portion = max(1, portion)
+        self._portion = max(MIN_PORTION, portion)
         self._cost = cost
         self._look_at: float = output - min(MAX_MARGIN, output // 2)
 

@@ -21,6 +21,7 @@ from quire_contract.openai.errors import ApiError, internal
 from quire_contract.request_id import new_request_id
 from quire_contract.telemetry import log_event
 from quire_router.responses import error_response
+from quire_router.tiny_chunks import has_tiny_chunks
 from quire_router.whole_response import WholeResponse
 
 log = logging.getLogger("quire_router.server")
@@ -91,6 +92,14 @@ class ClientConnection(RequestHandler):
         own = transport.get_extra_info("socket")
         if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """A body in tiny chunks is not even parsed."""
+        if has_tiny_chunks(data):
+            log_event(log, logging.INFO, "bad_http", error="tiny_chunks")
+            self.force_close()
+            return
+        super().data_received(data)
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""

@@ -2,7 +2,8 @@
 
 A shard that cannot be used keeps none of the others from being used. One that never could be in this process is lost, and what it may
 hold decides what its loss costs: tenants or their requirement, then nobody is let in without a key; settings, then the last known
-ones hold, or, with none known, nothing is served: without its filters an endpoint must not open.
+ones hold, or, with none known, nothing is served: without its filters an endpoint must not open. A shard that is deleted with the last
+tenants is lost, too: the operator, which has none to tell of, writes that into a shard.
 This module must not know how the objects got here.
 """
 
@@ -44,6 +45,9 @@ class Shards:
         self._shards: dict[Key, RouterConfig] = {}
         self._refused: dict[Key, str] = {}
         self._lost: dict[Key, Lost] = {}
+        self._missed: set[Key] = set()
+        """Deleted while they held tenants."""
+        self._told: set[Key] = set()
         self.num_refusals = 0
         """Contents that were refused."""
 
@@ -61,7 +65,8 @@ class Shards:
     def lost(self) -> Lost:
         """What is missing because of shards that never had a good content."""
         lost = self._lost.values()
-        return Lost(settings=any(one.settings for one in lost), tenants=any(one.tenants for one in lost))
+        tenants = bool(self._missed) or any(one.tenants for one in lost)
+        return Lost(settings=any(one.settings for one in lost), tenants=tenants)
 
     def replace(self, documents: Sequence[Document]) -> None:
         """These are all there are."""
@@ -69,6 +74,7 @@ class Shards:
             self._drop(key)
         for document in documents:
             self._take(document)
+        self._look_for_tenants()
 
     def change(self, event: str, document: Document) -> None:
         """One came, changed or went."""
@@ -76,16 +82,31 @@ class Shards:
             self._drop(key_of(document))
         else:
             self._take(document)
+        self._look_for_tenants()
 
     def _drop(self, key: Key) -> None:
-        for known in (self._shards, self._refused, self._lost):
+        gone = self._shards.pop(key, None)
+        if gone is not None and gone.tenants:
+            self._missed.add(key)
+        for known in (self._refused, self._lost):
             known.pop(key, None)
+
+    def _look_for_tenants(self) -> None:
+        """A surplus shard's tenants are in another one by then."""
+        if any(shard.tenants for shard in self._shards.values()):
+            self._missed.clear()
+        for key in self._missed - self._told:
+            problem = f"ConfigMap {key[0]}/{key[1]} was deleted with the last tenants; until it is back nobody is let in without a key"
+            log_event(log, logging.ERROR, "tenants_missing", problem=problem)
+        self._told = set(self._missed)
 
     def _take(self, document: Document) -> None:
         key = key_of(document)
         content = (document.get("data") or {}).get(SHARD_KEY) or ""
         source = f"ConfigMap {key[0]}/{key[1]}, {SHARD_KEY}"
         try:
+            if not content:
+                raise RouterConfigError(f"{source}: is missing or empty")
             config = decode_config(content.encode(), source)
             if self._check is not None:
                 self._check(config, source)
@@ -95,6 +116,7 @@ class Shards:
             self._shards[key] = config
             self._refused.pop(key, None)
             self._lost.pop(key, None)
+            self._missed.discard(key)
 
     def _refuse(self, key: Key, content: str, problem: str) -> None:
         is_lost = key not in self._shards
@@ -122,6 +144,6 @@ def _may_hold(content: str) -> Lost:
     """Everything, if it is not even an object."""
     try:
         found = msgspec.json.decode(content.encode(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Lost(settings=True, tenants=True)
     return Lost(settings=_SETTINGS in found, tenants=bool(_GUARDING & found.keys()))

@@ -49,7 +49,9 @@ class TenantBook:
                 bytes.fromhex(key.sha256): KnownKey(
                     tenant=Tenant(entry=entry, key_id=key.id), expires_ts=key.expires_ts
                 )
-                for entry in config.tenants
+                for entry in reversed(
+                    config.tenants
+                )  # of one key in two shards the first says whose it is, as of anything else
                 for key in entry.keys
             }
             self._by_id = {(known.tenant.entry.id, known.tenant.key_id): known for known in self._keys.values()}

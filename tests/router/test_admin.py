@@ -2,19 +2,29 @@
 
 import asyncio
 import csv
+import dataclasses
 import datetime
 import io
 import json
 
+import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouteEntry, RouterConfig, RouteTargetEntry
 from quire_contract.router_tenants import PriceEntry, TenantEntry, TenantLimitsEntry
-from quire_router.admin_usage import csv_lines, parse
+from quire_router.admin import AdminApi, admin_listening
+from quire_router.admin_usage import RECORD_COLUMNS, csv_lines, parse
 from quire_router.config import RouterSettings, SettingsError, with_environment
+from quire_router.live_config import LiveConfig
+from quire_router.metrics import RouterMetrics
+from quire_router.tenancy import Tenancy
+from quire_router.usage.memory import MemoryUsage
+from quire_router.usage.record import UsageRecord
 from tests.redis_server import running_redis
 from tests.router.tenant_help import bearer, key_entry, until_true
+from tests.router.test_malformed_http import REFUSED, STATUS, talk
 
 TOKEN = "a token for keepers"
 PRICES = {"m": PriceEntry(input="0.15", cached_input="0.075", output="0.6"), "big": PriceEntry(input="10", output="30")}
@@ -230,11 +240,107 @@ async def test_a_cursor_of_nobody_is_refused(served):
 
 
 def test_cells_that_begin_like_formulas_begin_with_an_apostrophe():
-    rows = [{"a": cell} for cell in ("=1", "+1", "-1", "@x", "\tx", 'say "x", y', "plain", -1)]
+    rows = [{"a": cell} for cell in ("=1", "+1", "-1", "@x", "\tx", "\uff1d1", 'say "x", y', "plain", -1)]
 
     lines = csv_lines(("a",), rows, header=True).decode().split("\r\n")
 
-    assert lines == ["a", "'=1", "'+1", "'-1", "'@x", "'\tx", '"say ""x"", y"', "plain", "-1", ""]
+    assert lines == ["a", "'=1", "'+1", "'-1", "'@x", "'\tx", "'\uff1d1", '"say ""x"", y"', "plain", "-1", ""]
+
+
+def test_cells_with_quotes_commas_and_line_ends_come_back_as_they_were():
+    cells = ['a,b"c', "two\r\nlines", "\n=1+1", "\ud800", "", "é✓"]
+
+    lines = csv_lines(("a", "b"), [{"a": cell, "b": 1} for cell in cells], header=False).decode()
+
+    read = [row[0] for row in csv.reader(io.StringIO(lines, newline=""))]
+    assert read == ['a,b"c', "two\r\nlines", "'\n=1+1", "?", "", "é✓"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/usage", "/admin/usage?format=csv", "/admin/usage?format=csv&group_by=day", "/admin/tenants"]
+)
+async def test_methods_are_looked_at_only_for_who_has_the_token(path, served):
+    router = await served()
+    await call(router, "a")
+    await written(router, 1)
+
+    async def ask(method, token, **headers):
+        url = router.app.admin_url + path
+        async with router.session.request(method, url, headers={**bearer(token), **headers}) as reply:
+            return reply.status, await reply.read()
+
+    wrong = [await ask(method, "wrong") for method in ("GET", "HEAD", "OPTIONS", "POST", "TRACE")]
+    right = [await ask(method, TOKEN) for method in ("OPTIONS", "POST", "DELETE")]
+    head, after = await ask("HEAD", TOKEN), await ask("GET", TOKEN)
+
+    assert [status for status, _ in wrong] == [401] * 5
+    assert [status for status, _ in right] == [405] * 3
+    assert (head, after[0]) == ((200, b""), 200)
+    assert after[1]
+
+
+WRONG = [
+    "Basic " + TOKEN,
+    "Bearer",
+    f"Bearer {TOKEN}x",
+    "Bearer " + TOKEN[:-1],
+    "Bearer é",
+    "bearer " + "x" * 7000,
+    TOKEN,
+]
+
+
+@pytest.mark.parametrize("presented", WRONG, ids=range(len(WRONG)))
+async def test_what_is_not_the_token_opens_nothing(presented, start_router):
+    config = RouterConfig(models=[], endpoints=[])
+    router = await start_router(config, admin_port=0, admin_token=TOKEN)
+
+    for place in ("Authorization", "X-Api-Key", "X-Quire-Token"):
+        async with router.session.get(
+            router.app.admin_url + "/admin/tenants?token=" + TOKEN, headers={place: presented}
+        ) as reply:
+            assert reply.status == 401
+
+
+async def test_what_is_no_sound_http_is_refused_at_the_admin_port_too(start_router, logged):
+    router = await start_router(RouterConfig(models=[], endpoints=[]), admin_port=0, admin_token=TOKEN)
+    key = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
+    requests = {name: data.replace(b"X-A: b\r\n", key + b"X-A: b\r\n") for name, data in REFUSED.items()}
+
+    told = await asyncio.gather(*(talk(router.app.admin_url, data) for data in requests.values()))
+
+    found = dict(zip(requests, told, strict=True))
+    assert {name: text[:100] for name, text in found.items() if not STATUS.findall(text)} == {}
+    assert {name: text[:100] for name, text in found.items() if {*STATUS.findall(text)} & {b"200"}} == {}
+    assert "Traceback" not in logged()
+
+
+@pytest.mark.parametrize("group_by", ["", "&group_by=tenant"], ids=["records", "sums"])
+async def test_a_large_export_is_whole_whatever_is_written_meanwhile(group_by):
+    number = 25_000
+    usage = MemoryUsage(lambda: 10 * number)
+    record = UsageRecord(**dict.fromkeys(UsageRecord.__struct_fields__, 0) | {"ts": 1.79e9, "model": "m", "id": "x"})
+    for i in range(number):
+        usage.add(msgspec.structs.replace(record, tenant=f"t{i}"))
+    metrics, live = RouterMetrics(), LiveConfig()
+    parts = dict.fromkeys(field.name for field in dataclasses.fields(Tenancy)) | {"usage": usage}
+    api = AdminApi(
+        token=TOKEN, tenancy=Tenancy(**parts), live=live, metrics=metrics, debug_route=None, wall_clock=lambda: 1.79e9
+    )
+
+    async with (
+        admin_listening(api, "127.0.0.1", 0) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/admin/usage?format=csv{group_by}", headers=bearer(TOKEN)) as reply,
+    ):
+        await reply.content.readline()
+        usage.add(msgspec.structs.replace(record, tenant="late"))
+        lines = (await reply.read()).decode().splitlines()
+
+    column = 0 if group_by else RECORD_COLUMNS.index("tenant")
+    assert reply.status == 200
+    assert {line.split(",")[column] for line in lines} - {"late"} == {f"t{i}" for i in range(number)}
+    assert len(lines) in (number, number + 1)
 
 
 def test_an_admin_port_without_a_token_does_not_start(tmp_path):

@@ -102,6 +102,48 @@ async def test_a_larger_limit_is_never_exceeded_and_but_for_a_lease_used_up(two_
     assert 200 - 20 <= found.count(200) <= 200
 
 
+def chatting(num_tokens):
+    """Streams so many tokens to whoever asks, one an event."""
+
+    async def behave(request, upstream):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(num_tokens):
+            await response.write(b'data: {"choices":[{"index":0,"delta":{"content":"w%d "}}]}\n\n' % number)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return behave
+
+
+@pytest.mark.parametrize("lease_percent", [0, 10])
+async def test_streams_that_name_no_maximum_end_together_with_a_quota_of_both_routers(lease_percent, two_routers):
+    limit = 3000
+    settings = RouterSettingsEntry(limits=LimitSettings(default_output_tokens=20, lease_percent=lease_percent))
+    routers, _ = await two_routers(chatting(1000), settings, tokens_per_day=limit)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    async def stream(router):
+        async with router.post(body, "/v1/chat/completions", headers=bearer("k")) as reply:
+            return reply.status, await reply.read()
+
+    found = await asyncio.gather(*(stream(routers[i % 2]) for i in range(10)))
+    ends = [text.split(b"\n\n")[-3] for _, text in found]
+    sent = sum(text.count(b'"content"') for _, text in found)
+
+    async def is_told():
+        return (await shown(routers[0]))["limits"]["tokens_day"]["used"] >= 0.9 * limit - 10 * 20
+
+    await until_true(is_told)
+    used = (await shown(routers[0]))["limits"]["tokens_day"]["used"]
+    assert [status for status, _ in found] == [200] * 10
+    assert [b'"code":"insufficient_quota"' in end for end in ends] == [True] * 10
+    assert sent <= used <= limit + 10 * 2
+    assert sent >= 0.8 * limit - 10 * 20
+
+
 async def test_requests_at_the_same_time_are_counted_over_both_routers(two_routers, until):
     most, now, go = 0, 0, asyncio.Event()
 

@@ -23,9 +23,16 @@ _FIELDS = (
     "text_1",
     "text_2",
     "tools",
+    "functions",
+    "chat_template",
     "chat_template_kwargs",
+    "prompt_token_ids",
+    "input_ids",
 )
-_OPEN_FIELDS = frozenset({"tools", "chat_template_kwargs"})
+"""Some only other vendors' workers take."""
+_UNREADABLE_FIELDS = ("prompt_embeds", "input_embeds")
+"""A prompt of vectors: nobody can say what it says."""
+_OPEN_FIELDS = frozenset({"tools", "functions", "chat_template_kwargs"})
 """Any key may stand anywhere in them, and any value may become part of the prompt, numbers too."""
 _NO_TEXT = frozenset({"role", "type"})
 _TYPES = frozenset({"function", "object", "array", "string", "number", "integer", "boolean", "null"})
@@ -35,7 +42,7 @@ _RAW_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _ARGUMENTS = "arguments"
 _OBJECTS_OF_TOOLS = frozenset({_ARGUMENTS, "input"})
 """Below these inside a message any key may stand, "role" and "type" too, and is a tool's own."""
-_FIELDS_WITH_IDS = frozenset({"prompt", "input"})
+_FIELDS_WITH_IDS = frozenset({"prompt", "input", "prompt_token_ids", "input_ids"})
 """A list of numbers is a prompt here, and so is one in a list. Further below (bytes of log-probabilities) it is none."""
 
 _MAX_IDS_DEPTH = 2
@@ -52,13 +59,16 @@ class Place(NamedTuple):
     """Whether it is JSON text itself."""
     ids: list[int] | None = None
     """Its token ids, if it was sent as such; `text` is empty until somebody has read them."""
+    is_readable: bool = True
+    """Otherwise `text` says nothing."""
 
 
 def texts_of(body: bytes) -> list[Place]:
     """All texts. ApiError 400 if the body is no JSON object."""
     try:
         fields = _RAW_OBJECT.decode(body)
-        return [
+        blind = [name for name in _UNREADABLE_FIELDS if name in fields and bytes(fields[name]) != b"null"]
+        return [Place((name,), "", is_json=False, is_readable=False) for name in blind] + [
             place
             for name in _FIELDS
             if name in fields
@@ -109,8 +119,8 @@ def _is_number(value: Any) -> bool:
 
 def _ids(path: Path, values: list[Any]) -> list[int]:
     """ApiError 400 for a list that holds something else, too: workers differ in what they make of it."""
-    wrong = next((i for i, value in enumerate(values) if type(value) is not int), None)
-    if wrong is not None:
+    if set(map(type, values)) != {int}:  # there may be a million: no loop of ours goes over good ones
+        wrong = next(i for i, value in enumerate(values) if type(value) is not int)
         raise invalid(
             place_name((*path, wrong)),
             "is no token id; a list holds texts, token ids or lists of them, not several kinds",

@@ -40,8 +40,9 @@ def filter_prompt(body: bytes, applied: Applied, tokens: Sequence[TokenText] = (
     is to be refused has a hit with action "block". ApiError 400 for ids that nobody can read and that must not pass unread."""
     found = texts_of(body)
     ids = {place.path for place in found if place.ids is not None}
-    if ids and not tokens and applied.needs_text is not None:
-        raise unreadable(applied.needs_text, place_name(min(ids, key=str)))
+    blind = next((p for p in found if not p.is_readable or (p.ids is not None and not tokens)), None)
+    if blind is not None and applied.needs_text is not None:
+        raise unreadable(applied.needs_text, blind)
     filtered = _looked_through(body, list(_read(found, tokens)), applied, tokens, ids)
     return msgspec.structs.replace(filtered, has_ids=True) if ids else filtered
 
@@ -91,15 +92,13 @@ def refusal(name: str, place: str | None) -> ApiError:
     )
 
 
-def unreadable(name: str, place: str) -> ApiError:
-    """400 for token ids that a filter must see and nobody here can read."""
-    return ApiError(
-        400,
-        f"{place}: is token ids, which the content filter {name!r} cannot read: no worker of the model has told its tokenizer. "
-        "Send the prompt as text.",
-        param=place,
-        code=CODE_UNREADABLE,
-    )
+def unreadable(name: str, place: Place) -> ApiError:
+    """400 for what a filter must see and nobody here can read."""
+    param = place_name(place.path)
+    why = ": no worker of the model has told its tokenizer" if place.ids is not None else ""
+    kind = "token ids" if place.ids is not None else "embeddings"
+    message = f"{param}: is {kind}, which the content filter {name!r} cannot read{why}. Send the prompt as text."
+    return ApiError(400, message, param=param, code=CODE_UNREADABLE)
 
 
 def _may_find(rule: Rule, place: Place) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import datetime
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -132,11 +132,7 @@ class RedisUsage:
         found: dict[Group, Sums] = {}
         for day in query.days():
             values = await self._call(lambda client, day=day: client.hgetall(self._day_key(day)))  # type: ignore[misc]
-            for field, value in values.items():
-                tenant, model, name = field.split(_SEPARATOR)
-                if query.admits(tenant, model):
-                    sums = found.setdefault((day, tenant, model), Sums())
-                    setattr(sums, name, getattr(sums, name) + int(value))
+            await asyncio.to_thread(_add_day, found, day, values, query)
         return sorted(found.items())
 
     async def page(self, query: Query, cursor: str | None, limit: int) -> Page:
@@ -191,6 +187,15 @@ class RedisUsage:
             return await self._link.call(work, BACKGROUND_S)
         except RedisAwayError:
             raise UsageUnavailableError("Redis is away; usage cannot be read now.") from None
+
+
+def _add_day(found: dict[Group, Sums], day: str, values: Mapping[str, str], query: Query) -> None:
+    """In a thread: of thousands of tenants streams would wait for it."""
+    for field, value in values.items():
+        tenant, model, name = field.split(_SEPARATOR)
+        if query.admits(tenant, model):
+            sums = found.setdefault((day, tenant, model), Sums())
+            setattr(sums, name, getattr(sums, name) + int(value))
 
 
 def _checked(cursor: str) -> str:

@@ -177,6 +177,33 @@ async def test_ids_for_a_worker_that_tells_no_tokenizer_pass_only_where_they_may
     assert worker.num_calls == 1 + (status == 200)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("prompt_embeds", "AAAA", "unreadable_prompt"),
+        ("input_embeds", [[0.5]], "unreadable_prompt"),
+        ("prompt_embeds", None, None),
+        ("prompt_token_ids", [1, 2], "unreadable_prompt"),
+        ("input_ids", [[1], [2]], "unreadable_prompt"),
+        ("chat_template", "about project zeus", "content_filter"),
+        ("functions", [{"name": "f", "description": "project zeus"}], "content_filter"),
+    ],
+)
+async def test_fields_that_only_other_vendors_workers_take_are_no_way_past_a_filter(
+    field, value, code, start_upstream, start_router, make_config
+):
+    worker = await start_upstream("a", answer)
+    router = await start_router(filtering(make_config(worker), BLOCK))
+    await router.until_ready(1)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], field: value}
+
+    async with router.post(body, "/v1/chat/completions") as got:
+        told = await got.json()
+
+    assert (got.status, told.get("error", {}).get("code")) == (200 if code is None else 400, code)
+    assert worker.num_calls == (code is None)
+
+
 async def test_a_moderator_is_asked_about_the_text_of_ids(serve, start_upstream, demo):
     asked = []
 
