@@ -16,7 +16,6 @@ Bounded: a full memory is emptied. Read from several threads.
 
 import re
 from collections.abc import Mapping
-from itertools import chain
 
 from tokenizers import Tokenizer
 
@@ -27,8 +26,10 @@ MAX_WORDS = 50_000
 MAX_WORD_CHARS = 64
 """A longer one is hardly a word that comes again."""
 MAX_LEARNT = 32
-"""New words of one text that are encoded one by one, at twice the cost of encoding them together: where there are more, the text is the
-tokenizer's."""
+"""New texts with other than ASCII in one text that are encoded one by one, at twice the cost of encoding them together: where there are
+more, the text is the tokenizer's."""
+_BYTE_LEVEL = {byte: 256 + place for place, byte in enumerate((*range(33), 127))}
+"""How a byte-level alphabet spells ASCII: visible characters as they are, the others as the letters from U+0100 on."""
 _IN_CLASS = {
     r"\p{L}": "A-Za-z",
     r"\p{N}": "0-9",
@@ -50,6 +51,7 @@ class WordEncoder:
     def __init__(self, tokenizer: Tokenizer, split: str, added: Mapping[str, int]) -> None:
         """`split`: one of KNOWN_SPLITS. `added`: the tokens that raw text is cut at first, all of them, with their ids."""
         self._tokenizer = tokenizer
+        self._model = tokenizer.model
         self._find = ascii_pattern(split).findall
         contents = sorted(added, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, contents)) + ")").split if contents else None
@@ -96,9 +98,11 @@ class WordEncoder:
             elif known is None:
                 text, end = _whole_text(parts, index)
                 ids = self._words.get(text)
-                found[index] = self._of_known_words(text) if ids is None else ids
-                if found[index] is None:
+                if ids is None and text.isascii():
+                    ids = self._of_words(text)
+                if ids is None:
                     unknown[index] = text
+                found[index] = ids
         if unknown:
             learnt = self._learn(list(unknown.values()))
             if learnt is None:
@@ -107,34 +111,41 @@ class WordEncoder:
                 found[index] = ids
         return b"".join(found)  # type: ignore[arg-type]
 
-    def _of_known_words(self, text: str) -> bytes | None:
-        """The text's ids, if its words are known; kept, so that it is found at once the next time."""
-        if not text.isascii():
-            return None
+    def _of_words(self, text: str) -> bytes:
+        """The ids of ASCII text; kept, so that it is found at once the next time."""
+        words = self._find(text)
         try:
-            ids = b"".join(map(self._words.__getitem__, self._find(text)))
+            ids = b"".join(map(self._words.__getitem__, words))
         except KeyError:
-            return None
-        if len(text) <= MAX_WORD_CHARS:
-            self._keep(text, ids)
+            ids = b"".join(map(self._of_word, words))
+        self._keep(text, ids)
+        return ids
+
+    def _of_word(self, word: str) -> bytes:
+        known = self._words.get(word)
+        if known is not None:
+            return known
+        if len(word) > MAX_WORD_CHARS:  # takes time, in which other threads may run
+            return self._of_tokenizer([word])[0]
+        # The tokenizer's model alone makes a twentieth of the tokenizer's work.
+        ids = token_bytes([token.id for token in self._model.tokenize(word.translate(_BYTE_LEVEL))])
+        self._keep(word, ids)
         return ids
 
     def _learn(self, texts: list[str]) -> list[bytes] | None:
-        """The ids of each of `texts`. None: more words of theirs are new than are learnt at once."""
-        words = [self._find(text) if text.isascii() else [text] for text in texts]
-        known = self._words
-        missing = [word for word in dict.fromkeys(chain.from_iterable(words)) if word not in known]
-        learnt = missing[:MAX_LEARNT]
-        encodings = self._tokenizer.encode_batch_fast(learnt, add_special_tokens=False) if learnt else ()
-        found = {word: token_bytes(e.ids) for word, e in zip(learnt, encodings, strict=True)}
-        for word, ids in found.items():
-            if len(word) <= MAX_WORD_CHARS:
-                self._keep(word, ids)
-        if len(missing) > len(learnt):
-            return None
-        return [b"".join([found[word] if word in found else known[word] for word in own_words]) for own_words in words]
+        """The ids of each of `texts`, which are not ASCII. None: more of them are new than are learnt at once."""
+        learnt = list(dict.fromkeys(texts))[:MAX_LEARNT]
+        found = dict(zip(learnt, self._of_tokenizer(learnt), strict=True))
+        for text, ids in found.items():
+            self._keep(text, ids)
+        return None if any(text not in found for text in texts) else [found[text] for text in texts]
+
+    def _of_tokenizer(self, texts: list[str]) -> list[bytes]:
+        return [token_bytes(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _keep(self, text: str, ids: bytes) -> None:
+        if len(text) > MAX_WORD_CHARS:
+            return
         if len(self._words) >= MAX_WORDS:
             self._words = {}
         self._words[text] = ids

@@ -1,5 +1,6 @@
 """Words looked up one by one give the ids that the tokenizer gives the whole text."""
 
+import itertools
 import string
 
 import pytest
@@ -67,16 +68,31 @@ def test_every_pair_of_ascii_characters_is_cut_as_the_tokenizer_cuts_it(split):
             assert encoder._find(text) == [text[slice(*span)] for _, span in cut.pre_tokenize_str(text)]
 
 
-def test_a_text_of_many_new_words_is_the_tokenizers_until_they_were_seen():
+def test_a_text_of_many_new_words_of_another_alphabet_is_the_tokenizers_until_they_were_seen():
     split = min(KNOWN_SPLITS)
     encoder = WordEncoder(TOKENIZERS[split], split, {})
-    words = [a + b for a in string.ascii_lowercase for b in string.ascii_lowercase][: 2 * MAX_LEARNT]
+    words = [a + b for a in "абвгдежзий" for b in "абвгдежзий"][: 2 * MAX_LEARNT]
     text = " ".join(words)
 
     answers = [encoder.encode(text) for _ in range(3)]
 
     expected = token_bytes(TOKENIZERS[split].encode(text, add_special_tokens=False).ids)
     assert answers == [None, expected, expected]
+
+
+@pytest.mark.parametrize("split", TOKENIZERS, ids=range(len(TOKENIZERS)))
+def test_new_words_have_the_ids_that_the_tokenizer_gives_them(split):
+    encoder = WordEncoder(TOKENIZERS[split], split, {})
+    texts = [
+        *map(chr, range(128)),
+        *("".join(pair) for pair in itertools.product("aB1 '\n\x00\x7f_", repeat=4)),
+        "x" * 500,
+    ]
+
+    ids = [encoder.encode(text) for text in texts]
+
+    encodings = TOKENIZERS[split].encode_batch(texts, add_special_tokens=False)
+    assert ids == [token_bytes(encoding.ids) for encoding in encodings]
 
 
 @pytest.mark.parametrize("split", TOKENIZERS, ids=range(len(TOKENIZERS)))
