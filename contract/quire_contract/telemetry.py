@@ -158,15 +158,15 @@ class EventLine:
             if value is None:
                 continue
             kind = type(value)
-            if kind is str:
-                text = known.get(value)
-                if text is None:
-                    text = formatter.pair(label, value, is_secret=is_secret)
-                    if len(known) < _MAX_KNOWN:
-                        known[value] = text
-                parts.append(text)
-            else:
-                parts.append(formatter.pair(label, value, is_secret=is_secret))
+            if kind is int and not is_secret:
+                parts.append(f"{label}{value}")
+                continue
+            text = known.get(value) if kind is str else None
+            if text is None:
+                text = formatter.pair(label, value, is_secret=is_secret)
+                if kind is str and len(known) < _MAX_KNOWN:
+                    known[value] = text
+            parts.append(text)
         return " ".join(parts)
 
 

@@ -208,9 +208,9 @@ class CallHandler:
             outcome.status,
             outcome.attempts,
             outcome.resumes or None,
-            round(outcome.waited_s * 1000, 1) or None if outcome.waited_s else None,
-            None if first_s is None else round(first_s * 1000, 1),
-            round(total_s * 1000, 1),
+            _tenths_of_ms(outcome.waited_s) or None,
+            None if first_s is None else _tenths_of_ms(first_s),
+            _tenths_of_ms(total_s),
             *_NOT_CHOSEN
             if choice is None
             else (choice.endpoint_id, choice.level, choice.matched_tokens, choice.num_tokens, choice.reason),
@@ -219,6 +219,11 @@ class CallHandler:
 
 
 _NOT_CHOSEN = (None,) * 5
+
+
+def _tenths_of_ms(seconds: float) -> float:
+    """In ms, to one place; `round` would take three times as long."""
+    return int(seconds * 10_000 + 0.5) / 10
 
 
 def _later(delay_s: float, work: Callable[[], object]) -> None:

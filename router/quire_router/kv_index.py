@@ -168,12 +168,13 @@ class SentIndex:
         if sent is None:
             sent = self._sent[endpoint_id] = OrderedDict()
         tick_s = now_s - now_s % SENT_TICK_S
-        get, last = sent.get, sent.move_to_end
         for block in reversed(hashes):
-            if get(block, _NEVER) >= tick_s:
-                break  # and so were those before it
+            known_s = sent.get(block)
+            if known_s is not None:
+                if known_s >= tick_s:
+                    break  # and so were those before it
+                sent.move_to_end(block)
             sent[block] = tick_s
-            last(block)
         for _ in range(len(sent) - self._max_blocks):
             sent.popitem(last=False)
 

@@ -105,16 +105,20 @@ class Picker:
         `cache_salt` stands before the body's own; `tenant` bounds how much of one's is read at once. Policies that do not ask who holds
         a prompt only need its text."""
         started_s = self._clock()
-        endpoints = self._pool.serving(model) or ()
+        served = self._pool.served(model)
         salt = fields.cache_salt if cache_salt is None else cache_salt
-        keys = ExtraKeys(adapter=self._pool.adapter(model) or None, cache_salt=salt)
+        keys = ExtraKeys(adapter=served.adapter or None, cache_salt=salt)
         by_digest: dict[str, PromptBlocks] = {}
-        if self._pool.policy(model) in POLICIES_BY_CONTENT:
-            for digest in {e.digest for e in endpoints if e.digest is not None}:
+        digests = {endpoint.digest for endpoint in served.endpoints}
+        needs_text = None in digests
+        if served.policy in POLICIES_BY_CONTENT:
+            for digest in digests:
+                if digest is None:
+                    continue
                 blocks = await self._reader.read(fields, num_bytes, digest, keys=keys, tenant=tenant)
                 if blocks is not None:
                     by_digest[digest] = blocks
-        needs_text = not by_digest or any(e.digest is None for e in endpoints)
+        needs_text = needs_text or not by_digest
         text = None
         if needs_text and num_bytes <= LARGE_BYTES:
             text = read_text(fields, keys)

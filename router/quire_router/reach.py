@@ -7,7 +7,7 @@ from quire_router.call import Call
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.line import Line, Waiter
-from quire_router.room import Room, room_at
+from quire_router.room import Room, is_roomy, room_at
 
 
 class Reach:
@@ -61,7 +61,9 @@ class Reach:
         has_sound: bool | None = None
         for turn in range(line.hint, line.hint + len(endpoints)):
             endpoint = endpoints[turn % len(endpoints)]
-            if not _is_usable(endpoint, weights) or room_at(endpoint, rules, now_s).is_empty:
+            if not _is_usable(endpoint, weights):
+                continue
+            if not is_roomy(endpoint, rules, now_s) and room_at(endpoint, rules, now_s).is_empty:
                 continue
             if endpoint.health.is_ejected:
                 if has_sound is None:

@@ -58,6 +58,18 @@ def room_by_count(in_flight: int, rules: AdmissionSettings) -> Room:
     return Room(max(0, rules.in_flight_per_worker - in_flight), math.inf)
 
 
+def is_roomy(endpoint: Endpoint, rules: AdmissionSettings, now_s: float) -> bool:
+    """Whether there is plainly room at `endpoint`: even if its report misses every request of ours. False: `room_at` has to tell."""
+    report = endpoint.report
+    if report is None or report.waiting or now_s - endpoint.report_s > LOST_AFTER_S:
+        return False
+    if endpoint.num_in_flight + report.running >= (report.max_num_seqs or rules.in_flight_per_worker):
+        return False
+    total = report.total_blocks
+    tokens = (rules.kv_use_limit * total - (total - report.free_blocks)) * report.block_size
+    return tokens > endpoint.pending_tokens or total <= 0
+
+
 def room_at(endpoint: Endpoint, rules: AdmissionSettings, now_s: float) -> Room:
     """Room at `endpoint`, which takes requests."""
     report = endpoint.report

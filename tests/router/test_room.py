@@ -1,6 +1,8 @@
 """How much more a worker can take, by its report or by our own count; and how fast queues move."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry
@@ -9,7 +11,7 @@ from quire_router.endpoints import Endpoint, Reservation
 from quire_router.meters import Arrivals, DrainRate
 from quire_router.refusals import retry_after_s
 from quire_router.revision_stats import RevisionCounts
-from quire_router.room import room_at, room_by_count, room_by_report
+from quire_router.room import is_roomy, room_at, room_by_count, room_by_report
 
 RULES = AdmissionSettings(waiting_per_worker=4, kv_use_limit=0.9, in_flight_per_worker=20)
 
@@ -138,3 +140,31 @@ def test_arrivals_are_counted_in_all_and_for_the_last_half_minute():
     assert arrivals.per_s(35.0) == pytest.approx(40 / 30)
     assert arrivals.per_s(1000.0) == 0.0
     assert arrivals.total == 100
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "running": st.integers(0, 30),
+            "waiting": st.sampled_from([0, 0, 0, 3, 9]),
+            "free_blocks": st.integers(0, 100),
+            "total_blocks": st.sampled_from([100, 0]),
+            "uncached_tokens": st.integers(0, 500),
+            "max_num_seqs": st.sampled_from([0, 8, 40]),
+        }
+    ),
+    st.lists(st.tuples(st.integers(0, 300), st.sampled_from([0.0, 1.0, 2.0]), st.booleans()), max_size=30),
+    st.sampled_from([1.5, 1.9, 9.0]),
+)
+def test_where_there_is_plainly_room_there_is_room(values, sent, now_s):
+    worker = endpoint()
+    for tokens, started_s, is_answered in sent:
+        reservation = Reservation(worker, tokens, started_s)
+        reservation.take()
+        if is_answered:
+            reservation.first_byte(started_s, is_stream=False)
+    worker.take_report(report(**values), 1.0)
+
+    is_plain = is_roomy(worker, RULES, now_s)
+
+    assert not (is_plain and room_at(worker, RULES, now_s).is_empty)

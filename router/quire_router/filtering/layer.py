@@ -75,10 +75,13 @@ class FilterLayer:
         self._limits = limits
         self._count = count
         self._filters = compiler.compiled(live.settings.filters)
+        self._has_any = bool(live.settings.filters)
         live.follow(self._follow)
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, filtered, to the call, filtered. ApiError 400 if the prompt is blocked."""
+        if not self._has_any:
+            return inner(call, outcome)
         tenant = None if call.tenant is None else call.tenant.entry.id
         prompt = self._filters.applying("prompt", call.model, tenant)
         output = self._filters.applying("output", call.model, tenant)
@@ -103,7 +106,7 @@ class FilterLayer:
 
     def _follow(self, config: RouterConfig) -> None:
         entries = [] if config.settings is None else config.settings.filters
-        self._filters = self._compiler.compiled(entries)
+        self._filters, self._has_any = self._compiler.compiled(entries), bool(entries)
         self._moderator.keep_only(frozenset(entry.hook.url for entry in entries if entry.hook is not None))
 
     async def _filtered_call(self, call: Call, applied: Applied, findings: Findings) -> Call:
