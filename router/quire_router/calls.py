@@ -23,6 +23,7 @@ from quire_contract.openai.requests import RoutingFields
 from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import EventLine
 from quire_router.answer import Source
+from quire_router.arrived import take_arrived
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.content_encoding import decoded
 from quire_router.delivery import deliver
@@ -243,14 +244,15 @@ def _body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:
 
 async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
     """The whole body. ApiError 413 if it is too large, 408 if it does not come, 400 if it cannot be decoded."""
-    if request.content_length is not None and request.content_length > max_bytes:
-        raise body_too_large(max_bytes)
+    content = request.content
     try:
-        if request.content.is_eof():
-            body = request.content.read_nowait()
+        if content.is_eof():
+            body = take_arrived(content)
             if len(body) > max_bytes:
                 raise body_too_large(max_bytes)
         else:
+            if request.content_length is not None and request.content_length > max_bytes:
+                raise body_too_large(max_bytes)
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
     except web.HTTPRequestEntityTooLarge:

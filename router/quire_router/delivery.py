@@ -52,13 +52,14 @@ class _Sent:
 
 def _sink(request: web.BaseRequest, sent: _Sent) -> Sink:
     """Writes parts of an answer that has begun to the client's connection, without awaiting it."""
-    writer, protocol = cast(StreamWriter, request.writer), request.protocol
+    protocol = request.protocol
+    is_chunked = cast(StreamWriter, request.writer).chunked
 
     def write(part: bytes) -> bool:
         transport = protocol.transport
         if transport is None or transport.is_closing():
             return False  # who writes the next one finds out
-        transport.write(b"%x\r\n%b\r\n" % (len(part), part) if writer.chunked else part)
+        transport.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
         sent.num_events += part.count(b"\n\n")
         return not protocol.writing_paused
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import aiohttp
 
+from quire_router.arrived import take_arrived
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.replay import Replay
 from quire_router.sse import EventCutter
@@ -81,7 +82,8 @@ class Relay:
         """All that has arrived."""
         if self._is_taking or self._turn.done():
             return
-        asked_s, now_s = self._guard.since_s, self._now()
+        guard, now_s = self._guard, self._now()
+        asked_s = guard.since_s
         if asked_s != NOT_WAITING:
             self._note_wait(asked_s, now_s)
         self._is_taking = True  # reading may let the connection read on, which arrives here again
@@ -89,7 +91,7 @@ class Relay:
             if self._is_stopped():
                 self._turn.set_result(None)
             else:
-                self._guard.since_s = now_s
+                guard.since_s = now_s
         finally:
             self._is_taking = False
 
@@ -98,7 +100,7 @@ class Relay:
         content, replay = self._content, self._replay
         while True:
             try:
-                part = content.read_nowait()
+                part = take_arrived(content)
             except (aiohttp.ClientError, ConnectionError):
                 return True  # it is raised again for the generator
             if not part:

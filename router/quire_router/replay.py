@@ -148,7 +148,9 @@ class Replay:
         start = 0
         while event.startswith(b": ", start):
             end = event.index(b"\n", start)
-            if not self._note(event[start + 2 : end]):
+            if event.startswith(b"t ", start + 2):  # nearly all are
+                self._note_tokens(event[start + 4 : end])
+            elif not self._note(event[start + 2 : end]):
                 break
             start = end + 1
         if start:
@@ -168,9 +170,7 @@ class Replay:
         """Remember a comment line. Whether it is one of ours."""
         kind = line[:2]
         try:
-            if kind == b"t ":
-                self._note_tokens(line[2:])
-            elif kind == b"f ":
+            if kind == b"f ":
                 if self._has_room(len(line)):
                     self._finished.add(line[2:])
             elif kind == b"u ":
@@ -201,8 +201,8 @@ class Replay:
 
     def _has_room(self, num_bytes: int) -> bool:
         """Whether so much more may be remembered. If not, all is forgotten: a part of it would be of no use."""
-        self._num_bytes += num_bytes
-        if self._num_bytes <= MAX_RECORD_BYTES and max(len(self._ids), len(self._finished)) <= MAX_CHOICES:
+        size = self._num_bytes = self._num_bytes + num_bytes
+        if size <= MAX_RECORD_BYTES and len(self._ids) <= MAX_CHOICES and len(self._finished) <= MAX_CHOICES:
             return True
         self._ids.clear()
         self._finished.clear()

@@ -13,12 +13,10 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 class EventCutter:
     """Give it what arrived, get back the whole events in it (b"" if none ended)."""
 
-    __slots__ = ("_held", "num_events")
+    __slots__ = ("_held",)
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self.num_events = 0
-        """Given back so far; of streams whose events end with two bare newlines, as workers write them."""
 
     @property
     def is_between_events(self) -> bool:
@@ -29,7 +27,6 @@ class EventCutter:
         """The whole events in what is held and `data`; the rest is held."""
         held = self._held
         if not held and data.endswith(b"\n\n"):
-            self.num_events += data.count(b"\n\n")
             return data  # the common case: a worker writes whole events
         start = max(0, len(held) - 3)  # a boundary may have begun in what is held
         held += data
@@ -40,7 +37,6 @@ class EventCutter:
             return b""
         whole = bytes(held[:end])
         del held[:end]
-        self.num_events += whole.count(b"\n\n")
         return whole
 
 

@@ -18,6 +18,7 @@ from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
+from quire_router.arrived import take_arrived
 from quire_router.call import Call, Usage
 from quire_router.endpoints import Endpoint, Reservation, Use
 from quire_router.replay import Replay
@@ -257,7 +258,7 @@ async def _begin(endpoint: Endpoint, response: Response, replay: Replay | None) 
     content = response.content
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         if content.is_eof():
-            return Begun(data=content.read_nowait(), is_whole=True, cutter=None)
+            return Begun(data=take_arrived(content), is_whole=True, cutter=None)
         return await _begin_whole(content)
     cutter = EventCutter()
     while True:

@@ -85,7 +85,7 @@ class Upstream:
         self.headers.append(request.headers)
         try:
             return await self.behaviour(request, self)
-        except (asyncio.CancelledError, ConnectionResetError):  # while it waited, or as it wrote
+        except (asyncio.CancelledError, ConnectionError):  # as it waits, or as it writes
             self.num_abandoned += 1
             self.abandoned.set()
             raise

@@ -7,7 +7,8 @@ import pytest
 from multidict import CIMultiDict
 from yarl import URL
 
-from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, WorkerClient
+from quire_router.connections import UPSTREAM_KEEPALIVE_S
+from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, MAX_TARGETS, WorkerClient
 
 LARGE = MAX_SENT_AT_ONCE_BYTES + 1
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -17,15 +18,19 @@ class Server:
     """Answers each request with the next of `answers`; None: it closes without a word. Keeps what it read."""
 
     def __init__(self, answers):
-        self.answers, self.requests, self.num_connections = list(answers), [], 0
+        self.answers, self.requests, self.writers = list(answers), [], []
         self.gone = asyncio.Event()
+
+    @property
+    def num_connections(self):
+        return len(self.writers)
 
     async def start(self):
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         return URL(f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1/chat/completions")
 
     async def serve(self, reader, writer):
-        self.num_connections += 1
+        self.writers.append(writer)
         try:
             while self.answers:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -170,3 +175,95 @@ async def test_who_waits_for_more_of_an_answer_hears_that_it_was_closed(serve):
     assert first == b"hal"
     with pytest.raises(aiohttp.ClientConnectionError):
         await asyncio.wait_for(reading, 60)
+
+
+async def test_a_second_answer_to_one_request_is_nobodys(serve):
+    server, client, url = await serve(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", OK)
+
+    answers = [await post(client, url) for _ in range(2)]
+
+    assert [body for _, body in answers] == [b"ok", b"ok"]
+    assert server.num_connections == 2
+
+
+async def test_what_comes_while_nothing_was_asked_ends_the_connection(serve):
+    server, client, url = await serve(OK, OK)
+    await post(client, url)
+    place = client.target(str(url.origin()), url.path).place
+
+    server.writers[0].write(b"H")
+    await asyncio.wait_for(server.gone.wait(), 60)
+    was_usable = place.take() is not None
+    _, body = await post(client, url)
+
+    assert (was_usable, body, server.num_connections) == (False, b"ok", 2)
+
+
+async def test_a_free_connection_that_the_worker_closed_is_not_asked_again(serve):
+    server, client, url = await serve(OK)
+    await post(client, url)
+    place = client.target(str(url.origin()), url.path).place
+    while place.idle[0].is_connected():  # noqa: ASYNC110 - nobody sets an event
+        await asyncio.sleep(0)
+
+    server.answers.append(OK)
+    _, body = await post(client, url)
+
+    assert (body, server.num_connections) == (b"ok", 2)
+
+
+@pytest.mark.parametrize("how", ["found old", "swept"])
+async def test_a_connection_that_was_free_for_long_ends(serve, how):
+    server, client, url = await serve(OK, OK)
+    await post(client, url)
+    place = client.target(str(url.origin()), url.path).place
+
+    if how == "swept":
+        place.end_older(place.idle[0].free_since_s + 1.0)
+    else:
+        place.idle[0].free_since_s -= UPSTREAM_KEEPALIVE_S + 1.0
+        await post(client, url)
+
+    await asyncio.wait_for(server.gone.wait(), 60)
+    assert server.num_connections == {"swept": 1, "found old": 2}[how]
+
+
+async def test_who_stops_waiting_for_a_head_takes_the_connection_with_it(serve):
+    server, client, url = await serve(b"", OK)
+    waiting = asyncio.create_task(post(client, url))
+    while not server.requests:  # noqa: ASYNC110 - nobody sets an event
+        await asyncio.sleep(0)
+
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.wait_for(server.gone.wait(), 60)
+    _, body = await post(client, url)
+
+    assert (body, server.num_connections) == (b"ok", 2)
+
+
+@pytest.mark.parametrize(("answer", "num_connections"), [(OK, 1), (OK[:-1], 2)], ids=["whole", "not yet whole"])
+async def test_an_answer_that_nobody_took_leaves_its_connection_only_when_it_is_whole(serve, answer, num_connections):
+    server, client, url = await serve(OK, answer, OK)
+    await post(client, url)
+    place = client.target(str(url.origin()), url.path).place
+    connection = place.take()
+
+    head = connection.ask(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    await asyncio.wait([head])
+    connection.abandon(head)
+    _, body = await post(client, url)
+
+    assert (body, server.num_connections) == (b"ok", num_connections)
+
+
+async def test_more_addresses_than_are_remembered_leave_no_connection_open(serve):
+    server, client, url = await serve(OK, OK)
+    await post(client, url)
+
+    for number in range(MAX_TARGETS):
+        client.target("http://127.0.0.1:9", f"/{number}")
+    await asyncio.wait_for(server.gone.wait(), 60)
+    _, body = await post(client, url)
+
+    assert (body, server.num_connections) == (b"ok", 2)
