@@ -101,7 +101,7 @@ def rendered(chart: Chart, values: Mapping[str, Any]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # helm starts once for each value
+@pytest.mark.timeout(3600)  # helm starts once for each value
 def test_every_value_changes_what_is_rendered(chart: Chart) -> None:
     paths = [path for path, _ in leaves(chart.values) if ".".join(path) not in NOT_RENDERED]
     baselines: dict[str, str] = {}
