@@ -146,7 +146,13 @@ class ClusterScaling:
         if target is None or target.uid != meta["uid"]:
             self.forget(key)
             target = ServiceTarget(
-                key=key, uid=meta["uid"], generation=0, service=service, provider=provider, scaling=self
+                key=key,
+                uid=meta["uid"],
+                generation=0,
+                service=service,
+                provider=provider,
+                scaling=self,
+                is_held=self._is_held(document),
             )
             self._targets[key] = target
         target.generation, target.service, target.provider = int(meta.get("generation", 0)), service, provider
