@@ -9,6 +9,7 @@ from quire_contract.anthropic.chat import decode_count_tokens, decode_messages
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.messages import template_message
 from quire_contract.openai.requests import stop_strings
+from quire_contract.prompt_input import Truncation
 
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -147,6 +148,32 @@ def test_a_body_whose_tokens_are_counted_needs_no_max_tokens_and_has_the_same_pr
     counted = decode_count_tokens(json.dumps(body).encode())
 
     assert counted.prompt_input() == decoded(**body)[1].prompt_input()
+
+
+@pytest.mark.parametrize("most", [-1, 40])
+def test_tokens_are_counted_of_the_prompt_as_it_would_be_cut(most: int) -> None:
+    body = BODY | {"truncate_prompt_tokens": most, "max_tokens": 300}
+
+    counted = decode_count_tokens(json.dumps(body).encode())
+    unlimited = decode_count_tokens(json.dumps({**BODY, "truncate_prompt_tokens": most, "max_tokens": None}).encode())
+
+    assert counted.prompt_input() == decoded(**body)[1].prompt_input()
+    assert counted.prompt_input().truncation == Truncation(num_tokens=most, output=300)
+    assert unlimited.prompt_input().truncation == Truncation(num_tokens=most, output=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 5, "max_tokens": "x"}, "max_tokens"),
+    ],
+)
+def test_counting_names_what_is_wrong_with_the_cut(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        decode_count_tokens(json.dumps(BODY | fields).encode())
+
+    assert (refused.value.status, refused.value.param) == (400, param)
 
 
 def test_a_message_says_how_long_it_may_take_and_counting_does_not_ask() -> None:

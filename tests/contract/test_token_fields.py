@@ -10,7 +10,7 @@ from quire_contract.openai.decode import decode_request, decode_routing_fields
 from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.model_checks import check_prompt_logprobs, check_vocabulary
-from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest
+from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest, TokenizeRequest
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 
@@ -107,6 +107,30 @@ def test_the_last_tokens_of_a_prompt_are_kept(renderer: PromptRenderer) -> None:
     assert cut(prompt="one two three four five", truncate_prompt_tokens=10**9) == [whole]
     assert cut(prompt=[whole, whole[:2]], truncate_prompt_tokens=3) == [whole[-3:], whole[:2]]
     assert renderer.request_prompts(chat(truncate_prompt_tokens=5))[0] == talk[-5:]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "one two three four five " * 9, "truncate_prompt_tokens": 7},
+        {"prompt": "one two three four five " * 9, "truncate_prompt_tokens": -1, "max_tokens": 50},
+        {"prompt": "one two three four five " * 9, "truncate_prompt_tokens": -1},
+        {"messages": MESSAGES, "truncate_prompt_tokens": 9},
+        {"messages": MESSAGES * 9, "truncate_prompt_tokens": -1, "max_completion_tokens": 20},
+    ],
+)
+def test_tokenizing_cuts_a_prompt_as_the_request_itself_would(renderer: PromptRenderer, fields: dict[str, Any]) -> None:
+    asked = decode_request(TokenizeRequest, json.dumps({"model": "m", **fields}).encode())
+    sent = completion(**fields) if "prompt" in fields else chat(**{"messages": MESSAGES, **fields})
+
+    assert renderer.request_prompts(asked) == renderer.request_prompts(sent)
+
+
+def test_tokenizing_refuses_to_cut_a_prompt_to_nothing() -> None:
+    with pytest.raises(ApiError) as refused:
+        decode_request(TokenizeRequest, b'{"prompt": "a", "truncate_prompt_tokens": 0}')
+
+    assert refused.value.param == "truncate_prompt_tokens"
 
 
 def test_minus_one_keeps_what_fits_beside_the_output(renderer: PromptRenderer) -> None:

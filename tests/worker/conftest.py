@@ -12,7 +12,7 @@ from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import KVGroup, ModelInfo, Runner, StepPlan, StepResult
 from quire_worker.request import ChoiceOutput, SamplingParams, Submit
 from quire_worker.scheduling.intake import Rejection
-from quire_worker.scheduling.limits import SchedulerLimits, fit_max_model_len
+from quire_worker.scheduling.limits import ANY_ROWS, SchedulerLimits, fit_max_model_len
 from quire_worker.scheduling.policies import make_policy
 from quire_worker.scheduling.policy import FCFS
 from quire_worker.scheduling.prefill_share import UNLIMITED, PrefillShare
@@ -44,6 +44,7 @@ class Rig:
         prefill_tokens: int = UNLIMITED,
         partial: int = 1,
         share: PrefillShare | None = None,
+        rows_per_request: int = ANY_ROWS,
     ) -> None:
         """`blocks` counts usable ones, without the null block. The policy believes that a decode step takes 0.1 s and a second prefills
         1000 tokens."""
@@ -64,6 +65,7 @@ class Rig:
             max_num_queued_reqs=queue,
             max_num_queued_tokens=queue_tokens,
             vocab_size=VOCAB_SIZE,
+            max_rows_per_request=rows_per_request,
         )
         self.time_s = 0.0
         self.pool = BlockPool(self.info.num_blocks, len(groups))
@@ -93,6 +95,7 @@ class Rig:
         priority: int = 0,
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
+        origin: str = "",
         **sampling: Any,
     ) -> Rejection | None:
         """A request; a number makes a prompt of that many tokens of its own."""
@@ -109,6 +112,7 @@ class Rig:
                 priority=priority,
                 timeout_s=timeout_s,
                 queue_timeout_s=queue_timeout_s,
+                origin=origin,
             )
         )
 

@@ -102,6 +102,8 @@ class WorkerConfig:
     """Prompt tokens in a step in which other requests decode; None: what lets it take at most a few times as long, as measured."""
     max_num_partial_prefills: int = 4
     """Prompts longer than a step that may be under way at once."""
+    max_rows_per_request: int | None = None
+    """With fcfs: prompts and choices of one request that run while other requests wait; None: a quarter of max_num_seqs."""
     request_timeout_s: float = 0.0
     """A request that is not done after so many seconds ends with an error; 0: no limit."""
     queue_timeout_s: float = 0.0
@@ -286,6 +288,7 @@ def _add_scheduling_flags(add: Callable[..., None]) -> None:
     add("--scheduling-aging", dest="scheduling_aging_s", metavar="SECONDS", type=flag_values.seconds)
     add("--max-prefill-tokens-per-step", metavar="N", type=flag_values.tokens)
     add("--max-num-partial-prefills", metavar="N", type=flag_values.integer(1))
+    add("--max-rows-per-request", metavar="N", type=flag_values.integer(1))
     add("--request-timeout", dest="request_timeout_s", metavar="SECONDS", type=flag_values.seconds)
     add("--queue-timeout", dest="queue_timeout_s", metavar="SECONDS", type=flag_values.seconds)
 
@@ -366,6 +369,7 @@ _FLAG_HELP = {
     "scheduling_aging_s": "with priority and sjf: a request is overtaken only by those that come within this time after it",
     "max_prefill_tokens_per_step": "prompt tokens of a step in which others decode; auto keeps such a step below four times one without",
     "max_num_partial_prefills": "prompts longer than a step that may be under way at once, so that short ones get past them",
+    "max_rows_per_request": "with fcfs: prompts and choices of one request that run while others wait [a quarter of --max-num-seqs]",
     "request_timeout_s": "how long a request may take before it ends with 504; 0 for no limit",
     "queue_timeout_s": "how long a request may wait to begin before it is refused with 503; 0 for no limit",
     "trust_dir": "folder with the secrets shared with routers; without its token a worker serves only health, ready and metrics",

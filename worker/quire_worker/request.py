@@ -130,6 +130,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     """Seconds from submission after which it is ended if none of its choices has been in the batch, with finish reason "queue_timeout"."""
     output_token_ids: list[int] = []
     """What the one choice has produced elsewhere, never more than max_tokens: it goes on behind them, and only what follows is told."""
+    origin: str = ""
+    """Names the client's request that this is a part of: all parts share a bound on rows. Empty: this is all of it."""
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

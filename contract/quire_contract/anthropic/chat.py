@@ -50,7 +50,8 @@ NAMES = OwnNames(
 )
 SHARED = shared_fields((*MessagesRequest.__struct_fields__, "stop"))
 """A chat's fields that a message takes under the same names."""
-SHARED_BY_COUNTING = SHARED & {"chat_template_kwargs"}
+_TRUNCATION = "truncate_prompt_tokens"
+SHARED_BY_COUNTING = SHARED & {"chat_template_kwargs", _TRUNCATION}
 """Those of them that change the prompt."""
 _THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -95,7 +96,8 @@ def decode_messages(
 def decode_count_tokens(body: bytes, limits: Limits = DEFAULT_LIMITS) -> ChatCompletionRequest:
     """The chat whose prompt is to be counted. Fields of /v1/messages that do not change the prompt are ignored. ApiError as above."""
     fields = _fields(body, limits)
-    return _chat(_taken(fields, SHARED_BY_COUNTING), decode_struct(CountTokensRequest, body), {}, limits)
+    room = {"max_completion_tokens": fields.get("max_tokens")} if _TRUNCATION in fields else {}
+    return _chat(_taken(fields, SHARED_BY_COUNTING), decode_struct(CountTokensRequest, body), room, limits)
 
 
 def _fields(body: bytes, limits: Limits) -> dict[str, msgspec.Raw]:

@@ -199,7 +199,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of POST /tokenize: a prompt or messages."""
+    """Body of POST /tokenize: a prompt or messages, and what else decides the prompt of a completion or a chat with them."""
 
     model: str | None = None
     prompt: str | None = None
@@ -211,12 +211,16 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_token_strs: bool | None = None
     tools: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
+    truncate_prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
     def prompt_input(self) -> PromptInput:
-        """What decides the prompt."""
+        """What decides the prompt; the same as in the body that would be sent with it."""
         if self.messages is not None:
-            return _chat_input(self)
-        return text_input(self.prompt or "", self.add_special_tokens)
+            return _chat_input(self, _truncation(self.truncate_prompt_tokens, _chat_max_tokens(self)))
+        truncation = _truncation(self.truncate_prompt_tokens, _completion_max_tokens(self))
+        return text_input(self.prompt or "", self.add_special_tokens, truncation)
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,11 +281,11 @@ def text_input(prompt: Prompt, add_special_tokens: bool | None, truncation: Trun
     )
 
 
-def _chat_max_tokens(body: "ChatCompletionRequest | RoutingFields") -> int | None:
+def _chat_max_tokens(body: "ChatCompletionRequest | TokenizeRequest | RoutingFields") -> int | None:
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
-def _completion_max_tokens(body: "CompletionRequest | RoutingFields") -> int:
+def _completion_max_tokens(body: "CompletionRequest | TokenizeRequest | RoutingFields") -> int:
     return DEFAULT_COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
 
 

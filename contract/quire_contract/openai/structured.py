@@ -15,6 +15,7 @@ import msgspec
 
 from quire_contract.openai.errors import CODE_UNSUPPORTED, ApiError, invalid
 from quire_contract.openai.limits import Limits
+from quire_contract.openai.multiples import check_multiples, check_multiples_in_text
 
 GUIDANCE_KEY = "x-guidance"
 """Key of a schema that holds llguidance's options."""
@@ -214,6 +215,7 @@ def _check_schema(field: str, schema: dict[str, Any] | bool | None, limits: Limi
     size = len(msgspec.json.encode(schema))
     if size > limits.max_schema_bytes:
         raise invalid(field, f"has {size} bytes; at most {limits.max_schema_bytes} are allowed")
+    check_multiples(field, schema)
 
 
 def _check_depth(field: str, value: object, most: int) -> None:
@@ -264,6 +266,7 @@ def _check_choice(choices: list[str], limits: Limits) -> None:
 def _check_grammar(text: str, limits: Limits) -> None:
     field = "structured_outputs.grammar"
     _check_text(field, text, limits.max_schema_bytes)
+    check_multiples_in_text(field, text)
     if "::=" in text:
         raise _not_lark(field, "this looks like EBNF or GBNF")
     if text.lstrip().startswith("{"):

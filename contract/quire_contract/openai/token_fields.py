@@ -20,13 +20,17 @@ def check_token_fields(request: GenerationRequest, limits: Limits) -> None:
     if request.logprob_token_ids and request.num_logprobs is None:
         raise invalid("logprob_token_ids", "needs logprobs")
     check_range("prompt_logprobs", request.prompt_logprobs, 0, limits.max_logprobs)
-    most = request.truncate_prompt_tokens
+    check_truncation(request.truncate_prompt_tokens)
+    if request.repetition_detection is not None:
+        _check_repetition(request.repetition_detection, limits)
+
+
+def check_truncation(most: int | None) -> None:
+    """400 for a prompt that is to be cut to nothing."""
     if most is not None and most != -1 and most < 1:
         raise invalid(
             "truncate_prompt_tokens", f"{short(most)} is out of range; it must be at least 1, or -1 for what fits"
         )
-    if request.repetition_detection is not None:
-        _check_repetition(request.repetition_detection, limits)
 
 
 def _check_bad_words(words: list[str], limits: Limits) -> None:

@@ -22,7 +22,7 @@ from quire_contract.openai.requests import (
     stop_strings,
 )
 from quire_contract.openai.structured import check_structured
-from quire_contract.openai.token_fields import check_token_fields
+from quire_contract.openai.token_fields import check_token_fields, check_truncation
 from quire_contract.openai.tools import check_reasoning, check_tools
 from quire_contract.openai.urgency_checks import check_urgency
 
@@ -73,6 +73,7 @@ def check_tokenize(request: TokenizeRequest, limits: Limits) -> None:
     if request.messages is not None:
         check_messages(request.messages, limits)
     check_reasoning(request.reasoning_effort, request.chat_template_kwargs, limits)
+    check_truncation(request.truncate_prompt_tokens)
 
 
 def check_detokenize(request: DetokenizeRequest, limits: Limits) -> None:

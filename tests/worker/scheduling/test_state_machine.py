@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from quire_worker.plan import StepPlan, StepResult
+from quire_worker.scheduling.limits import ANY_ROWS
 from quire_worker.scheduling.policy import FCFS, POLICIES
 from quire_worker.scheduling.prefill_share import UNLIMITED
 
@@ -39,6 +40,7 @@ def machine_of(rig: Any, policy: str) -> type[RuleBasedStateMachine]:
             aging_s=st.sampled_from([0.0, 1.0, 1000.0]),
             prefill_tokens=st.sampled_from([1, 3, UNLIMITED]),
             partial=st.integers(1, 3),
+            rows_per_request=st.sampled_from([1, 2, ANY_ROWS]),
         )
         def build(self, **shape: Any) -> None:
             self.shape = shape

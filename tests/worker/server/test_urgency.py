@@ -1,5 +1,6 @@
 """Priority and time limits: from body, header and flags to the engine, and what a client is told when time is over."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -148,3 +149,26 @@ async def test_the_servers_own_limit_needs_no_field(http: aiohttp.ClientSession,
     response = await http.post(f"{slow.base}/v1/completions", json=ENDLESS)
 
     assert response.status == 504
+
+
+async def test_a_request_of_many_prompts_does_not_keep_others_waiting_until_its_end(
+    http: aiohttp.ClientSession, launch: Callable[..., Any], eventually: Any, metric: Any
+) -> None:
+    flags = ("--served-model-name", "tiny", "--max-num-seqs", "4", "--fake-decode-s-per-step", "0.01")
+    worker = launch(*flags).wait_until_ready()
+    many = {"model": "tiny", "prompt": ["hello"] * 60, "max_tokens": 20, "ignore_eos": True}
+
+    async def send(body: dict[str, Any]) -> dict[str, Any]:
+        async with http.post(f"{worker.base}/v1/completions", json=body) as response:
+            assert response.status == 200
+            return dict(await response.json())
+
+    batch = asyncio.create_task(send(many))
+    await eventually(lambda: metric(worker, "vllm:num_requests_running"), 4)
+
+    single = await send({**many, "prompt": "the fox", "max_tokens": 3})
+    is_done_before = batch.done()
+
+    assert len(single["choices"]) == 1
+    assert not is_done_before
+    assert len((await batch)["choices"]) == 60

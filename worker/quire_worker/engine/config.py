@@ -115,6 +115,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A step that hangs for so many seconds ends the process; 0: never."""
     log_json: bool = False
     """Log lines are JSON objects."""
+    max_rows_per_request: int | None = None
+    """With "fcfs": rows that the prompts and choices of one client's request may hold while others wait. None: a quarter of all."""
 
 
 def decode_engine_config(line: bytes) -> EngineConfig:
@@ -170,6 +172,9 @@ def _validate_scheduling(config: EngineConfig) -> None:
     tokens = config.max_prefill_tokens_per_step
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--max-prefill-tokens-per-step must be at least 1, got {tokens}")
+    rows = config.max_rows_per_request
+    if rows is not None and rows < 1:
+        raise ConfigError(f"--max-rows-per-request must be at least 1, got {rows}")
 
 
 def _flag(name: str) -> str:

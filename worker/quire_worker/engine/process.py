@@ -39,8 +39,9 @@ from quire_worker.kv.block_pool import BlockPool
 from quire_worker.plan import ModelInfo, Runner
 from quire_worker.request import SamplingParams, Submit
 from quire_worker.scheduling.embed_queue import EmbedQueue
-from quire_worker.scheduling.limits import SchedulerLimits
+from quire_worker.scheduling.limits import ANY_ROWS, SchedulerLimits
 from quire_worker.scheduling.policies import make_policy
+from quire_worker.scheduling.policy import FCFS
 from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
 from quire_worker.scheduling.speeds import StepSpeeds
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 FAILED_EXIT_CODE = 1
 _FATAL_LINGER_MS = 1000
+_PARTS_OF_ROWS = 4
 _COLLECT_AFTER = 50_000
 """Container objects made and not yet gone."""
 
@@ -164,7 +166,16 @@ def _limits(config: EngineConfig, info: ModelInfo) -> SchedulerLimits:
         max_num_queued_reqs=config.max_num_queued_reqs,
         max_num_queued_tokens=config.max_num_queued_tokens,
         vocab_size=info.vocab_size,
+        max_rows_per_request=_rows_per_request(config),
     )
+
+
+def _rows_per_request(config: EngineConfig) -> int:
+    """The other policies say themselves who goes before whom."""
+    if config.scheduling_policy != FCFS:
+        return ANY_ROWS
+    quarter = max(1, config.max_num_seqs // _PARTS_OF_ROWS)
+    return quarter if config.max_rows_per_request is None else config.max_rows_per_request
 
 
 def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:

@@ -4,6 +4,7 @@ Owns rows and who holds blocks; decides nothing.
 """
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
@@ -22,6 +23,8 @@ class Batch:
         self.draft = PlanDraft(max_rows)
         self.running: list[Choice] = []
         """First in rank first."""
+        self.rows_held: Counter[str] = Counter()
+        """By the client's request whose choices run in them."""
         self.leaving: list[Choice] = []
         """Out of the batch; their blocks go back with the last plan in flight that uses them."""
 
@@ -34,12 +37,16 @@ class Batch:
         choice.num_computed = choice.num_planned = num_cached
         choice.milestone = 0
         insort(self.running, choice, key=_BY_RANK)
+        self.rows_held[choice.origin] += 1
         self.draft.add_row(choice, table)
         self.draft.schedule(choice, count)
 
     def remove(self, choice: Choice) -> None:
         """`choice`, whose status tells already, gives up its row, and its blocks now or when the plans in flight that use them commit."""
         self.running.remove(choice)
+        self.rows_held[choice.origin] -= 1
+        if not self.rows_held[choice.origin]:
+            del self.rows_held[choice.origin]
         self.draft.free_row(choice.row)
         if choice.is_in_flight:
             self.leaving.append(choice)
@@ -58,6 +65,7 @@ class Batch:
         for choice in self.running + self.leaving:
             self._release(choice)
         self.running.clear()
+        self.rows_held.clear()
         self.leaving.clear()
         self.draft.free_all_rows()
         return stopped
@@ -74,6 +82,7 @@ class Batch:
     def check(self) -> None:
         """AssertionError if rows, order or counts contradict one another."""
         assert [c.rank for c in self.running] == sorted(c.rank for c in self.running), "the batch is out of order"
+        assert self.rows_held == Counter(choice.origin for choice in self.running), "rows are not counted right"
         self.draft.check({choice.row for choice in self.running})
         for choice in self.running:
             assert choice.table is not None

@@ -35,7 +35,8 @@ class Status(IntEnum):
 
 
 class Choice:
-    """One choice. Age is (arrival number of the request, index): a smaller age is older."""
+    """One choice. Age is (arrival number of the request, index): a smaller age is older. Origin names the client's request, which may have
+    several prompts: see Submit.origin."""
 
     __slots__ = (
         "age",
@@ -57,6 +58,7 @@ class Choice:
         "num_preemptions",
         "num_prompt",
         "num_untold_preemptions",
+        "origin",
         "priority",
         "prompt_logprobs",
         "queue_time_s",
@@ -84,7 +86,7 @@ class Choice:
         num_prompt: int,
     ) -> None:
         """`token_ids` are the prompt's `num_prompt` and, of a choice that was begun elsewhere, its output so far."""
-        self.request_id = request_id
+        self.request_id = self.origin = request_id
         self.index = age[1]
         self.age = age
         self.token_ids = token_ids

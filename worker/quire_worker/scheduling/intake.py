@@ -48,6 +48,7 @@ def choices_of(
     tokens = prompt + submit.output_token_ids
     chain = kv.new_chain(ExtraKeys(adapter=submit.adapter, cache_salt=submit.cache_salt), tokens)
     choices = []
+    origin = submit.origin or submit.request_id
     for index in range(submit.n):
         own = msgspec.structs.replace(
             sampling,
@@ -59,6 +60,7 @@ def choices_of(
         choices.append(
             Choice(submit.request_id, age, tokens.copy(), own, chain.copy(), max_total, arrived_s, len(prompt))
         )
+        choices[-1].origin = origin
     return choices
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+ANY_ROWS = 2**62
+"""No bound."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits:
@@ -19,6 +22,8 @@ class SchedulerLimits:
     """Prompt tokens waiting; a request that finds the queue empty is taken whatever its length."""
     vocab_size: int
     """Token ids lie in [0, vocab_size)."""
+    max_rows_per_request: int = ANY_ROWS
+    """Rows that the choices of one client's request may hold while others wait."""
 
 
 def fit_max_model_len(wanted: int, num_blocks: int, block_size: int, num_groups: int) -> int:

@@ -71,7 +71,7 @@ class Scheduler:
         self._in_flight: deque[StepInFlight] = deque()
         self._next_step_id = 0
         self._next_arrival = 0
-        self.queue = WaitingQueue()
+        self.queue = WaitingQueue(self._batch.rows_held, limits.max_rows_per_request)
         self._siblings = Siblings(kv, self.queue)
         self.counters = Counters()
         self._planner = Planner(

@@ -5,6 +5,8 @@ prompt is committed; then each forks the leader's table if it fits into the batc
 hits the prefix cache like any other choice.
 """
 
+from collections import Counter
+
 from quire_worker.kv.block_manager import BlockManager, Fork
 from quire_worker.scheduling.choice import Choice, Status
 from quire_worker.scheduling.draft import PlanDraft
@@ -62,13 +64,16 @@ class Siblings:
 
         A fork recomputes the prompt's last token, for its logits; its own copy of the block is written from there on."""
         forks: list[tuple[Choice, Fork]] = []
+        taken: Counter[str] = Counter()
         for leader, sibling in self._ready:
             has_room = len(forks) < min(draft.num_free_rows, draft.tokens_left)
+            has_room = has_room and self._queue.has_room(sibling, taken[sibling.origin])
             fork = self._try_fork(leader, sibling) if has_room else None
             if fork is None:
                 self._to_queue(sibling)
             else:
                 self._count(sibling, -1)
+                taken[sibling.origin] += 1
                 forks.append((sibling, fork))
         self._ready = []
         return forks

@@ -88,8 +88,9 @@ class EngineClient:
         clock: Callable[[], float],
         on_stats: Callable[[Stats], None],
         max_unread_bytes: int = DEFAULT_UNREAD_BYTES,
+        on_slow_reader: Callable[[], None] = lambda: None,
     ) -> None:
-        """`max_unread_bytes`: outputs that wait for their readers, see mailbox.py."""
+        """`max_unread_bytes`: outputs that wait for their readers, see mailbox.py; `on_slow_reader` hears of each that is cut."""
         self.inbound_endpoint = f"ipc://{folder}/to-engine"
         self.outbound_endpoint = f"ipc://{folder}/from-engine"
         self._context = zmq.Context()
@@ -102,6 +103,7 @@ class EngineClient:
         self._push.bind(self.inbound_endpoint)
         self._pull.bind(self.outbound_endpoint)
         self._on_stats = on_stats
+        self._on_slow_reader = on_slow_reader
         self._open: dict[str, _Open] = {}
         self._mailroom = Mailroom(max_unread_bytes)
         self._refusal: Exception | None = None
@@ -266,6 +268,7 @@ class EngineClient:
     def _cut(self, mailbox: Mailbox) -> None:
         """End what is generated for a reader that does not take it."""
         mailbox.cut()
+        self._on_slow_reader()
         for request_id in [request_id for request_id, opened in self._open.items() if opened.mailbox is mailbox]:
             del self._open[request_id]
             self._send(Abort(request_id=request_id))

@@ -20,6 +20,7 @@ def engine_config(config: WorkerConfig, *, inbound_endpoint: str, outbound_endpo
         "max_num_queued_tokens": config.max_num_queued_tokens,
         "depth": config.depth,
         "max_prefill_tokens_per_step": config.max_prefill_tokens_per_step,
+        "max_rows_per_request": config.max_rows_per_request,
         "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
         "num_gpu_blocks_override": config.num_gpu_blocks_override,
         "events_endpoint": config.kv_events_endpoint,

@@ -56,7 +56,6 @@ class Failures:
 
     def of_slow_reader(self) -> ApiError:
         """For a request of whose answer its client takes too little."""
-        self._metrics.on_slow_reader()
         log_event(_log, logging.WARNING, "client takes too little of its answer", request_id=self._request_id)
         return errors.slow_reader()
 

@@ -16,6 +16,7 @@ from quire_contract.openai.bounds import MAX_BIAS
 from quire_contract.openai.errors import CODE_DRAINING, ApiError, unauthorized
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.model_checks import check_prompt_logprobs, check_vocabulary, resolve_max_tokens
+from quire_contract.openai.multiples import check_multiples_in_text
 from quire_contract.openai.requests import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -234,7 +235,9 @@ def _grammar(content: Grammar | None, reading: Reading | None) -> Grammar | None
         return content
     if reading.grammar is None:
         return None
-    return Grammar(text=reading.grammar, field="tools" if content is None else content.field)
+    field = "tools" if content is None else content.field
+    check_multiples_in_text(field, reading.grammar)  # of tools only where their schemas must be obeyed
+    return Grammar(text=reading.grammar, field=field)
 
 
 def _continues(body: GenerationRequest) -> bool:

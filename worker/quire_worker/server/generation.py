@@ -171,6 +171,7 @@ class Generation:
                 queue_timeout_s=left(urgency.queue_timeout_s, spent_s),
                 grammar=job.grammar,
                 output_token_ids=track.begun_ids,
+                origin=job.engine_id,
             )
 
     def __enter__(self) -> "Generation":

@@ -49,12 +49,12 @@ class Mailroom:
         """`box` holds so many bytes more. Returns the mailbox that is to be cut for that, if any: `box` itself, or the fullest of all."""
         self.num_bytes += num_bytes
         held = self._boxes[box] = self._boxes.get(box, 0) + num_bytes
-        if box.num_mails > 1 and held > self._most_of_one_bytes:  # a reader had no time yet for a mail that is alone
+        if held > self._most_of_one_bytes and box.has_waited:
             return box
         if self.num_bytes <= self._most_bytes:
             return None
         fullest = max(self._boxes, key=self._boxes.__getitem__)
-        return fullest if fullest.num_mails > 1 else None
+        return fullest if fullest.has_waited else None
 
     def empty(self, box: "Mailbox") -> None:
         """`box` holds nothing any more."""
@@ -71,9 +71,9 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
 
     @property
-    def num_mails(self) -> int:
-        """Not taken yet."""
-        return len(self._mails)
+    def has_waited(self) -> bool:
+        """Whether its reader could have taken something: for what one message of the engine brought there was no time yet."""
+        return bool(self._mails) and self._mails[0].arrived_s < self._mails[-1].arrived_s
 
     def put(self, mail: Mail) -> "Mailbox | None":
         """Returns the mailbox that is to be cut because all hold too much now, if any."""

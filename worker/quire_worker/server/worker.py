@@ -132,7 +132,8 @@ class Worker:
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             self._watch_loop(stack)
             folder = stack.enter_context(private_folder())
-            engine = EngineClient(folder, self._clock, metrics.on_stats, operation.max_unread_bytes)
+            unread = operation.max_unread_bytes
+            engine = EngineClient(folder, self._clock, metrics.on_stats, unread, metrics.on_slow_reader)
             stack.callback(engine.close)
             serving = self._make_serving(engine, metrics)
             self._install_signals()
