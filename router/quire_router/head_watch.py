@@ -7,6 +7,7 @@ import asyncio
 import logging
 
 from quire_contract.telemetry import Trouble, log_event
+from quire_router.open_files import files_for_clients
 
 log = logging.getLogger("quire_router.server")
 
@@ -15,15 +16,15 @@ HEAD_S = 30.0
 KEEP_ALIVE_S = 620.0
 """Of a connection that is kept between requests: longer than load balancers keep theirs (600 s), or they would send into a closing one."""
 MAX_CONNECTIONS = 20_000
-"""More would cost the process hundreds of MiB, and its streams their lives; what has begun goes on."""
+"""More would cost the process hundreds of MiB, and its streams their lives; what has begun goes on. Fewer where fewer files may be open."""
 
 
 class HeadWatch:
     """Of one server. One timer a connection, and none a request."""
 
-    def __init__(self, limit_s: float = HEAD_S, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, limit_s: float = HEAD_S, max_connections: int | None = None) -> None:
         self._limit_s = limit_s
-        self._max_connections = max_connections
+        self._max_connections = max_connections or min(MAX_CONNECTIONS, files_for_clients())
         self._num_connections = 0
         self._timers: dict[object, asyncio.TimerHandle] = {}
         self._trouble = Trouble()
