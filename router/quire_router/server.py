@@ -6,7 +6,7 @@ Knows nothing of routes.
 import asyncio
 import logging
 import socket
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
@@ -44,6 +44,8 @@ class NestedErrorHandler(RequestHandler):
             self.force_close()
             return
         super().data_received(data)
+        if self._current_request is None and not self._messages:
+            cast(RouterServer, self._manager).heads.expect(self, self.transport)
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""
@@ -86,7 +88,7 @@ class RouterServer(web.Server):
 
     def __init__(self, handler: Any, *, max_body_bytes: int, heads: HeadWatch | None = None) -> None:
         super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
-        self._heads = HeadWatch() if heads is None else heads
+        self.heads = HeadWatch() if heads is None else heads
         self._answer = handler
         self._max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
@@ -104,11 +106,11 @@ class RouterServer(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Told by each connection."""
         super().connection_made(handler, transport)
-        self._heads.begin(handler, transport)
+        self.heads.begin(handler, transport)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """As above."""
-        self._heads.end(handler)
+        self.heads.end(handler)
         super().connection_lost(handler, exc)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -121,7 +123,7 @@ class RouterServer(web.Server):
         return response
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        self._heads.came(protocol)
+        self.heads.came(protocol)
         kind = web.BaseRequest
         if message.version not in _VERSIONS:
             kind, message = _OtherVersion, message._replace(version=HttpVersion11)  # of the answer's first line

@@ -64,6 +64,18 @@ async def test_who_never_ends_a_head_is_cut_off(parts, port):
     assert [told for told in found if b" 200 " in told] == []
 
 
+async def test_a_later_head_has_no_more_time_than_the_first(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HEAD + b"\r\n")
+    await asyncio.wait_for(reader.readuntil(b"ok"), 30)
+
+    writer.write(HEAD)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+
+    writer.close()
+
+
 async def test_a_connection_whose_head_came_in_time_is_kept(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
