@@ -50,6 +50,7 @@ from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.mending import Mender
 from quire_router.metrics import RouterMetrics
+from quire_router.open_files import allow_many_files
 from quire_router.picker import Picker
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy
@@ -85,6 +86,7 @@ def main() -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # nor these
     try:
         require_c_extensions()
+        allow_many_files()
         trust = None if settings.trust_dir is None else Trust.read(settings.trust_dir)
         access = kube_access(settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

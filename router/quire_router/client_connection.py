@@ -94,12 +94,14 @@ class ClientConnection(RequestHandler):
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """A body in tiny chunks is not even parsed."""
+        """A body in tiny chunks is not even parsed. The rest of a head that has begun must come in time."""
         if has_tiny_chunks(data):
             log_event(log, logging.INFO, "bad_http", error="tiny_chunks")
             self.force_close()
             return
         super().data_received(data)
+        if self._current_request is None and not self._messages:
+            self._manager.heads.expect(self, self.transport)  # type: ignore[union-attr]  # a RouterServer
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""

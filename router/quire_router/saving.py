@@ -132,7 +132,12 @@ class SavingLayer:
         running = self._running.get(_running_key(call, request.key)) if _shares(request) else None
         if running is None or request.wishes.no_cache or request.wishes.only_if_cached:
             return None
-        answer = await running.generation.join(_owner_of(outcome))
+        try:
+            answer = await running.generation.join(_owner_of(outcome))
+        except ApiError as error:
+            if error.status == 401:  # the key of who began it, which is not ours
+                return None
+            raise
         _note_same(outcome, running.outcome)
         outcome.first_byte_s = self._clocks.monotonic()
         answer.headers.update(request_id_headers(call.path, call.request_id))

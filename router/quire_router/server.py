@@ -18,7 +18,7 @@ class RouterServer(web.Server):
 
     def __init__(self, handler: Any, *, max_body_bytes: int, heads: HeadWatch | None = None) -> None:
         super().__init__(handler, request_factory=self._request, handler_cancellation=True)
-        self._heads = HeadWatch() if heads is None else heads
+        self.heads = HeadWatch() if heads is None else heads
         self._max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
         self._paths: dict[str, str] = {}
@@ -36,17 +36,17 @@ class RouterServer(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Told by each connection."""
         super().connection_made(handler, transport)
-        self._heads.begin(handler, transport)
+        self.heads.begin(handler, transport)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """As above."""
-        self._heads.end(handler)
+        self.heads.end(handler)
         super().connection_lost(handler, exc)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
         """`writer` and `task` are made when they are needed."""
         del writer, task
-        self._heads.came(protocol)
+        self.heads.came(protocol)
         request = ClientRequest(message, payload, protocol, self._own_loop, self._max_body_bytes)
         spelled = message.path
         path = self._paths.get(spelled)

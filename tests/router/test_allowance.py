@@ -8,7 +8,7 @@ from aiohttp import web
 
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
-from quire_contract.router_settings import LimitSettings, RouterSettingsEntry, SavingSettings
+from quire_contract.router_settings import FilterEntry, LimitSettings, RouterSettingsEntry, SavingSettings
 from quire_contract.router_tenants import PriceEntry, TenantLimitsEntry
 from quire_contract.trust import Trust
 from tests.router.tenant_help import bearer, tenant
@@ -51,7 +51,7 @@ async def whole(request, upstream):
 
 @pytest.fixture
 def serve(start_upstream, start_router):
-    async def start(behaviour, *, price=None, bundle=None, saving=None, **fields):
+    async def start(behaviour, *, price=None, bundle=None, saving=None, filters=(), **fields):
         limits = TenantLimitsEntry(**fields.pop("limits", {}))
         worker = await start_upstream("a", behaviour, bundle)
         config = RouterConfig(
@@ -59,7 +59,9 @@ def serve(start_upstream, start_router):
             endpoints=[EndpointEntry(id="a", url=worker.url, models=["m"])],
             tenants=[tenant("t", "k", limits=limits, **fields)],
             settings=RouterSettingsEntry(
-                limits=LimitSettings(default_output_tokens=PORTION), saving=saving or SavingSettings()
+                limits=LimitSettings(default_output_tokens=PORTION),
+                saving=saving or SavingSettings(),
+                filters=list(filters),
             ),
         )
         router = await start_router(config, TRUST, admin_port=0, admin_token=TOKEN)
@@ -115,6 +117,18 @@ async def test_a_stream_ends_with_the_quota_and_says_so(replays, serve, logged, 
         (200, await used(router))
     ]
     assert "is used up" in logged()
+
+
+async def test_filters_pass_on_why_a_stream_ends(serve):
+    rule = FilterEntry(name="w", stage="output", action="redact", words=["w7"], replacement="#")
+    router, _ = await serve(streaming(10_000, replays=True), limits={"tokens_per_day": PROMPT + 100}, filters=[rule])
+
+    _, text, _ = await ask(router)
+
+    assert error_of(text)["code"] == "insufficient_quota"
+    assert b"w99" in text
+    assert b"w7 " not in text
+    assert [r["status"] for r in await records(router)] == [200]
 
 
 async def test_streams_at_the_same_time_share_what_is_left_and_overspend_by_their_last_parts_only(serve):

@@ -1,12 +1,19 @@
 """Connections that send no whole head: closed in time, while those that do are served."""
 
 import asyncio
+import contextlib
+import sys
 
+import aiohttp
 import pytest
 from aiohttp import web
+from cluster.processes import free_ports
 
+from quire_contract.router_config import write_config
 from quire_router.head_watch import HeadWatch
 from quire_router.server import RouterServer
+from tests.router.processes import OwnProcess
+from tests.router.tenant_help import until_true
 
 HEAD = b"GET / HTTP/1.1\r\nHost: r\r\n"
 POLL_S = 0.02
@@ -57,6 +64,18 @@ async def test_who_never_ends_a_head_is_cut_off(parts, port):
     assert [told for told in found if b" 200 " in told] == []
 
 
+async def test_a_later_head_has_no_more_time_than_the_first(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HEAD + b"\r\n")
+    await asyncio.wait_for(reader.readuntil(b"ok"), 30)
+
+    writer.write(HEAD)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+
+    writer.close()
+
+
 async def test_a_connection_whose_head_came_in_time_is_kept(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
@@ -89,3 +108,38 @@ async def test_more_connections_than_the_bound_are_refused_and_their_places_come
     assert beyond == [b""] * 20
     assert b" 200 " in after
     assert logged().count("too_many_connections") == 1
+
+
+async def test_clients_that_take_all_files_do_not_keep_a_router_from_its_workers(start_upstream, make_config, tmp_path):
+    worker = await start_upstream("a")
+    write_config(tmp_path / "router.json", make_config(worker))
+    (number,) = free_ports(1)
+    few = ["sh", "-c", 'ulimit -n 128 && exec "$0" "$@"', sys.executable, "-m", "quire_router"]
+    router = OwnProcess(
+        [*few, "--config", str(tmp_path / "router.json"), "--port", str(number)], tmp_path / "router.log"
+    )
+    router.start()
+    idle = []
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{number}") as session:
+
+            async def is_ready():
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get("/ready") as reply:
+                        return (await reply.json()).get("ready_endpoints") == 1
+
+            await until_true(is_ready, 60)
+            idle = [await asyncio.open_connection("127.0.0.1", number) for _ in range(200)]
+            statuses = []
+            for _ in range(3):
+                async with session.post("/v1/completions", json={"model": "m", "prompt": "x"}) as reply:
+                    statuses.append(reply.status)
+    finally:
+        for _, writer in idle:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in idle), return_exceptions=True)
+        router.kill()
+
+    assert statuses == [200] * 3
+    assert worker.num_calls == 3
+    assert "too_many_connections" in (tmp_path / "router.log").read_text()

@@ -23,12 +23,12 @@ from quire_contract.router_config import (
     write_config,
 )
 from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
-from quire_contract.router_tenants import TenantEntry
 from quire_contract.trust import Trust
 from quire_router.call import Call, Outcome, Tenant
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.revision_stats import RevisionCounts
 from quire_router.room import room_at
+from tests.router.tenant_help import key_entry, tenant
 
 BODY = {"model": "m", "prompt": "hello"}
 LARGE = {"model": "m", "prompt": "x" * 400_000}
@@ -36,12 +36,16 @@ RULES = AdmissionSettings(in_flight_per_worker=20)
 IDLE = {"running": 0, "waiting": 0, "free_blocks": 100, "total_blocks": 100, "uncached_tokens": 0, "max_num_seqs": 8}
 
 
+def entry_of(tenant_id):
+    return tenant(tenant_id, key_entry(tenant_id, "k"))
+
+
 def config_of(*upstreams, tenants=(), **admission):
     """Two services: "m" with the workers, "n" without any."""
     return RouterConfig(
         models=[ModelEntry(name="m", service="ns/m"), ModelEntry(name="n", service="ns/n")],
         endpoints=[EndpointEntry(id=u.id, url=u.url, models=["m"], service="ns/m") for u in upstreams],
-        tenants=[TenantEntry(id=tenant) for tenant in tenants],
+        tenants=[entry_of(tenant_id) for tenant_id in tenants],
         settings=RouterSettingsEntry(admission=AdmissionSettings(**admission)),
     )
 
@@ -70,7 +74,7 @@ async def end(tasks):
 
 
 def call_of(tenant, number, prompt="hello"):
-    entry = None if tenant is None else Tenant(entry=TenantEntry(id=tenant), key_id="k")
+    entry = None if tenant is None else Tenant(entry=entry_of(tenant), key_id="k")
     return Call(
         request_id=f"{tenant}-{number}",
         model="m",

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig, write_config
-from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry
+from quire_contract.router_settings import AdmissionSettings, RouterSettingsEntry, SavingSettings
 from quire_contract.router_tenants import PriceEntry, TenantLimitsEntry
 from quire_router.call import Tenant
 from quire_router.tenants import TenantBook
@@ -66,11 +66,11 @@ ENDS = [
 WAYS = pytest.mark.parametrize(("tenants", "status"), ENDS, ids=["revoked", "suspended", "expired", "tenant gone"])
 
 
-async def refused(router, status):
+async def refused(router, status, key="k"):
     """Wait until the router knows: a new request gets that status."""
 
     async def is_told():
-        async with router.get("/v1/models", headers=bearer("k")) as answer:
+        async with router.get("/v1/models", headers=bearer(key)) as answer:
             return answer.status == status
 
     await until_true(is_told)
@@ -118,6 +118,33 @@ async def test_a_request_that_waits_is_refused_when_its_turn_comes(tenants, stat
     assert found == [200, status, status]
     assert worker.num_calls == 1
     assert {(r["status"], r["cost"]) for r in await records(router)} == {(status, "0")}
+
+
+async def test_who_shares_a_request_with_a_key_that_was_revoked_gets_an_answer_of_its_own(serve, until):
+    slow = Slow()
+    router, worker, config = await serve(slow, in_flight_per_worker=1)
+    both = tenant("t", "k", "k2", limits=LIMITS)
+    shares = msgspec.structs.replace(config.settings, saving=SavingSettings(coalesce=True))
+    config = msgspec.structs.replace(config, tenants=[both, OTHER], settings=shares)
+    write_config(router.config_path, config)
+    await refused(router, 200, "k2")
+    other = asyncio.create_task(told(router, {"model": "m", "prompt": "x"}, "other"))
+    await until(lambda: worker.num_calls == 1)
+    same = {"model": "m", "prompt": "y", "temperature": 0}
+    first = asyncio.create_task(told(router, same))
+    await until(lambda: num_waiting(router) == 1)
+    second = asyncio.create_task(told(router, same, "k2"))
+
+    write_config(
+        router.config_path,
+        msgspec.structs.replace(config, tenants=[tenant("t", key_entry("k2", "k1"), limits=LIMITS), OTHER]),
+    )
+    await refused(router, 401)
+    slow.gate.set()
+    found = [(await task)[0] for task in (other, first, second)]
+
+    assert found == [200, 401, 200]
+    assert worker.num_calls == 2
 
 
 async def test_a_stream_that_waited_hears_of_it_as_an_event(serve, until):
