@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from quire_contract.block_hash import token_bytes
 from quire_contract.prompt_words import WordEncoder
 
-SEGMENT_CHARS = 256
+SEGMENT_CHARS = 512
 MIN_CHARS = 48
 MAX_KEPT_CHARS = 64
 """Texts up to this length are often the same: what a template writes between messages. Their ids are kept."""
