@@ -136,7 +136,7 @@ class SegmentedEncoder:
 
 def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:
     """text[start:end] in one, or cut further. Nothing before `start` and after `end` is looked at for that."""
-    while inside is not None and end - start > SEGMENT_CHARS:
+    while end - start > SEGMENT_CHARS and inside is not None:
         at = text.find(" ", start + SEGMENT_CHARS, end)  # most often this is a place, found quicker
         found = None if at < 0 else inside.match(text, at, end)
         if found is None:
