@@ -21,16 +21,16 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
+
+import msgspec
 
 SCHEME = "quire-sha256-v1"
 DIGEST_SIZE_BYTES = 32
 TOKEN_SIZE_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ExtraKeys:
+class ExtraKeys(msgspec.Struct, frozen=True, gc=False):
     """What besides tokens decides whether two requests may share KV."""
 
     adapter: str | None = None
@@ -189,13 +189,13 @@ class BlockChain:
         first, other = _encode_keys(keys.of_block(0)), _encode_keys(keys.of_block(1))
         return cls((block_size * TOKEN_SIZE_BYTES, _u32(block_size), first, other), root_digest(), b"", 0)
 
-    def extend(self, packed: bytes) -> tuple[list[int], "BlockChain"]:
+    def extend(self, packed: bytes) -> tuple[Sequence[int], "BlockChain"]:
         """Wire hashes of the blocks that the tokens fill, and the chain after them. `packed` as `token_bytes` gives them."""
         size, head, first, other = rule = self._rule
         data = self._partial + packed
         num_tokens = self.num_tokens + len(packed) // TOKEN_SIZE_BYTES
         if len(data) < size:
-            return [], BlockChain(rule, self._parent, data, num_tokens)
+            return (), BlockChain(rule, self._parent, data, num_tokens)
         tail = other if self.num_tokens * TOKEN_SIZE_BYTES >= size else first
         parent, digests = self._parent, []
         full = len(data) - len(data) % size
@@ -203,9 +203,13 @@ class BlockChain:
             parent = sha256(parent + head + data[start : start + size] + tail).digest()
             digests.append(parent)
             tail = other
-        return wire_hashes(digests), BlockChain(rule, parent, data[full:], num_tokens)
+        return _wire_hashes(digests), BlockChain(rule, parent, data[full:], num_tokens)
 
 
 def wire_hashes(digests: Sequence[bytes]) -> list[int]:
     """`wire_hash` of each digest."""
-    return list(struct.unpack(">" + "24xQ" * len(digests), b"".join(digests)))
+    return list(_wire_hashes(digests))
+
+
+def _wire_hashes(digests: Sequence[bytes]) -> tuple[int, ...]:
+    return struct.unpack(">" + "24xQ" * len(digests), b"".join(digests))

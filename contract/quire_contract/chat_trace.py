@@ -332,12 +332,14 @@ class TemplateTracer:
 
     def __init__(self, sources: Mapping[str, str], now: Callable[[], datetime]) -> None:
         """`sources` by name; all compile."""
-        self._sources = sources
         self._now = now
         self._lock = threading.Lock()
         self._recorder: _Recorder | None = None
-        self._sandbox = _tracing_sandbox(self._strftime)
-        self._templates: dict[str, jinja2.Template | None] = {}
+        self._sandbox = sandbox = _tracing_sandbox(self._strftime)
+        self._templates = {
+            name: compile_in(sandbox, source) for name, source in sources.items() if _is_known(sandbox, source)
+        }
+        """Those that can be followed."""
 
     def trace(
         self, name: str, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any], contents: Sequence[str]
@@ -347,7 +349,7 @@ class TemplateTracer:
         with self._lock:
             self._recorder = recorder
             try:
-                template = self._template(name)
+                template = self._templates.get(name)
                 parts = None if template is None else self._run(template, recorder, messages, values)
             except Exception:  # noqa: BLE001 - what a template can raise is open; Jinja2 itself is asked in its place
                 parts = None
@@ -371,19 +373,17 @@ class TemplateTracer:
             parts += recorder.part(piece)
         return parts
 
-    def _template(self, name: str) -> jinja2.Template | None:
-        """None: it has statements that cannot be followed."""
-        if name not in self._templates:
-            source = self._sources[name]
-            tree = self._sandbox.parse(source)
-            is_known = next(tree.find_all(_UNKNOWN_NODES), None) is None
-            is_known = is_known and not any(loop.recursive for loop in tree.find_all(nodes.For))
-            self._templates[name] = compile_in(self._sandbox, source) if is_known else None
-        return self._templates[name]
-
     def _strftime(self, format: str) -> str:  # noqa: A002 - as strftime names it
         assert self._recorder is not None, "runs in a trace"
         directives = {part[:1] for part in format.split("%")[1:]}
         if type(format) is not str or not directives <= _DAILY:
             self._recorder.refuse()
         return self._recorder.dates.setdefault(format, self._now().strftime(format))
+
+
+def _is_known(sandbox: Sandbox, source: str) -> bool:
+    """Whether a template has only statements that can be followed."""
+    tree = sandbox.parse(source)
+    return next(tree.find_all(_UNKNOWN_NODES), None) is None and not any(
+        loop.recursive for loop in tree.find_all(nodes.For)
+    )

@@ -4,12 +4,12 @@ Knows no tokenizer and no JSON; `prompt` turns these into token ids.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Truncation:
+
+class Truncation(msgspec.Struct, frozen=True, kw_only=True):
     """Of a prompt that is too long, only the last tokens are kept."""
 
     num_tokens: int
@@ -23,8 +23,7 @@ class Truncation:
         return token_ids[-most:] if 0 < most < len(token_ids) else token_ids
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatInput:
+class ChatInput(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation to be rendered with the model's chat template."""
 
     messages: Sequence[Mapping[str, Any]]
@@ -32,14 +31,13 @@ class ChatInput:
     tools: Sequence[Mapping[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = {}
     add_special_tokens: bool = False
     """Templates write the special tokens themselves."""
     truncation: Truncation | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextInput:
+class TextInput(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts as text or token ids, in the order of the choices."""
 
     prompts: Sequence[str | list[int]]

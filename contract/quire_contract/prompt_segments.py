@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from quire_contract.block_hash import token_bytes
 from quire_contract.prompt_words import WordEncoder
 
-SEGMENT_CHARS = 256
+SEGMENT_CHARS = 512
 MIN_CHARS = 48
 MAX_KEPT_CHARS = 64
 """Texts up to this length are often the same: what a template writes between messages. Their ids are kept."""
@@ -136,7 +136,7 @@ class SegmentedEncoder:
 
 def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:
     """text[start:end] in one, or cut further. Nothing before `start` and after `end` is looked at for that."""
-    while inside is not None and end - start > SEGMENT_CHARS:
+    while end - start > SEGMENT_CHARS and inside is not None:
         at = text.find(" ", start + SEGMENT_CHARS, end)  # most often this is a place, found quicker
         found = None if at < 0 else inside.match(text, at, end)
         if found is None:

@@ -68,7 +68,9 @@ class WordEncoder:
             return self._encode_plain(text)
         encoded: list[bytes] = []
         for index, part in enumerate(parts):
-            ids = self._added[part] if index % 2 else self._encode_plain(part)
+            if not part:
+                continue
+            ids = (self._added if index % 2 else self._words).get(part) or self._encode_plain(part)
             if ids is None:
                 return None
             encoded.append(ids)
@@ -80,7 +82,7 @@ class WordEncoder:
         found: list[bytes | None] = list(map(self._spaced.get, parts))
         first = parts[0]
         if not first:
-            found[0] = b"" if len(parts) > 1 or not text else None
+            found[0] = b""
         else:
             found[0] = None if first[-1].isspace() and len(parts) > 1 else self._words.get(first)
         try:

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from quire_contract.block_hash import BlockChain
 
-STEP_BYTES = 900
+STEP_BYTES = 650
 """A step without its text and hashes."""
 HASH_BYTES = 40
 TOUCH_SHARE = 16
@@ -75,9 +75,9 @@ class PromptCache:
         """Where prompts of one kind begin, if that is known."""
         return self._steps.get((0, root))
 
-    def after(self, before: Step, *texts: str) -> Step | None:
-        """The step that such texts lead to, if it is known: a segment, or what `join` named."""
-        return self._steps.get((before.number, *texts))
+    def after(self, before: Step, text: str, following: str) -> Step | None:
+        """The step that `join` named by these, if it is known."""
+        return self._steps.get((before.number, text, following))
 
     def follow(self, steps: list[Step], segments: Iterator[str]) -> str | None:
         """Add to `steps`, the last of which is where `segments` begin, those that are known; the first segment that is not (None: all are).
@@ -112,13 +112,12 @@ class PromptCache:
         size_bytes = STEP_BYTES + sys.getsizeof(segment) + HASH_BYTES * len(hashes)
         return self._put(Step((before.number, segment), 0, chain, hashes, len(segment), size_bytes))
 
-    def join(self, before: Step, steps: Sequence[Step], *texts: str) -> Step:
-        """Remember the way over `steps` after `before` as what `texts` lead to. What `texts` are must say that this is the way."""
+    def join(self, before: Step, steps: Sequence[Step], text: str, following: str) -> Step:
+        """Remember the way over `steps` after `before` as what `text` leads to where `following` comes next. These must say that it is."""
         hashes = [block for step in steps for block in step.hashes]
         last = steps[-1]
-        size_bytes = STEP_BYTES + sum(map(sys.getsizeof, texts)) + HASH_BYTES * len(hashes)
-        num_chars = sum(step.num_chars for step in steps)
-        return self._put(Step((before.number, *texts), last.number, last.chain, hashes, num_chars, size_bytes))
+        size_bytes = STEP_BYTES + sys.getsizeof(text) + HASH_BYTES * len(hashes)
+        return self._put(Step((before.number, text, following), last.number, last.chain, hashes, len(text), size_bytes))
 
     def _put(self, step: Step) -> Step:
         with self._lock:

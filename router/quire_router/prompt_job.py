@@ -81,16 +81,17 @@ class Job:
         self._after = token_bytes(after) if after else b""
         self._steps = [_root(reader, cache, keys, before)]
         num_messages = self._whole_messages(pieces)
-        text = "".join(pieces[2 * num_messages :]) if num_messages or len(pieces) > 1 else pieces[0]
+        rest = pieces[2 * num_messages :]
+        text = "".join(rest)
         self._segments = reader.encoder.segments(text)
-        num_known = len(self._steps)
+        num_steps = len(self._steps)
         self._next = cache.follow(self._steps, self._segments)
-        if len(self._steps) > num_known:
-            self._join_messages(pieces[2 * num_messages :], num_known)
-        cache.touch(self._steps)
-        self.missing_chars = len(text) - sum([step.num_chars for step in self._steps[num_known:]])
+        self.missing_chars = len(text)
         """Text still to be tokenised."""
-        self._num_chars = self.missing_chars + sum([step.num_chars for step in self._steps])
+        if len(self._steps) > num_steps:
+            self._join_messages(rest, num_steps)
+            self.missing_chars -= sum([step.num_chars for step in self._steps[num_steps:]])
+        cache.touch(self._steps)
         self._room_chars = MAX_NEW_CHARS
         self._unread_chars = 0
 
@@ -152,7 +153,7 @@ class Job:
         return PromptBlocks(num_tokens=num_tokens, block_tokens=self._reader.bundle.block_size, hashes=hashes)
 
     def _chars_per_token(self) -> float:
-        num_chars = self._num_chars - self._unread_chars
+        num_chars = sum([step.num_chars for step in self._steps])
         return num_chars / self._steps[-1].num_tokens if num_chars else CHARS_PER_TOKEN
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quire_contract.openai.errors import ApiError
@@ -25,6 +25,7 @@ def depth_of(value: object) -> int:
 
 
 @given(JSON, st.integers(0, MAX_DEPTH + 5))
+@example({"": []}, MAX_DEPTH - 2)
 def test_only_what_is_too_deep_is_refused(value: object, extra: int) -> None:
     for _ in range(extra):
         value = [value] if extra % 2 else {"a[": value}

@@ -25,7 +25,7 @@ TEMPLATES = {
     "nothing between": "{% for m in messages %}{{ m.content }}{% endfor %}",
 }
 CONTENTS = [
-    "the quick brown fox " * 30, "jumps over the lazy dog, " * 8, "hi", "", "x" * 60, "x" * 60 + "<|im_", "y" * 50 + " ",
+    "the quick brown fox " * 60, "jumps over the lazy dog, " * 8, "hi", "", "x" * 60, "x" * 60 + "<|im_", "y" * 50 + " ",
     "<|long|>" + "z" * 50, "<mask> " + "word " * 15, " word" * 15 + " <mask>", "a" * 48 + "<|im_end|>\n", "<|im_end|>\n" * 6,
     "日本語のテスト" * 10, "\n" + "line\n" * 15, "word " * 10 + "<|im_start|>",
 ]  # fmt: skip

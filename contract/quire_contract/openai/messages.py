@@ -69,11 +69,12 @@ def _check_part(part: ContentPart, path: str) -> None:
 
 def template_message(message: ChatMessage) -> dict[str, Any]:
     """The message as a chat template sees it: only what is there."""
-    seen: dict[str, Any] = {"role": message.role, "content": _text(message.content)}
-    for name in ("name", "tool_call_id"):
-        value = getattr(message, name)
-        if value is not None:
-            seen[name] = value
+    content = message.content
+    seen: dict[str, Any] = {"role": message.role, "content": content if type(content) is str else _text(content)}
+    if message.name is not None:
+        seen["name"] = message.name
+    if message.tool_call_id is not None:
+        seen["tool_call_id"] = message.tool_call_id
     reasoning = message.reasoning if message.reasoning_content is None else message.reasoning_content
     if reasoning is not None:  # templates read the one or the other
         seen["reasoning_content"] = seen["thinking"] = reasoning

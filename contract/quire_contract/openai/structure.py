@@ -17,7 +17,8 @@ MAX_STRINGS = 131_072
 
 _BRACKETS = b"[]{}"
 _OTHERS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
-_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_AS_ARRAYS = bytes.maketrans(b"{}", b"[]")
+_STEP = {ord("["): 1, ord("]"): -1}
 _COLLAPSES = 8
 
 
@@ -33,19 +34,20 @@ def check_structure(body: bytes) -> None:
     if num_brackets <= MAX_DEPTH:
         return
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside.translate(None, _OTHERS)
+    brackets = outside.translate(_AS_ARRAYS, _OTHERS)
     if _is_deeper(brackets[: 2 * MAX_CONTAINERS], MAX_DEPTH):
         raise _too_much(f"nested too deeply: more than {MAX_DEPTH} objects and arrays inside each other")
-    if brackets.count(b"{") + brackets.count(b"[") > MAX_CONTAINERS:
+    if brackets.count(b"[") > MAX_CONTAINERS:
         raise _too_much(f"too large: more than {MAX_CONTAINERS} objects and arrays")
 
 
 def _is_deeper(brackets: bytes, limit: int) -> bool:
-    """Collapses the innermost pairs a few times, so that what is wide but not deep is soon short."""
+    """Collapses the innermost pairs a few times, so that what is wide but not deep is soon short. One kind of pair: of two, the
+    second would collapse what the first has made an innermost pair, two levels at once."""
     for collapsed in range(_COLLAPSES):
         if len(brackets) <= 2 * (limit - collapsed):
             break
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
         limit -= 1
     return any(depth > limit for depth in accumulate(map(_STEP.__getitem__, brackets)))
 
