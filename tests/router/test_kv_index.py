@@ -144,10 +144,19 @@ def test_what_was_sent_is_found_as_a_walk_through_the_prompt_finds_it(prompts, a
 
 
 def test_ends_of_prompts_give_way_before_their_beginnings():
-    sent, prompt = SentIndex(max_blocks_per_endpoint=6), [1, 2, 3, 4]
+    sent, prompt = SentIndex(max_blocks_per_endpoint=8), [1, 2, 3, 4]
 
     sent.record("a", prompt, now_s=1.0)
-    sent.record("a", [11, 12, 13, 14], now_s=2.0)
+    sent.record("a", [11, 12, 13], now_s=2.0)
+    sent.record("a", [21, 22], now_s=3.0)
+    first, second, third = [sent.match_prefix("a", hashes, since_s=0.0) for hashes in (prompt, [11, 12, 13], [21, 22])]
 
-    assert sent.match_prefix("a", prompt, since_s=0.0) == 2
-    assert sent.match_prefix("a", [11, 12, 13, 14], since_s=0.0) == 4
+    assert (first, second, third, sent.num_blocks("a")) == (0, 2, 2, 4)
+
+
+def test_of_a_prompt_longer_than_what_is_remembered_the_beginning_stays():
+    sent, prompt = SentIndex(max_blocks_per_endpoint=8), list(range(20))
+
+    sent.record("a", prompt, now_s=1.0)
+
+    assert (sent.match_prefix("a", prompt, since_s=0.0), sent.num_blocks("a")) == (8, 8)
