@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from quire_contract import names
 from quire_contract.openai.errors import CODE_METHOD_NOT_ALLOWED, ApiError, model_not_found, path_not_found, unavailable
 from quire_contract.openai.responses import ModelCard, ModelList
-from quire_contract.request_id import request_id_from
+from quire_contract.request_id import RequestIds, request_id_from
 from quire_router.access import Access
 from quire_router.call import Tenant
 from quire_router.debug_route import describe_endpoints, explain_decisions
@@ -47,6 +47,7 @@ class RouterApp:
         self._metrics = metrics
         self._clock = clock
         self._started_ts = started_ts
+        self._new_id = RequestIds()
         self.admin_url = ""
         """Where the admin API listens; empty: nowhere."""
         self.draining = False
@@ -62,13 +63,14 @@ class RouterApp:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to any request."""
-        request_id = request_id_from(request.headers.get(names.HEADER_REQUEST_ID))
+        path, headers = request.path, request.headers
+        request_id = request_id_from(headers.get(names.HEADER_REQUEST_ID), self._new_id)
         try:
-            handler = self._find(request.path, request.method)
-            tenant = self._access.check(request.path, request.headers)
+            handler = self._find(path, request.method)
+            tenant = self._access.check(path, headers)
             response = await handler(request, request_id, tenant)
         except ApiError as error:
-            response = error_response(error, request_id, request.path)
+            response = error_response(error, request_id, path)
         if self.draining:
             response.force_close()  # so that clients open their next connection elsewhere
         return response

@@ -97,7 +97,7 @@ class Relay:
 
     def _is_stopped(self) -> bool:
         """Give the sink what there is; whether the generator must go on."""
-        content, replay = self._content, self._replay
+        content, cutter, replay = self._content, self._cutter, self._replay
         while True:
             try:
                 part = take_arrived(content)
@@ -105,9 +105,12 @@ class Relay:
                 return True  # it is raised again for the generator
             if not part:
                 return content.is_eof()
-            part = self._cutter.cut(part)
+            if cutter.held or not part.endswith(b"\n\n"):  # a worker writes whole events
+                part = cutter.cut(part)
             if replay is not None and part:
                 part = replay.take(part)
-            self.is_full = bool(part) and not self._sink(part)
-            if self.is_full or (replay is not None and replay.is_over):
+            if part and not self._sink(part):
+                self.is_full = True
+                return True
+            if replay is not None and replay.is_over:
                 return True

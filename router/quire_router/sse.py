@@ -13,19 +13,20 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 class EventCutter:
     """Give it what arrived, get back the whole events in it (b"" if none ended)."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self.held = bytearray()
+        """Came, and was not given back: the beginning of an event."""
 
     @property
     def is_between_events(self) -> bool:
         """Whether all that arrived has been given back."""
-        return not self._held
+        return not self.held
 
     def cut(self, data: bytes) -> bytes:
         """The whole events in what is held and `data`; the rest is held."""
-        held = self._held
+        held = self.held
         if not held and data.endswith(b"\n\n"):
             return data  # the common case: a worker writes whole events
         start = max(0, len(held) - 3)  # a boundary may have begun in what is held

@@ -83,7 +83,8 @@ class Target:
 
 
 class WorkerClient:
-    """One for the process. Does what the proxy needs of `aiohttp.ClientSession.post`. Its connections end with the session."""
+    """One for the process. Does what the proxy needs of `aiohttp.ClientSession.post`. Its connections end with the session, whose connector
+    counts them as in use, free or not: it must have no limit."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         assert session.connector is not None, "an open session has a connector"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_contract.request_id import new_request_id, request_id_from
+from quire_contract.request_id import NUM_DRAWN, RequestIds, new_request_id, request_id_from
 
 
 @pytest.mark.parametrize("header", ["a", "0f8c", "trace:1.2_3-4@host", "x" * 128])
@@ -20,3 +20,13 @@ def test_a_bad_id_is_replaced(header: str | None) -> None:
 
 def test_new_ids_differ() -> None:
     assert new_request_id() != new_request_id()
+
+
+def test_ids_that_are_drawn_together_are_fit_and_all_different():
+    new = RequestIds()
+
+    made = [request_id_from(None, new) for _ in range(3 * NUM_DRAWN)]
+
+    assert len(set(made)) == 3 * NUM_DRAWN
+    assert {len(one) for one in made} == {32}
+    assert [request_id_from(one, new) for one in made] == made

@@ -91,6 +91,16 @@ async def test_requests_of_one_connection_are_answered_one_after_another(server,
     ]
 
 
+async def test_many_requests_in_one_write_are_all_answered_in_their_order(connect):
+    reader, writer = await connect()
+    paths = [f"/{number}" for number in range(200)]
+
+    writer.write(b"".join(map(get, paths)))
+    answers = [await answer(reader) for _ in paths]
+
+    assert [seen["path"] for _, seen in answers] == paths
+
+
 async def test_a_body_that_comes_in_pieces_and_chunks_is_one(connect):
     reader, writer = await connect()
 

@@ -19,6 +19,7 @@ class Server:
 
     def __init__(self, answers):
         self.answers, self.requests, self.writers = list(answers), [], []
+        self.num_answers = 10**9  # that a connection carries
         self.gone = asyncio.Event()
 
     @property
@@ -32,7 +33,9 @@ class Server:
     async def serve(self, reader, writer):
         self.writers.append(writer)
         try:
-            while self.answers:
+            served = 0
+            while self.answers and served < self.num_answers:
+                served += 1
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = next(
                     int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
@@ -143,6 +146,16 @@ async def test_an_answer_cut_within_its_body_is_an_error_not_an_end(serve):
     with pytest.raises(aiohttp.ClientPayloadError):
         await response.content.read()
     response.close()
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(serve):
+    server, client, url = await serve(b"HTTP/1.1 200 OK\r\n\r\nall", OK)
+    server.num_answers = 1
+
+    _, first = await post(client, url)
+    _, second = await post(client, url)
+
+    assert (first, second, server.num_connections) == (b"all", b"ok", 2)
 
 
 async def test_no_header_can_begin_another_request(serve):
