@@ -24,7 +24,11 @@ MAX_TRACES = 8
 FIRST_ATTEMPTS = 256
 HITS_FOR_ATTEMPT = 4
 """A trace costs twice a rendering: no more are tried than are used."""
+MAX_ARGUMENTS = 16
 MAX_ARGUMENT_CHARS = 64
+"""Of an argument's name, and of its value."""
+ARGUMENT_CHARS = 400
+"""An argument in a shape."""
 _PLAIN = ("role", "content")
 
 Shape = tuple[Any, ...]
@@ -43,10 +47,9 @@ def shape_of(
         roles.append(message["role"])
     if not kwargs:
         return name, add_generation_prompt, *roles
-    items = tuple((key, type(value), value) for key, value in kwargs.items())
-    if not all(_is_plain(value) for _, _, value in items):
+    if len(kwargs) > MAX_ARGUMENTS or not all(_is_plain(key) and _is_plain(value) for key, value in kwargs.items()):
         return None
-    return name, add_generation_prompt, *roles, items
+    return name, add_generation_prompt, *roles, tuple((key, type(value), value) for key, value in kwargs.items())
 
 
 def _is_plain(value: object) -> bool:
@@ -97,7 +100,8 @@ class ShapeMemory:
         with self._lock:
             traces = self._traces.get(shape)
             if traces is None:
-                self._add(shape, None, SHAPE_CHARS + 8 * len(contents))
+                num_arguments = len(shape[-1]) if type(shape[-1]) is tuple else 0
+                self._add(shape, None, SHAPE_CHARS + 8 * len(contents) + ARGUMENT_CHARS * num_arguments)
                 return
             if self._num_attempts > FIRST_ATTEMPTS + self._num_hits // HITS_FOR_ATTEMPT:
                 return

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler
@@ -31,6 +31,7 @@ MAX_UNSENT_BYTES = 128 * 1024
 LINGERING_S = 10.0
 """For a client to send the rest of a body that nobody wants, so that it reads its answer."""
 _VERSIONS = (HttpVersion11, HttpVersion10)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -60,6 +61,17 @@ class ClientRequest(web.BaseRequest):
         self._client_max_size = max_body_bytes
         self._loop = loop
         self._writer: StreamWriter | None = None
+
+    async def read(self) -> bytes:
+        """The body. A client that waits to be asked for it is asked: it may wait forever."""
+        if self._version == HttpVersion11 and not self._payload.is_eof() and self._expects_to_be_asked():
+            transport = self._protocol.transport
+            if transport is not None:
+                transport.write(_CONTINUE)
+        return await super().read()
+
+    def _expects_to_be_asked(self) -> bool:
+        return self._headers.get(hdrs.EXPECT, "").lower() == "100-continue"
 
     @property
     def _payload_writer(self) -> StreamWriter:  # type: ignore[override]
@@ -130,6 +142,8 @@ class ClientConnection(RequestHandler):
                 self.force_close()
             finally:
                 self._note_answered()
+            if goes_on and self._messages:  # whoever sends many at once, none of which waits, would keep out all others
+                await asyncio.sleep(0)
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:

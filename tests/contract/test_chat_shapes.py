@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire_contract.chat_shapes import MAX_MEMORY_CHARS, MAX_TRACES, ShapeMemory, shape_of
+from quire_contract.chat_shapes import (
+    MAX_ARGUMENT_CHARS,
+    MAX_ARGUMENTS,
+    MAX_MEMORY_CHARS,
+    MAX_TRACES,
+    ShapeMemory,
+    shape_of,
+)
 from quire_contract.chat_template import ChatTemplate, PromptError
 from tests.contract.test_chat_template import TEMPLATES, TOKENS
 
@@ -184,6 +191,21 @@ def test_other_arguments_are_another_shape(one: dict[str, Any], other: dict[str,
 
     assert shapes[0] != shapes[1]
     assert shapes[2:] == [None, None]
+
+
+def test_arguments_that_would_fill_the_memory_have_no_shape() -> None:
+    few = {f"a{number}": "x" * MAX_ARGUMENT_CHARS for number in range(MAX_ARGUMENTS)}
+    memory, messages = ShapeMemory({"default": "x"}, datetime.now), talk(["user"], ["x"])
+
+    shapes = [
+        shape_of("default", messages, True, kwargs)
+        for kwargs in (few, {**few, "one more": True}, {"x" * (MAX_ARGUMENT_CHARS + 1): True})
+    ]
+    assert shapes[0] is not None
+    memory.learn(shapes[0], messages, {}, ["x"], "x")
+
+    assert shapes[1:] == [None, None]
+    assert memory.size_chars > 2 * MAX_ARGUMENTS * MAX_ARGUMENT_CHARS
 
 
 def test_memory_is_bounded_by_the_answers_and_by_the_shapes() -> None:

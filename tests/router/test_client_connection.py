@@ -29,6 +29,8 @@ class Server:
         self.paths.append(request.path)
         if request.path == "/fails":
             raise KeyError("a secret")
+        if request.path == "/turn":
+            asyncio.get_running_loop().call_soon(self.paths.append, "somebody else")
         if request.path == "/early":
             return web.Response(text="no")
         if request.path == "/waits":
@@ -112,6 +114,32 @@ async def test_a_body_that_comes_in_pieces_and_chunks_is_one(connect):
     answers = [await answer(reader) for _ in range(2)]
 
     assert [seen["size"] for _, seen in answers] == [5, 300_000]
+
+
+async def test_who_sends_many_requests_at_once_waits_for_the_turn_of_others_between_them(server, connect):
+    reader, writer = await connect()
+
+    writer.write(get("/turn") + 3 * get("/a"))
+    answers = [await answer(reader) for _ in range(4)]
+
+    assert [status for status, _ in answers] == [200] * 4
+    assert server.paths == ["/turn", "somebody else", "/a", "/a", "/a"]
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked_once_and_only_if_the_body_is_wanted(connect):
+    reader, writer = await connect()
+    head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-Continue\r\n\r\n"
+
+    writer.write(head % b"a")
+    asked = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+    writer.write(b"abc" + head % b"b" + b"def")
+    answers = [await answer(reader) for _ in range(2)]
+    writer.write(head % b"early")
+    unwanted = await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert [(status, seen["size"]) for status, seen in answers] == [(200, 3), (200, 3)]
+    assert unwanted == b"HTTP/1.1 200 OK\r\n"
 
 
 async def test_a_handler_is_cancelled_when_its_client_leaves(server, connect):
