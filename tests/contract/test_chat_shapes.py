@@ -194,7 +194,7 @@ def test_other_arguments_are_another_shape(one: dict[str, Any], other: dict[str,
 
 
 def test_arguments_that_would_fill_the_memory_have_no_shape() -> None:
-    few = {f"a{number}": "x" * MAX_ARGUMENT_CHARS for number in range(MAX_ARGUMENTS)}
+    few: dict[str, Any] = {f"a{number}": "x" * MAX_ARGUMENT_CHARS for number in range(MAX_ARGUMENTS)}
     memory, messages = ShapeMemory({"default": "x"}, datetime.now), talk(["user"], ["x"])
 
     shapes = [
