@@ -1,0 +1,30 @@
+"""Compiles the router's C++: for this machine, or into a folder, which is what an image's build does."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from quire_router.native.build import BuildError, build_library, find_library, library_name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="quire_router.native", description="Compile the router's C++; without --out for this machine."
+    )
+    parser.add_argument("--out", type=Path, help="a folder for the library")
+    out = parser.parse_args().out
+    if out is None:
+        found = find_library()
+        sys.stdout.write(
+            f"router: {found.path} ({found.why})\n" if found.path else f"router: without C++; {found.why}\n"
+        )
+        return
+    try:
+        build_library(out / library_name())
+    except BuildError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"{out / library_name()}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+// The extension module quire_router_native: each part adds its own names.
+
+#include <initializer_list>
+
+#include "parts.h"
+
+namespace {
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "quire_router_native", "Parts of a request's way through the router.", -1, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_quire_router_native() {
+    PyObject* module = PyModule_Create(&definition);
+    if (module == nullptr) return nullptr;
+    for (const auto& add : {&add_sha256}) {
+        if (add(module) < 0) {
+            Py_DECREF(module);
+            return nullptr;
+        }
+    }
+    return module;
+}
