@@ -50,6 +50,7 @@ from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.mending import Mender
 from quire_router.metrics import RouterMetrics
+from quire_router.native.library import native
 from quire_router.open_files import allow_many_files
 from quire_router.picker import Picker
 from quire_router.prompts import PromptReader
@@ -330,12 +331,13 @@ def build_proxy(
         return live.settings.faults
 
     upstreams = Upstreams(
-        client=WorkerClient(session),
+        client=WorkerClient(session, native()),
         timeouts=timeouts,
         trust=trust,
         faults=faults,
         on_ejection=metrics.ejections.inc,
         clock=time.monotonic,
+        parts=native(),
     )
     mender = Mender(
         upstreams=upstreams,

@@ -28,7 +28,7 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-_NOT_TO_WORKER = _HOP_BY_HOP | {
+NOT_TO_WORKER = _HOP_BY_HOP | {
     "host",
     "content-length",
     "expect",  # answered by the server here
@@ -37,7 +37,7 @@ _NOT_TO_WORKER = _HOP_BY_HOP | {
     "cookie",
     names.HEADER_REQUEST_ID,
 }
-_KEYS = frozenset({"authorization", names.HEADER_API_KEY})
+KEYS = frozenset({"authorization", names.HEADER_API_KEY})
 _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie", names.HEADER_REQUEST_ID}
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 _MAX_KNOWN_NAMES = 256
@@ -59,9 +59,9 @@ class _Way(enum.Enum):
 @functools.lru_cache(_MAX_KNOWN_NAMES)
 def _way_to_worker(name: str) -> _Way:
     lower = name.lower()
-    if lower in _NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX):
+    if lower in NOT_TO_WORKER or lower.startswith(names.INTERNAL_HEADER_PREFIX):
         return _Way.ENDS
-    return _Way.IS_A_KEY if lower in _KEYS else _Way.PASSES
+    return _Way.IS_A_KEY if lower in KEYS else _Way.PASSES
 
 
 @functools.lru_cache(_MAX_KNOWN_NAMES)
@@ -72,8 +72,8 @@ def _goes_to_client(name: str) -> bool:
     )
 
 
-def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, *, keep_key: bool) -> CIMultiDict[str]:
-    """Headers of the request to a worker: the client's without those of its connection and without any internal one.
+def to_worker(headers: MultiMapping[str], *, keep_key: bool) -> CIMultiDict[str]:
+    """Of a client's headers, those that a worker gets: none of its connection and no internal one.
 
     `keep_key`: the client's key, in Authorization or x-api-key, is meant for the worker, not for us."""
     passed: CIMultiDict[str] = CIMultiDict()
@@ -83,28 +83,35 @@ def to_worker(headers: MultiMapping[str], request_id: str, trust: Trust | None, 
             passed.add(name, value)
     if _OPTIONS_OF_CONNECTION in headers:
         _drop_named(passed, headers)
-    passed[_REQUEST_ID] = request_id
-    if trust is not None:
-        passed[_TOKEN] = trust.token
     return passed
 
 
-def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
-    """Headers of the request to a worker. One that trusts us is asked for token replay, and told what else it must know of the call.
+def own_headers(call: Call, trust: Trust | None, now_s: float) -> list[str]:
+    """What we tell a worker: a name, its value, a name, ... None of these names passes from a client. A worker that trusts us is asked for
+    token replay, and told what else it must know of the call.
 
     `now_s` is of the clock of the call's deadline."""
-    passed = to_worker(call.headers, call.request_id, trust, keep_key=call.keep_key)
+    own: list[str] = [_REQUEST_ID, call.request_id]
     if trust is None:
-        return passed
-    passed[_REPLAY] = "1"
+        return own
+    own += (_TOKEN, trust.token, _REPLAY, "1")
     if call.deadline_s is not None:
-        passed[names.HEADER_DEADLINE] = f"{max(0.0, call.deadline_s - now_s):.3f}"
+        own += (names.HEADER_DEADLINE, f"{max(0.0, call.deadline_s - now_s):.3f}")
     if call.priority:
-        passed[names.HEADER_PRIORITY] = str(-call.priority)  # workers serve the lower number first
+        own += (names.HEADER_PRIORITY, str(-call.priority))  # workers serve the lower number first
     if call.tenant is not None:
-        passed[names.HEADER_TENANT] = call.tenant.entry.id
+        own += (names.HEADER_TENANT, call.tenant.entry.id)
     if call.cache_salt is not None:
-        passed[names.HEADER_CACHE_SALT] = call.cache_salt
+        own += (names.HEADER_CACHE_SALT, call.cache_salt)
+    return own
+
+
+def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
+    """Headers of the request to a worker."""
+    passed = to_worker(call.headers, keep_key=call.keep_key)
+    own = own_headers(call, trust, now_s)
+    for name, value in zip(own[::2], own[1::2], strict=True):
+        passed[name] = value
     return passed
 
 

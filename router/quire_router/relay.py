@@ -70,7 +70,7 @@ class Relay:
 
     async def run(self) -> None:
         """Until it is the generator's turn: to read on, and to find out why."""
-        self._response.on_arrival(self._take)
+        self._response.on_arrival(self._take, self._take_part)
         try:
             self._take()
             await self._turn
@@ -95,9 +95,23 @@ class Relay:
         finally:
             self._is_taking = False
 
+    def _take_part(self, part: bytes) -> bool:
+        """What has arrived, while nothing else is unread. False: it must be read."""
+        if self._is_taking or self._turn.done():
+            return False
+        guard, now_s = self._guard, self._now()
+        asked_s = guard.since_s
+        if asked_s != NOT_WAITING:
+            self._note_wait(asked_s, now_s)
+        if self._is_last(part):
+            self._turn.set_result(None)
+        else:
+            guard.since_s = now_s
+        return True
+
     def _is_stopped(self) -> bool:
         """Give the sink what there is; whether the generator must go on."""
-        content, cutter, replay = self._content, self._cutter, self._replay
+        content = self._content
         while True:
             try:
                 part = take_arrived(content)
@@ -105,12 +119,17 @@ class Relay:
                 return True  # it is raised again for the generator
             if not part:
                 return content.is_eof()
-            if cutter.held or not part.endswith(b"\n\n"):  # a worker writes whole events
-                part = cutter.cut(part)
-            if replay is not None and part:
-                part = replay.take(part)
-            if part and not self._sink(part):
-                self.is_full = True
+            if self._is_last(part):
                 return True
-            if replay is not None and replay.is_over:
-                return True
+
+    def _is_last(self, part: bytes) -> bool:
+        """Give the sink what is in `part`; whether the generator must go on."""
+        cutter, replay = self._cutter, self._replay
+        if cutter.held or not part.endswith(b"\n\n"):  # a worker writes whole events
+            part = cutter.cut(part)
+        if replay is not None and part:
+            part = replay.take(part)
+        if part and not self._sink(part):
+            self.is_full = True
+            return True
+        return replay is not None and replay.is_over

@@ -7,7 +7,7 @@ Comment lines stand before an event's other lines, so an event is looked at only
 a few bytes each, and become numbers when a stream does go on. Pure: no sockets, no clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -57,6 +57,8 @@ _ENDS: dict[str, tuple[bytes, ...]] = {
     names.PATH_MESSAGES: (b"event: message_stop\n", b"event: error\n"),
 }
 _DONE = (b"data: [DONE]\n",)
+TakeEvents = Callable[["Replay", bytes, int, int, bytes], bytes | None]
+"""As `Replay.take`, on the fields of one, for events of the usual kind. None: some are not, and nothing was noted."""
 
 
 class Replay:
@@ -68,6 +70,7 @@ class Replay:
         "_last",
         "_last_choice",
         "_num_bytes",
+        "_take_events",
         "died",
         "is_over",
         "is_usable",
@@ -77,9 +80,10 @@ class Replay:
         "usage",
     )
 
-    def __init__(self, usage: Usage) -> None:
-        """`usage` is filled in as the stream goes, so that it is right whenever that ends."""
+    def __init__(self, usage: Usage, take_events: TakeEvents | None = None) -> None:
+        """`usage` is filled in as the stream goes, so that it is right whenever that ends. `take_events`: of the extension module."""
         self.usage = usage
+        self._take_events = take_events
         self.state: str | None = None
         """None: the stream has not begun, or its worker knows nothing of token replay."""
         self.num_events = 0
@@ -100,6 +104,10 @@ class Replay:
 
     def take(self, part: bytes) -> bytes:
         """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
+        if self._take_events is not None:
+            taken = self._take_events(self, part, MAX_RECORD_BYTES, MAX_CHOICES, _DIED)
+            if taken is not None:
+                return taken
         if part.find(b"\n\n") == len(part) - 2:  # one event, as workers write them
             return self._take_event(part)
         if b"\n\n\n" in part:  # no worker writes so, and a megabyte of it would be half a million events

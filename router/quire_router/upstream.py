@@ -7,7 +7,8 @@ becomes of a failed attempt.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -18,15 +19,15 @@ from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
-from quire_router.arrived import take_arrived
 from quire_router.call import Call, Usage
 from quire_router.endpoints import Endpoint, Reservation, Use
 from quire_router.replay import Replay
+from quire_router.request_heads import RequestHeads
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
 from quire_router.time_limit import TimeLimit, TimeLimits
-from quire_router.worker_client import WorkerClient
+from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, WorkerClient
 from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.upstream")
@@ -130,10 +131,14 @@ class Upstreams:
         faults: Callable[[], FaultSettings],
         on_ejection: Callable[[], None],
         clock: Callable[[], float],
+        parts: Any = None,
     ) -> None:
+        """`parts`: the extension module (`native`), if it is to be used."""
         self.timeouts = timeouts
         self._client = client
         self._trust = trust
+        self._heads = RequestHeads(trust, parts)
+        self._take_events = None if parts is None else parts.take_events
         self._faults = faults
         self._on_ejection = on_ejection
         self._clock = clock
@@ -150,12 +155,12 @@ class Upstreams:
             try:
                 with self._limits.of(limit_s) if call.deadline_s is None else TimeLimit(limit_s) as limit:
                     use.close = limit.end_now
-                    target = self._client.target(endpoint.url, request.path)
-                    passed = header_rules.of_call(call, self._trust, self._clock())
-                    response = await self._client.post(target, request.body, passed)
-                    replay = request.replay or (None if self._trust is None else Replay(Usage()))
+                    response = await self._send(endpoint, request)
+                    replay = request.replay
+                    if replay is None and self._trust is not None:
+                        replay = Replay(Usage(), self._take_events)
                     attempt = Attempt(reservation, choice, response, replay, use)
-                    attempt.begun = await _begin(endpoint, response, replay)
+                    attempt.begun = _begun_whole(response) or await _begin(endpoint, response, replay)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 raise self._failure(call, reservation, use, error, limit_s) from None
             except RetryableError as error:
@@ -170,6 +175,13 @@ class Upstreams:
             reservation.give_back()
             raise
         return attempt
+
+    def _send(self, endpoint: Endpoint, request: WorkerRequest) -> Awaitable[Response]:
+        call, body, now_s = request.call, request.body, self._clock()
+        target = self._client.target(endpoint.url, request.path)
+        if len(body) > MAX_SENT_AT_ONCE_BYTES:
+            return self._client.post(target, body, header_rules.of_call(call, self._trust, now_s))
+        return self._client.send(target, self._heads.request(target.line, call, body, now_s))
 
     def broke(self, attempt: Attempt) -> None:
         """An answer that had begun did not end as it should."""
@@ -250,6 +262,13 @@ def request_of(call: Call, target: str) -> WorkerRequest:
     return WorkerRequest(call=call, target=target, path=call.path, body=body)
 
 
+def _begun_whole(response: Response) -> Begun | None:
+    """An answer of which all is there, and which is an answer. None: it is to be looked at."""
+    if type(response) is not WorkerResponse or response.whole is None or response.status == RETRYABLE_STATUS:
+        return None
+    return Begun(data=response.whole, is_whole=True, cutter=None)
+
+
 async def _begin(endpoint: Endpoint, response: Response, replay: Replay | None) -> Begun:
     """Read a stream's first events, or an answer that is no stream whole if it is not too large."""
     reason = response.headers.get(names.HEADER_REASON, "")
@@ -257,8 +276,6 @@ async def _begin(endpoint: Endpoint, response: Response, replay: Replay | None) 
         raise RetryableError(reason or "unavailable", f"{endpoint.id} is {reason or 'unavailable'}")
     content = response.content
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-        if content.is_eof():
-            return Begun(data=take_arrived(content), is_whole=True, cutter=None)
         return await _begin_whole(content)
     cutter = EventCutter()
     while True:

@@ -9,6 +9,7 @@ import asyncio
 import io
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs
@@ -86,9 +87,11 @@ class WorkerClient:
     """One for the process. Does what the proxy needs of `aiohttp.ClientSession.post`. Its connections end with the session, whose connector
     counts them as in use, free or not: it must have no limit."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, parts: Any = None) -> None:
+        """`parts`: the extension module (`native`), if answers are to be read with it."""
         assert session.connector is not None, "an open session has a connector"
         self._session = session
+        self._parts = parts
         use_worker_connections(session.connector)
         self._connector = session.connector
         self._loop = asyncio.get_running_loop()
@@ -109,7 +112,10 @@ class WorkerClient:
         if len(body) > MAX_SENT_AT_ONCE_BYTES:
             data = io.BytesIO(body)
             return await self._session.post(target.url, data=data, headers=headers, allow_redirects=False)
-        request = target.line + _serialize_headers(f"Content-Length: {len(body)}", headers) + body
+        return await self.send(target, target.line + _serialize_headers(f"Content-Length: {len(body)}", headers) + body)
+
+    async def send(self, target: Target, request: bytes) -> WorkerResponse:
+        """As `post`, for the bytes of a request that begins with `target.line`."""
         connection = target.place.take()
         if connection is None:
             connection = await self._connect(target)
@@ -130,7 +136,7 @@ class WorkerClient:
         if not connection.is_connected():
             lease.close()
             raise aiohttp.ServerDisconnectedError
-        connection.belong(target.place, lease)
+        connection.belong(target.place, lease, self._parts)
         return connection
 
     def _new_target(self, base: str, path: str) -> Target:

@@ -4,6 +4,10 @@
 
 It has an owner (`worker_client`) or belongs to a session of aiohttp; then it is what aiohttp made of it. It tells at once when more of an
 answer has come: no task is woken for that. Knows nothing of what answers say.
+
+With the extension module, two kinds of reads are not shown to the parser: one that is a whole plain answer, while the parser holds
+nothing; and whole chunks of a body, while it is between two chunks, which is where it then still is. It reads all else, and so decides
+what every other answer, every end and every error means.
 """
 
 import asyncio
@@ -11,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import aiohttp
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from multidict import CIMultiDictProxy
+from multidict import MultiMapping
 
 from quire_router.connections import READ_BUFFER_BYTES
 
@@ -21,26 +26,38 @@ from quire_router.connections import READ_BUFFER_BYTES
 class WorkerResponse:
     """An answer whose head has come. The part of aiohttp's response that the proxy uses."""
 
-    __slots__ = ("connection", "content", "headers", "status")
+    __slots__ = ("_content", "connection", "headers", "status", "whole")
 
     def __init__(
         self,
         status: int,
-        headers: CIMultiDictProxy[str],
-        content: aiohttp.StreamReader,
+        headers: MultiMapping[str],
+        content: aiohttp.StreamReader | None,
         connection: "WorkerConnection | None",
+        whole: bytes | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
-        self.content = content
-        """The body as it comes. At its end the connection is free for the next request."""
+        self._content = content
         self.connection = connection
         """From which more of it comes. Only that ends this."""
+        self.whole = whole
+        """The body, if it came with the head; then `content` has it as well."""
 
-    def on_arrival(self, listener: Callable[[], None] | None) -> None:
-        """`listener` is called whenever there is more in `content`, its end or an error included, until another one or None is set."""
+    @property
+    def content(self) -> aiohttp.StreamReader:
+        """The body as it comes. At its end the connection is free for the next request."""
+        content = self._content
+        if content is None:
+            assert self.whole is not None, "there is a reader or all of it"
+            content = self._content = _reader_of(self.whole)
+        return content
+
+    def on_arrival(self, listener: Callable[[], None] | None, taker: Callable[[bytes], bool] | None = None) -> None:
+        """`listener` is called whenever there is more in `content`, its end or an error included, until another one or None is set. What
+        comes while nothing is unread may be given to `taker` instead: whether it took it."""
         if self.connection is not None:
-            self.connection.on_arrival = listener
+            self.connection.on_arrival, self.connection.on_part = listener, taker
 
     def close(self) -> None:
         """The connection is cut, unless all of the body has come; whoever waits for more gets a ClientConnectionError."""
@@ -50,6 +67,14 @@ class WorkerResponse:
         if self.content.exception() is None:  # a connection that is closed here forgets its readers
             self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
         connection.cut()
+
+
+def _reader_of(whole: bytes) -> aiohttp.StreamReader:
+    loop = asyncio.get_running_loop()
+    reader = aiohttp.StreamReader(BaseProtocol(loop), READ_BUFFER_BYTES, loop=loop)
+    reader.feed_data(whole)
+    reader.feed_eof()
+    return reader
 
 
 class Owner(Protocol):
@@ -64,6 +89,8 @@ class WorkerConnection(ResponseHandler):
 
     on_arrival: Callable[[], None] | None = None
     """Called when something came, or the connection was lost, after the answer's reader has been given it. It must not raise."""
+    on_part: Callable[[bytes], bool] | None = None
+    """Asked to take what came of a body, instead, while nothing is unread. It must not raise."""
     free_since_s = 0.0
     """By the event loop's clock. Its owner's to keep."""
     _owner: Owner | None = None
@@ -74,11 +101,23 @@ class WorkerConnection(ResponseHandler):
     """Of the request that waits for its answer's head."""
     _answer: WorkerResponse | None = None
     """Whose body comes now."""
+    _parts: Any = None
+    """The extension module; None: the parser reads everything."""
+    _is_fresh = False
+    """The parser holds nothing. Never without the extension module."""
+    _chunks: Any = None
+    """Follows the body that comes now."""
+    _is_feeding = False
+    """A reader is given what the parser has not seen."""
 
-    def belong(self, owner: Owner, lease: Connection) -> None:
-        """`owner` asks over it from now on, as long as it lasts."""
-        self._owner, self._lease = owner, lease
+    def belong(self, owner: Owner, lease: Connection, parts: Any = None) -> None:
+        """`owner` asks over it from now on, as long as it lasts. `parts`: the extension module."""
+        self._owner, self._lease, self._parts = owner, lease, parts
+        self._make_parser()
+
+    def _make_parser(self) -> None:
         self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
+        self._is_fresh = self._parts is not None
 
     def ask(self, request: bytes) -> "asyncio.Future[WorkerResponse]":
         """Send a request while it stands and is free. The answer, once its head is there; aiohttp.ClientError if none comes."""
@@ -97,7 +136,7 @@ class WorkerConnection(ResponseHandler):
     def cut(self) -> None:
         """End it. Whoever listens hears of it."""
         listener, lease = self.on_arrival, self._lease
-        self.on_arrival = self._lease = self._head = self._answer = None
+        self.on_arrival = self.on_part = self._lease = self._head = self._answer = self._chunks = None
         if lease is not None:
             lease.close()
         if listener is not None:
@@ -105,33 +144,104 @@ class WorkerConnection(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """An answer may end with this, and the connection be free: who listened until now still hears of it."""
+        chunks = self._chunks
+        if chunks is not None and data:
+            part = chunks.feed(data)
+            if part is not None and self._give(part, chunks.num_bytes):
+                return
         listener, owner = self.on_arrival, self._owner
         if owner is None:
             super().data_received(data)
+        elif self._is_fresh and data:
+            self._read_first(data, owner)
         elif self._parser is not None:
-            try:
-                messages, _, _ = self._parser.feed_data(data)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, nothing that follows can be read
-                self._refuse(f"what came is no HTTP: {type(error).__name__}")
-                messages = []
-            for message, content in messages:
-                self._begin(message, content)
-            answer = self._answer
-            if answer is None:
-                if data and self._head is None:
-                    self._refuse("something came that nobody had asked for")
-            elif answer.content.is_eof():
-                self._end(answer, owner)
+            self._read(data, owner)
         if listener is not None:
             listener()
 
+    def _give(self, part: bytes, num_bytes: int) -> bool:
+        """Give away what is next of the body, and leaves the parser where it is. False: it is the parser's, which is not so far yet, in all
+        of so many bytes of the body."""
+        answer = self._answer
+        if answer is None or self._reading_paused:
+            return False
+        content = answer.content
+        if content.total_bytes + len(part) != num_bytes:
+            return False
+        taker = self.on_part
+        if taker is not None and not content._buffer and taker(part):
+            content.total_bytes = num_bytes
+            return True
+        self._is_feeding = True
+        content.feed_data(part)
+        self._is_feeding = False
+        if self.on_arrival is not None:
+            self.on_arrival()
+        return True
+
+    def _read_first(self, data: bytes, owner: Owner) -> None:
+        """Read what comes while the parser holds nothing: without it if that is a whole answer."""
+        head = self._head
+        found = None if head is None or head.done() else self._parts.read_answer(data)
+        if head is not None and type(found) is tuple:
+            status, headers, whole = found
+            self._head = None
+            head.set_result(WorkerResponse(status, headers, None, None, whole))
+            if self._should_close:
+                self.cut()
+            else:
+                owner.take_back(self)
+            return
+        self._read(data, owner, body_at=found or 0)
+
+    def _read(self, data: bytes, owner: Owner, body_at: int = 0) -> None:
+        """Have the parser read. `body_at`: where the chunks of the one answer in `data` begin, if they can be followed."""
+        self._is_fresh = self._is_fresh and not data
+        try:
+            messages, _, _ = self._parser.feed_data(data)  # type: ignore[union-attr]
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, nothing that follows can be read
+            self._refuse(f"what came is no HTTP: {type(error).__name__}")
+            messages = []
+        for message, content in messages:
+            self._begin(message, content)
+        answer = self._answer
+        if answer is None:
+            if data and self._head is None:
+                self._refuse("something came that nobody had asked for")
+            return
+        if body_at and len(messages) == 1:
+            self._follow(answer.content, data[body_at:])
+        if answer.content.is_eof():
+            self._end(answer, owner)
+
+    def _follow(self, content: aiohttp.StreamReader, data: bytes) -> None:
+        """From here on chunks need not be shown to the parser. `data` was."""
+        self._chunks = self._parts.Chunks()
+        self._chunks.feed(data)
+        if not data:
+            content.begin_http_chunk_receiving()  # a reader must hear of chunks before it is given any
+
     def _end(self, answer: WorkerResponse, owner: Owner) -> None:
         """All of an answer has come."""
-        self._answer = self._payload = self.on_arrival = answer.connection = None
+        chunks = self._chunks
+        self._answer = self._payload = self.on_arrival = self.on_part = self._chunks = answer.connection = None
+        if chunks is not None and chunks.is_done:
+            self._is_fresh = True
+        elif self._parts is not None and not self._should_close:
+            self._renew_parser()
         if self._should_close:
             self.cut()
         else:
             owner.take_back(self)
+
+    def _renew_parser(self) -> None:
+        """So that it is known to hold nothing. What has begun beyond the answer's end is nobody's."""
+        try:
+            has_begun = self._parser.feed_eof() is not None  # type: ignore[union-attr]
+        except Exception:  # noqa: BLE001 - it is no answer either
+            has_begun = True
+        self._should_close |= has_begun
+        self._make_parser()
 
     def _begin(self, message: Any, content: aiohttp.StreamReader) -> None:
         """The head of an answer."""
@@ -161,7 +271,7 @@ class WorkerConnection(ResponseHandler):
         super().connection_lost(exc)
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(aiohttp.ClientPayloadError("the answer ended in what is no HTTP"))
-        self._lease = self._head = self._answer = None
+        self._lease = self._head = self._answer = self._chunks = self.on_part = None
         if answer is not None:
             answer.connection = None
         if head is not None and not head.done():
@@ -170,6 +280,14 @@ class WorkerConnection(ResponseHandler):
             lease.close()
         if listener is not None:
             listener()
+
+    def pause_reading(self) -> None:
+        """The parser, paused, would keep what it is shown next; it is not while it reads nothing."""
+        if self._is_feeding:
+            self._reading_paused = True
+            self._pause_transport_reading()
+        else:
+            super().pause_reading()
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""

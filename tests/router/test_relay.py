@@ -8,6 +8,7 @@ from multidict import CIMultiDict
 
 from quire_router.call import Usage
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
+from quire_router.native.library import native
 from quire_router.relay import Relay
 from quire_router.replay import Replay
 from quire_router.sse import EventCutter
@@ -57,13 +58,14 @@ class Sink:
                 await self.news.wait()
 
 
-@pytest.fixture
-async def opened():
+@pytest.fixture(params=["native", "python"])
+async def opened(request):
     """A worker, and its answer whose head has come."""
+    parts = native() if request.param == "native" else None
     worker = Worker()
     url = await worker.start()
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        client = WorkerClient(session)
+        client = WorkerClient(session, parts)
         asking = asyncio.create_task(client.post(client.target(url, "/x"), b"{}", CIMultiDict()))
         await worker.send(HEAD)
         response = await asking

@@ -8,6 +8,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from quire_router.connections import UPSTREAM_KEEPALIVE_S
+from quire_router.native.library import native
 from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, MAX_TARGETS, WorkerClient
 
 LARGE = MAX_SENT_AT_ONCE_BYTES + 1
@@ -51,15 +52,16 @@ class Server:
             writer.close()
 
 
-@pytest.fixture
-async def serve():
+@pytest.fixture(params=["native", "python"])
+async def serve(request):
+    parts = native() if request.param == "native" else None
     servers = []
     async with aiohttp.ClientSession(auto_decompress=False) as session:
 
         async def start(*answers):
             server = Server(answers)
             servers.append(server)
-            return server, WorkerClient(session), await server.start()
+            return server, WorkerClient(session, parts), await server.start()
 
         yield start
     for server in servers:

@@ -5,3 +5,7 @@
 #include <Python.h>
 
 int add_sha256(PyObject* module);
+int add_request_head(PyObject* module);
+int add_http_answer(PyObject* module);
+int add_chunks(PyObject* module);
+int add_replay_events(PyObject* module);

@@ -1,0 +1,206 @@
+// Writes a request to a worker in one piece: the head from a client's headers and our own, and the body.
+//
+// Takes only what is plain; the twin in Python (`request_heads`) writes all else, and refuses what must not be written.
+
+#include <cstring>
+#include <string>
+#include <unordered_set>
+
+#include "http_text.h"
+#include "parts.h"
+
+namespace quire {
+namespace {
+
+constexpr size_t MAX_KNOWN_NAME = 64;
+
+struct Hash {
+    using is_transparent = void;
+    size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+};
+using Names = std::unordered_set<std::string, Hash, std::equal_to<>>;
+
+struct Rules {
+    Names ends;
+    Names keys;
+    std::string prefix;
+};
+
+struct RequestHeads {
+    PyObject_HEAD
+    Rules* rules;
+};
+
+// The characters of an ASCII str; nothing for any other object.
+bool ascii_of(PyObject* object, std::string_view* text) {
+    if (!PyUnicode_Check(object) || !PyUnicode_IS_COMPACT_ASCII(object)) {
+        // a subclass of str keeps its characters apart
+        if (!PyUnicode_Check(object) || PyUnicode_READY(object) < 0 || !PyUnicode_IS_ASCII(object)) return false;
+    }
+    *text = {static_cast<const char*>(PyUnicode_DATA(object)), size_t(PyUnicode_GET_LENGTH(object))};
+    return true;
+}
+
+bool is_plain_name(std::string_view name) {
+    if (name.empty()) return false;
+    for (char c : name)
+        if (!is_name_char(static_cast<unsigned char>(c))) return false;
+    return true;
+}
+
+bool is_plain_value(std::string_view value) {
+    for (char c : value)
+        if (!is_value_char(static_cast<unsigned char>(c))) return false;
+    return true;
+}
+
+void write_line(std::string& out, std::string_view name, std::string_view value) {
+    out.append(name).append(": ", 2).append(value).append("\r\n", 2);
+}
+
+enum class Way { PASSES, IS_A_KEY, ENDS };
+
+Way way_of(const Rules& rules, std::string_view name) {
+    if (name.size() >= rules.prefix.size() && same_name(name.substr(0, rules.prefix.size()), rules.prefix)) return Way::ENDS;
+    if (name.size() > MAX_KNOWN_NAME) return Way::PASSES;
+    char lower[MAX_KNOWN_NAME];
+    for (size_t i = 0; i < name.size(); ++i) lower[i] = lower_of(name[i]);
+    const std::string_view known(lower, name.size());
+    if (rules.ends.contains(known)) return Way::ENDS;
+    return rules.keys.contains(known) ? Way::IS_A_KEY : Way::PASSES;
+}
+
+// Whether the client's headers could be written.
+bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool keep_key) {
+    PyObject* iterator = PyObject_GetIter(items);
+    if (iterator == nullptr) return false;
+    bool is_plain = true;
+    PyObject* item = nullptr;
+    while (is_plain && (item = PyIter_Next(iterator)) != nullptr) {
+        std::string_view name, value;
+        is_plain = PyTuple_Check(item) && PyTuple_GET_SIZE(item) == 2 && ascii_of(PyTuple_GET_ITEM(item, 0), &name) &&
+                   ascii_of(PyTuple_GET_ITEM(item, 1), &value) && is_plain_name(name);
+        if (is_plain) {
+            const Way way = way_of(rules, name);
+            if (way == Way::ENDS) {
+                // what a client declares to be of its connection only goes as well: seldom anything that would have passed
+                is_plain = !same_name(name, "connection") || same_name(stripped(value), "keep-alive");
+            } else if (way == Way::PASSES || keep_key) {
+                is_plain = is_plain_value(value);
+                if (is_plain) write_line(out, name, value);
+            }
+        }
+        Py_DECREF(item);
+    }
+    Py_DECREF(iterator);
+    return is_plain && !PyErr_Occurred();
+}
+
+// Whether our own headers, name after value after name, could be written.
+bool write_own(std::string& out, PyObject* own) {
+    const Py_ssize_t size = PyList_GET_SIZE(own);
+    for (Py_ssize_t i = 0; i + 1 < size; i += 2) {
+        std::string_view name, value;
+        if (!ascii_of(PyList_GET_ITEM(own, i), &name) || !ascii_of(PyList_GET_ITEM(own, i + 1), &value)) return false;
+        if (!is_plain_name(name) || !is_plain_value(value)) return false;
+        write_line(out, name, value);
+    }
+    return size % 2 == 0;
+}
+
+PyObject* write(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (count != 5 || !PyBytes_Check(args[0]) || !PyList_Check(args[3]) || !PyBytes_Check(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "write(first: bytes, headers, keep_key, own: list, body: bytes)");
+        return nullptr;
+    }
+    const int keep_key = PyObject_IsTrue(args[2]);
+    if (keep_key < 0) return nullptr;
+    PyObject* items = PyObject_CallMethod(args[1], "items", nullptr);
+    if (items == nullptr) return nullptr;
+    const Rules& rules = *reinterpret_cast<RequestHeads*>(self)->rules;
+    const size_t size = size_t(PyBytes_GET_SIZE(args[4]));
+    std::string out;
+    out.reserve(1024);
+    out.append(PyBytes_AS_STRING(args[0]), size_t(PyBytes_GET_SIZE(args[0])));
+    write_line(out, "Content-Length", std::to_string(size));
+    const bool is_plain = write_passed(out, rules, items, keep_key != 0) && write_own(out, args[3]);
+    Py_DECREF(items);
+    if (PyErr_Occurred()) return nullptr;
+    if (!is_plain) Py_RETURN_NONE;
+    out.append("\r\n", 2);
+    PyObject* request = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(out.size() + size));
+    if (request == nullptr) return nullptr;
+    char* at = PyBytes_AS_STRING(request);
+    std::memcpy(at, out.data(), out.size());
+    if (size) std::memcpy(at + out.size(), PyBytes_AS_STRING(args[4]), size);
+    return request;
+}
+
+// The strs of an iterable.
+bool take_names(PyObject* names, Names* into) {
+    PyObject* iterator = PyObject_GetIter(names);
+    if (iterator == nullptr) return false;
+    for (PyObject* name; (name = PyIter_Next(iterator)) != nullptr; Py_DECREF(name)) {
+        std::string_view text;
+        if (ascii_of(name, &text) && text.size() <= MAX_KNOWN_NAME) {
+            into->emplace(text);
+        } else {
+            PyErr_SetString(PyExc_ValueError, "a header's name is ASCII and short");
+        }
+        if (PyErr_Occurred()) {
+            Py_DECREF(name);
+            break;
+        }
+    }
+    Py_DECREF(iterator);
+    return !PyErr_Occurred();
+}
+
+PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
+    PyObject *ends, *keys;
+    const char* prefix;
+    Py_ssize_t prefix_size;
+    if (!PyArg_ParseTuple(args, "OOs#", &ends, &keys, &prefix, &prefix_size)) return nullptr;
+    auto* self = reinterpret_cast<RequestHeads*>(type->tp_alloc(type, 0));
+    if (self == nullptr) return nullptr;
+    self->rules = new Rules{{}, {}, std::string(prefix, size_t(prefix_size))};
+    if (!take_names(ends, &self->rules->ends) || !take_names(keys, &self->rules->keys)) {
+        Py_DECREF(self);
+        return nullptr;
+    }
+    return reinterpret_cast<PyObject*>(self);
+}
+
+void end(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    delete reinterpret_cast<RequestHeads*>(self)->rules;
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyMethodDef METHODS[] = {
+    {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL,
+     "write(first, headers, keep_key, own, body): the request; None: something in it is not plain."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyType_Slot SLOTS[] = {
+    {Py_tp_new, reinterpret_cast<void*>(make)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(end)},
+    {Py_tp_methods, METHODS},
+    {Py_tp_doc, const_cast<char*>("RequestHeads(ends, keys, prefix): names in lower case that never pass, that pass as keys, and their prefix.")},
+    {0, nullptr},
+};
+
+PyType_Spec SPEC = {"quire_router_native.RequestHeads", sizeof(RequestHeads), 0, Py_TPFLAGS_DEFAULT, SLOTS};
+
+}  // namespace
+}  // namespace quire
+
+int add_request_head(PyObject* module) {
+    PyObject* type = PyType_FromSpec(&quire::SPEC);
+    if (type == nullptr) return -1;
+    const int done = PyModule_AddObjectRef(module, "RequestHeads", type);
+    Py_DECREF(type);
+    return done;
+}
