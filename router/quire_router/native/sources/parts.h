@@ -5,3 +5,5 @@
 #include <Python.h>
 
 int add_sha256(PyObject* module);
+int add_kv_index(PyObject* module);
+int add_usual_choice(PyObject* module);
