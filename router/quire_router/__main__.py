@@ -45,7 +45,7 @@ from quire_router.hedging import Hedger
 from quire_router.internal import InternalApi
 from quire_router.keeper import EndpointKeeper, FileSource
 from quire_router.kube_source import KubernetesSource
-from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.kv_index import new_indexes
 from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.mending import Mender
@@ -153,7 +153,7 @@ async def running(
     """The whole router, listening; its app and its address "http://host:port". At the end requests may finish."""
     boot = secrets.token_hex(8)
     metrics, stats = RouterMetrics(), RevisionStats(boot=boot)
-    pool, index, sent = EndpointPool(stats), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
+    pool, (index, sent) = EndpointPool(stats), new_indexes(native(), max_blocks=settings.max_index_blocks)
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
         reader = PromptReader(executor)

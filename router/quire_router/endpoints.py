@@ -94,14 +94,16 @@ class Use:
 
 
 class Endpoint:
-    """One worker. Times are seconds of the process's monotonic clock."""
+    """One worker. Times are seconds of the process's monotonic clock.
 
-    learnt_ms_per_token: float | None = None
-    """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
-    _ms_per_token: float | None = None
-    """As learnt from its answers."""
-    _unreported_tokens = 0
-    """Uncached ones of the unreported requests that have not answered yet."""
+    Its fields are slots: that is where `native/sources/usual_choice.cpp` reads them."""
+
+    __slots__ = (
+        "_adapters_asked", "_ms_per_token", "_recent_ms", "_recent_s", "_unreported", "_unreported_tokens", "counts", "digest",
+        "draining", "entry", "health", "heard_s", "id", "last_turn", "latency", "learnt_ms_per_token", "life", "max_model_len",
+        "num_in_flight", "num_unanswered", "on_change", "on_suspect", "pending_tokens", "ready", "report", "report_s", "synced",
+        "trial", "url", "uses", "warmup", "why_not",
+    )  # fmt: skip
 
     def __init__(self, entry: EndpointEntry, counts: RevisionCounts) -> None:
         self.entry = entry
@@ -120,11 +122,6 @@ class Endpoint:
         """Whether the KV index holds its events without a gap."""
         self.report: LoadReport | None = None
         self.report_s = -math.inf
-        self.num_in_flight = 0
-        self.num_unanswered = 0
-        """Of those in flight: no byte of their answer has come."""
-        self.pending_tokens = 0
-        """Uncached tokens of our requests there that have not answered yet."""
         self.on_suspect: Callable[[], None] = lambda: None
         """Called when something suggests that it is gone, so that its prober looks at once."""
         self.life: str | None = None
@@ -137,12 +134,26 @@ class Endpoint:
         self.uses: set[Use] = set()
         self.on_change: Callable[[Endpoint], None] = lambda _: None
         """Called when requests may have got room here, or lost it: by readiness, a load report or the end of a request."""
+        self._begin_load()
+
+    def _begin_load(self) -> None:
+        self.num_in_flight = 0
+        self.num_unanswered = 0
+        """Of those in flight: no byte of their answer has come."""
+        self.pending_tokens = 0
+        """Uncached tokens of our requests there that have not answered yet."""
         self._unreported: dict[Reservation, None] = {}
+        self._unreported_tokens = 0
+        """Uncached ones of the unreported requests that have not answered yet."""
         self._recent_ms = self._recent_s = 0.0
         self.last_turn = 0
         """Number of the router's latest choice that fell on it."""
         self._adapters_asked: dict[str, float] = {}
         """Adapter -> when a request for it went there last; those of the configuration only."""
+        self.learnt_ms_per_token: float | None = None
+        """Prefill cost as it reports it, else as learnt from its answers; None before the first of either."""
+        self._ms_per_token: float | None = None
+        """As learnt from its answers."""
 
     # Readiness
 
@@ -318,6 +329,9 @@ def pooled_speed(own: Sequence[float | None]) -> list[float]:
     """Prefill cost in ms a token for each endpoint of a model, from what was learnt of each: the mean, but its own where that differs
     clearly."""
     learnt = [speed for speed in own if speed is not None]
-    mean = sum(learnt) / len(learnt) if learnt else DEFAULT_MS_PER_TOKEN
+    total = 0.0
+    for speed in learnt:  # one after the other, as the C++ does: newer Pythons' `sum` adds otherwise
+        total += speed
+    mean = total / len(learnt) if learnt else DEFAULT_MS_PER_TOKEN
     low, high = mean / SPEED_SAME, mean * SPEED_SAME
     return [mean if speed is None or low <= speed <= high else speed for speed in own]

@@ -25,7 +25,7 @@ from quire_router.route_plan import RoutePlanner, Sticky
 from quire_router.scoring import Choice, RouteRequest
 from quire_router.snapshots import ReadablePrompt, Snapshots
 from quire_router.splitting import choose_by_hash, choose_by_weight
-from quire_router.usual_choice import choose_usual
+from quire_router.usual_pick import usual_pick
 
 AFFINITY_TOKENS = 256
 """The hash level keys on this much of the prompt: enough to tell system prompts apart, little enough to keep a conversation together."""
@@ -75,6 +75,7 @@ class Picker:
     ) -> None:
         self._pool = pool
         self._snapshots = Snapshots(pool, index, sent)
+        self._pick_usual = usual_pick(pool, index, sent, self._snapshots, rng)
         self._sent = sent
         self._reader = reader
         self._metrics = metrics
@@ -173,19 +174,6 @@ class Picker:
             counts.prefix_tokens.inc(num_tokens)
             counts.prefix_hit_tokens.inc(choice.matched_tokens)
         return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
-
-    def _pick_usual(
-        self, model: str, endpoints: Sequence[Endpoint], prompt: ReadablePrompt, now_s: float
-    ) -> tuple[Endpoint, Choice] | None:
-        """The choice where nothing is out of the ordinary; the same that `_pick_any` makes. None: something is."""
-        columns = self._snapshots.columns(endpoints, prompt, now_s)
-        if columns is None:
-            return None
-        (blocks,) = prompt.by_digest.values()
-        picked = choose_usual(
-            model, blocks.num_tokens, columns, lambda place: endpoints[place].recent_ms(now_s), self._rng
-        )
-        return None if picked is None else (endpoints[picked[0]], picked[1])
 
     def _pick_any(
         self,

@@ -79,11 +79,12 @@ def choose_usual(
         matched_tokens=mine,
         num_tokens=num_tokens,
         reason=in_words(mine, max(matched), number, "precise", num_tokens),
-        explain=functools.partial(_scores, model, num_tokens, columns),
+        explain=functools.partial(scores_on, model, num_tokens, columns),
     )
 
 
-def _scores(model: str, num_tokens: int, columns: Columns) -> tuple[Score, ...]:
+def scores_on(model: str, num_tokens: int, columns: Columns) -> tuple[Score, ...]:
+    """Those of a choice that was made on them."""
     request = RouteRequest(model=model, num_tokens=num_tokens)
     return tuple(score(request, candidate, None) for candidate in columns.candidates())
 

@@ -29,6 +29,7 @@ NO_HEADERS = "no headers of this Python: install python3-dev"
 
 _FLAGS = (
     "-std=c++20", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-plt", "-static-libstdc++", "-static-libgcc",
+    "-ffp-contract=off",  # costs are added up as Python adds them
     "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-cast-function-type", "-Werror=return-type",
 )  # fmt: skip
 

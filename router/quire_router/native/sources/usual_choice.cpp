@@ -1,0 +1,436 @@
+// UsualChoice: what snapshots.Snapshots.columns and usual_choice.choose_usual decide, read from the endpoints' own fields in one call.
+//
+// Endpoints and what they hold are Python's, of classes with __slots__: such a field lies at a place in its object that its class tells.
+// So nothing is copied beforehand, and nothing can be stale. A field that is not of the kind that is reckoned with makes the case an
+// unusual one, which Python decides.
+
+#include "parts.h"
+
+#include <structmember.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <limits>
+#include <vector>
+
+#include "kv_index.h"
+#include "python_ref.h"
+
+namespace quire {
+namespace {
+
+constexpr long long MOST = 1LL << 53;  // up to here doubles are exact, as Python's ints are
+constexpr long long MOST_ENDPOINTS = 2048;
+constexpr int64_t UNKNOWN = INT64_MIN;
+
+// Something is out of the ordinary; no error.
+struct Unusual {};
+
+// A class with __slots__, and where its fields are.
+template <size_t N>
+struct Layout {
+    PyTypeObject* type = nullptr;
+    Py_ssize_t at[N] = {};
+
+    // 0, or -1 with TypeError: such a class is not what this reads.
+    int read(PyObject* cls, const char* const (&fields)[N]) {
+        if (!PyType_Check(cls)) return PyErr_SetString(PyExc_TypeError, "a class was asked for"), -1;
+        for (size_t i = 0; i < N; ++i) {
+            const Ref found(PyObject_GetAttrString(cls, fields[i]));
+            if (!found) return -1;
+            const PyMemberDef* member = Py_IS_TYPE(found.get(), &PyMemberDescr_Type)
+                                            ? reinterpret_cast<PyMemberDescrObject*>(found.get())->d_member
+                                            : nullptr;
+            if (member == nullptr || member->type != T_OBJECT_EX) return PyErr_Format(PyExc_TypeError, "%s is no slot", fields[i]), -1;
+            at[i] = member->offset;
+        }
+        type = reinterpret_cast<PyTypeObject*>(Py_NewRef(cls));
+        return 0;
+    }
+    PyObject* of(PyObject* object, size_t field) const {
+        PyObject* value = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + at[field]);
+        if (value == nullptr) throw Unusual();
+        return value;
+    }
+    PyObject* checked(PyObject* object) const {
+        if (!PyObject_TypeCheck(object, type)) throw Unusual();
+        return object;
+    }
+};
+
+bool truth(PyObject* value) {
+    if (value == Py_True) return true;
+    if (value == Py_False) return false;
+    throw Unusual();
+}
+
+double real(PyObject* value) {
+    if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
+    throw Unusual();
+}
+
+int64_t whole(PyObject* value) {
+    if (!PyLong_CheckExact(value)) throw Unusual();
+    int overflow = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (overflow || number > MOST || number < -MOST) throw Unusual();
+    return number;
+}
+
+bool is_same(PyObject* one, PyObject* other) {
+    if (one == other) return true;
+    if (!PyUnicode_CheckExact(one)) return false;
+    return PyUnicode_Compare(one, other) == 0;
+}
+
+enum { E_ID, E_READY, E_SYNCED, E_DRAINING, E_DIGEST, E_HEALTH, E_ENTRY, E_WARMUP, E_REPORT, E_REPORT_S, E_IN_FLIGHT, E_PENDING,
+       E_UNREPORTED, E_UNREPORTED_TOKENS, E_SPEED, E_RECENT_MS, E_RECENT_S, NUM_E };
+constexpr const char* ENDPOINT[NUM_E] = {
+    "id", "ready", "synced", "draining", "digest", "health", "entry", "warmup", "report", "report_s", "num_in_flight", "pending_tokens",
+    "_unreported", "_unreported_tokens", "learnt_ms_per_token", "_recent_ms", "_recent_s"};
+enum { R_RUNNING, R_WAITING, R_FREE, R_SIZE, R_UNCACHED, NUM_R };
+constexpr const char* REPORT[NUM_R] = {"running", "waiting", "free_blocks", "block_size", "uncached_tokens"};
+
+// Numbers of the decision, as scoring and its neighbours have them.
+struct Rules {
+    double guard_factor, guard_slack, leave_ms, leave_share, tie_ms, tie_share, promised_weight, decode_ms, block_wait_ms;
+    double speculative_life_s, silent_after_s, recent_life_s, default_ms_per_token, speed_same;
+};
+constexpr const char* RULES[] = {
+    "guard_factor", "guard_slack", "leave_ms", "leave_share", "tie_ms", "tie_share", "promised_weight", "decode_ms", "block_wait_ms",
+    "speculative_life_s", "silent_after_s", "recent_life_s", "default_ms_per_token", "speed_same"};
+static_assert(sizeof(Rules) == sizeof(double) * std::size(RULES));
+
+// One endpoint as the choice sees it.
+struct Row {
+    PyObject* id;  // owned by a Seen only
+    int64_t matched, load, promised, free;
+    double ms_per_token, cost;
+};
+
+// A snapshot that can be explained later.
+struct Seen {
+    PyObject_VAR_HEAD
+    Row rows[1];
+};
+
+void seen_dealloc(PyObject* self) {
+    Seen* mine = reinterpret_cast<Seen*>(self);
+    for (Py_ssize_t i = 0; i < Py_SIZE(self); ++i) Py_XDECREF(mine->rows[i].id);
+    Py_TYPE(self)->tp_free(self);
+}
+
+PyObject* number_of(int64_t number) { return number == UNKNOWN ? Py_NewRef(Py_None) : PyLong_FromLongLong(number); }
+
+template <class Make>
+PyObject* column(Seen* seen, Make make) {
+    Ref list(PyList_New(Py_SIZE(seen)));
+    for (Py_ssize_t i = 0; list && i < Py_SIZE(seen); ++i) {
+        PyObject* item = make(seen->rows[i]);
+        if (item == nullptr) return nullptr;
+        PyList_SET_ITEM(list.get(), i, item);
+    }
+    return list.release();
+}
+
+PyObject* seen_columns(PyObject* self, PyObject*) {
+    Seen* mine = reinterpret_cast<Seen*>(self);
+    return Py_BuildValue(
+        "(NNNNNN)", column(mine, [](Row& row) { return Py_NewRef(row.id); }), column(mine, [](Row& row) { return number_of(row.matched); }),
+        column(mine, [](Row& row) { return number_of(row.load); }), column(mine, [](Row& row) { return number_of(row.promised); }),
+        column(mine, [](Row& row) { return number_of(row.free); }), column(mine, [](Row& row) { return PyFloat_FromDouble(row.ms_per_token); }));
+}
+
+PyMethodDef SEEN_METHODS[] = {
+    {"columns", seen_columns, METH_NOARGS, "The fields of usual_choice.Columns, in their order."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyTypeObject SeenType = [] {
+    PyTypeObject type{PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "quire_router_native.Seen";
+    type.tp_doc = "The snapshot that a choice was made on.";
+    type.tp_basicsize = offsetof(Seen, rows);
+    type.tp_itemsize = sizeof(Row);
+    type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+    type.tp_dealloc = seen_dealloc;
+    type.tp_methods = SEEN_METHODS;
+    return type;
+}();
+
+struct Chooser {
+    PyObject_HEAD
+    IndexObject* index;
+    SentObject* sent;
+    PyObject* draw;  // the random source's `random`
+    Layout<NUM_E> endpoint;
+    Layout<NUM_R> report;
+    Layout<1> health, warmup, entry;
+    Rules rules;
+    bool is_busy;  // a random source that asks in its turn gets no answer
+    std::vector<Row>* rows;
+    std::vector<size_t>* slots;
+    std::vector<size_t>* tied;
+    std::vector<uint32_t>* depths;
+    std::vector<Py_ssize_t>* places;
+};
+
+Chooser* as_chooser(PyObject* self) { return reinterpret_cast<Chooser*>(self); }
+
+void chooser_dealloc(PyObject* self) {
+    Chooser* mine = as_chooser(self);
+    Py_XDECREF(mine->index), Py_XDECREF(mine->sent), Py_XDECREF(mine->draw);
+    for (PyTypeObject* type : {mine->endpoint.type, mine->report.type, mine->health.type, mine->warmup.type, mine->entry.type}) Py_XDECREF(type);
+    delete mine->rows, delete mine->slots, delete mine->tied, delete mine->depths, delete mine->places;
+    Py_TYPE(self)->tp_free(self);
+}
+
+int read_rules(PyObject* given, Rules& rules) {
+    double* field = reinterpret_cast<double*>(&rules);
+    for (const char* name : RULES) {
+        PyObject* value = PyDict_GetItemString(given, name);
+        if (value == nullptr) return PyErr_Format(PyExc_TypeError, "no rule %s", name), -1;
+        *field = PyFloat_AsDouble(value);
+        if (*field++ == -1 && PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+PyObject* chooser_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    PyObject *index, *sent, *draw, *endpoint, *report, *health, *warmup, *entry, *rules;
+    if (!PyArg_ParseTuple(args, "OOO(OOOOO)O!", &index, &sent, &draw, &endpoint, &report, &health, &warmup, &entry, &PyDict_Type, &rules))
+        return nullptr;
+    if (index_of(index) == nullptr || sent_of(sent) == nullptr) return nullptr;
+    Ref self(type->tp_alloc(type, 0));
+    if (!self) return nullptr;
+    Chooser* made = as_chooser(self.get());
+    made->index = reinterpret_cast<IndexObject*>(Py_NewRef(index));
+    made->sent = reinterpret_cast<SentObject*>(Py_NewRef(sent));
+    made->draw = Py_NewRef(draw);
+    made->rows = new (std::nothrow) std::vector<Row>();
+    made->slots = new (std::nothrow) std::vector<size_t>();
+    made->tied = new (std::nothrow) std::vector<size_t>();
+    made->depths = new (std::nothrow) std::vector<uint32_t>();
+    made->places = new (std::nothrow) std::vector<Py_ssize_t>();
+    if (!made->rows || !made->slots || !made->tied || !made->depths || !made->places) return PyErr_NoMemory();
+    if (read_rules(rules, made->rules) < 0) return nullptr;
+    if (made->endpoint.read(endpoint, ENDPOINT) < 0 || made->report.read(report, REPORT) < 0) return nullptr;
+    if (made->health.read(health, {"is_ejected"}) < 0 || made->warmup.read(warmup, {"since_s"}) < 0) return nullptr;
+    return made->entry.read(entry, {"role"}) < 0 ? nullptr : self.release();
+}
+
+// What is asked.
+struct Asked {
+    PyObject* endpoints;  // a tuple
+    PyObject* digest;
+    PyObject* hashes;
+    int64_t num_tokens, block_tokens;
+    double now_s, slow_start_s;
+};
+
+// All but `matched` of the endpoint's row. Throws Unusual.
+Row row_of(const Chooser& mine, const Asked& asked, PyObject* object) {
+    const auto& of = mine.endpoint;
+    of.checked(object);
+    if (!truth(of.of(object, E_READY)) || !truth(of.of(object, E_SYNCED)) || truth(of.of(object, E_DRAINING))) throw Unusual();
+    if (!is_same(of.of(object, E_DIGEST), asked.digest)) throw Unusual();
+    if (truth(mine.health.of(mine.health.checked(of.of(object, E_HEALTH)), 0))) throw Unusual();
+    PyObject* role = mine.entry.of(mine.entry.checked(of.of(object, E_ENTRY)), 0);
+    if (!PyUnicode_CheckExact(role) || PyUnicode_CompareWithASCIIString(role, "prefill") == 0) throw Unusual();
+    if (asked.now_s - real(mine.warmup.of(mine.warmup.checked(of.of(object, E_WARMUP)), 0)) < asked.slow_start_s) throw Unusual();
+    Row row{of.of(object, E_ID), 0, 0, 0, UNKNOWN, 0, 0};
+    PyObject* report = of.of(object, E_REPORT);
+    if (report == Py_None) {
+        row.load = whole(of.of(object, E_IN_FLIGHT)), row.promised = whole(of.of(object, E_PENDING));
+    } else {
+        if (asked.now_s - real(of.of(object, E_REPORT_S)) > mine.rules.silent_after_s) throw Unusual();
+        const auto& told = mine.report;
+        told.checked(report);
+        PyObject* unreported = of.of(object, E_UNREPORTED);
+        if (!PyDict_CheckExact(unreported)) throw Unusual();
+        row.load = whole(told.of(report, R_RUNNING)) + whole(told.of(report, R_WAITING)) + PyDict_GET_SIZE(unreported);
+        row.promised = whole(told.of(report, R_UNCACHED)) + whole(of.of(object, E_UNREPORTED_TOKENS));
+        const int64_t blocks = whole(told.of(report, R_FREE)), size = whole(told.of(report, R_SIZE));
+        if (blocks < 0 || size < 0 || __builtin_mul_overflow(blocks, size, &row.free)) throw Unusual();
+        row.free = std::min<int64_t>(row.free, MOST);  // more than any prompt needs
+    }
+    if (row.load > MOST / MOST_ENDPOINTS || row.load < 0 || row.promised > MOST || row.promised < -MOST) throw Unusual();
+    PyObject* speed = of.of(object, E_SPEED);
+    row.ms_per_token = speed == Py_None ? std::numeric_limits<double>::quiet_NaN() : real(speed);
+    return row;
+}
+
+// As endpoints.pooled_speed.
+void pool_speeds(std::vector<Row>& rows, const Rules& rules) {
+    double total = 0;
+    size_t number = 0;
+    for (const Row& row : rows)
+        if (!std::isnan(row.ms_per_token)) total += row.ms_per_token, ++number;
+    const double mean = number ? total / double(number) : rules.default_ms_per_token;
+    const double low = mean / rules.speed_same, high = mean * rules.speed_same;
+    for (Row& row : rows)
+        if (std::isnan(row.ms_per_token) || (low <= row.ms_per_token && row.ms_per_token <= high)) row.ms_per_token = mean;
+}
+
+// The leading tokens that each is believed to hold. Throws Unusual, std::bad_alloc. -1 with an exception.
+int note_matched(Chooser& mine, const Asked& asked, std::vector<Row>& rows) {
+    KvIndex& index = *mine.index->index;
+    mine.slots->clear(), mine.places->clear();
+    for (const Row& row : rows) {
+        const Py_ssize_t slot = place_of(mine.index->slots, row.id), place = place_of(mine.sent->places, row.id);
+        if (slot == -2 || place == -2) return -1;
+        if (slot >= 0) mine.slots->push_back(size_t(slot));
+        mine.places->push_back(slot), mine.places->push_back(place);
+    }
+    mine.depths->resize(64 * (index.num_slots() / 64 + 1));
+    const Blocks blocks(asked.hashes);
+    index.match(blocks, mine.slots->data(), mine.slots->size(), mine.depths->data());
+    const double since_s = asked.now_s - mine.rules.speculative_life_s;
+    const int64_t most = std::max<int64_t>(0, asked.num_tokens - 1);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const Py_ssize_t slot = (*mine.places)[2 * i], place = (*mine.places)[2 * i + 1];
+        SentBlocks* sent = place < 0 ? nullptr : (*mine.sent->sent)[size_t(place)].get();
+        const size_t count = extended(index, slot, sent, blocks, slot < 0 ? 0 : (*mine.depths)[size_t(slot)], since_s);
+        rows[i].matched = std::min(int64_t(count) * asked.block_tokens, most);
+    }
+    return blocks.check();
+}
+
+// As usual_choice._costs.
+double cost_of(const Row& row, const Rules& rules, int64_t num_tokens) {
+    const int64_t uncached = row.matched < num_tokens ? num_tokens - row.matched : 0;
+    double cost = double(uncached) * row.ms_per_token + double(row.promised) * row.ms_per_token * rules.promised_weight +
+                  double(row.load) * rules.decode_ms;
+    if (row.free != UNKNOWN && row.free < uncached)
+        cost += rules.block_wait_ms * (1 + double(uncached - row.free) / double(uncached));
+    return cost;
+}
+
+// As usual_choice._least, among all with at least `longest` tokens. -1 with an exception.
+Py_ssize_t least(Chooser& mine, const Asked& asked, const std::vector<Row>& rows, int64_t longest) {
+    double lowest = std::numeric_limits<double>::infinity();
+    size_t number = 0;
+    for (const Row& row : rows)
+        if (row.matched >= longest) lowest = std::min(lowest, row.cost), ++number;
+    const double limit = lowest + mine.rules.tie_ms + mine.rules.tie_share * lowest;
+    mine.tied->clear();
+    for (size_t i = 0; i < rows.size(); ++i)
+        if (rows[i].matched >= longest && (number == 1 || rows[i].cost <= limit)) mine.tied->push_back(i);
+    if (mine.tied->empty()) throw Unusual();  // costs that are no numbers
+    if (mine.tied->size() == 1) return Py_ssize_t(mine.tied->front());
+    size_t best = 0;
+    double best_recent = 0, best_drawn = 0;
+    for (size_t n = 0; n < mine.tied->size(); ++n) {
+        const size_t i = (*mine.tied)[n];
+        PyObject* object = PyTuple_GET_ITEM(asked.endpoints, Py_ssize_t(i));
+        const double then_s = real(mine.endpoint.of(object, E_RECENT_S));
+        const double recent = real(mine.endpoint.of(object, E_RECENT_MS)) * std::exp((then_s - asked.now_s) / mine.rules.recent_life_s);
+        const Ref drawn(PyObject_CallNoArgs(mine.draw));
+        if (!drawn) return -1;
+        const double number_drawn = PyFloat_AsDouble(drawn.get());
+        if (number_drawn == -1 && PyErr_Occurred()) return -1;
+        const auto is_less = [&] {
+            if (rows[i].matched != rows[best].matched) return rows[i].matched > rows[best].matched;
+            return recent != best_recent ? recent < best_recent : number_drawn < best_drawn;
+        };
+        if (n == 0 || is_less()) best = i, best_recent = recent, best_drawn = number_drawn;
+    }
+    return Py_ssize_t(best);
+}
+
+// As usual_choice._cheapest.
+Py_ssize_t cheapest(Chooser& mine, const Asked& asked, std::vector<Row>& rows, int64_t longest) {
+    for (Row& row : rows) row.cost = cost_of(row, mine.rules, asked.num_tokens);
+    const Py_ssize_t best = least(mine, asked, rows, INT64_MIN);
+    if (best < 0 || rows[size_t(best)].matched == longest) return best;
+    const Py_ssize_t holder = least(mine, asked, rows, longest);
+    if (holder < 0) return -1;
+    const double stay_ms = rows[size_t(holder)].cost, leave_ms = rows[size_t(best)].cost;
+    return stay_ms - leave_ms > std::max(mine.rules.leave_ms, mine.rules.leave_share * stay_ms) ? best : holder;
+}
+
+bool is_out_of_bounds(const std::vector<Row>& rows, const Rules& rules) {
+    int64_t sum = 0, most = 0;
+    for (const Row& row : rows) sum += row.load, most = std::max(most, row.load);
+    const double mean = double(sum + 1) / double(rows.size());
+    return double(most + 1) > std::max(rules.guard_factor * mean, mean + rules.guard_slack);
+}
+
+PyObject* pick(Chooser& mine, const Asked& asked) {
+    const size_t number = size_t(PyTuple_GET_SIZE(asked.endpoints));
+    std::vector<Row>& rows = *mine.rows;
+    rows.clear();
+    if (number == 0 || number > size_t(MOST_ENDPOINTS)) throw Unusual();
+    for (size_t i = 0; i < number; ++i) rows.push_back(row_of(mine, asked, PyTuple_GET_ITEM(asked.endpoints, Py_ssize_t(i))));
+    if (number > 1 && is_out_of_bounds(rows, mine.rules)) throw Unusual();
+    pool_speeds(rows, mine.rules);
+    if (note_matched(mine, asked, rows) < 0) return nullptr;
+    int64_t longest = 0;
+    for (const Row& row : rows) longest = std::max(longest, row.matched);
+    const Ref seen(reinterpret_cast<PyObject*>(PyObject_NewVar(Seen, &SeenType, Py_ssize_t(number))));
+    if (!seen) return nullptr;
+    Seen* kept = reinterpret_cast<Seen*>(seen.get());
+    for (size_t i = 0; i < number; ++i) kept->rows[i] = rows[i], Py_INCREF(rows[i].id);
+    const Py_ssize_t best = number == 1 ? 0 : cheapest(mine, asked, rows, longest);
+    if (best < 0) return nullptr;
+    return Py_BuildValue("nLLO", best, static_cast<long long>(rows[size_t(best)].matched), static_cast<long long>(longest), seen.get());
+}
+
+// While it lives, nobody else uses the chooser's vectors. Throws Unusual if somebody does.
+class Turn {
+  public:
+    explicit Turn(Chooser& chooser) : chooser_(chooser) {
+        if (chooser.is_busy) throw Unusual();
+        chooser.is_busy = true;
+    }
+    Turn(const Turn&) = delete;
+    ~Turn() { chooser_.is_busy = false; }
+
+  private:
+    Chooser& chooser_;
+};
+
+PyObject* chooser_pick(PyObject* self, PyObject* const* args, Py_ssize_t number) {
+    if (number != 7 || !PyTuple_CheckExact(args[0]) || !PyUnicode_CheckExact(args[1]))
+        return PyErr_SetString(PyExc_TypeError, "pick(endpoints, digest, hashes, num_tokens, block_tokens, now_s, slow_start_s)"), nullptr;
+    const Ref hashes(PySequence_Fast(args[2], "hashes are a sequence of ints"));
+    if (!hashes) return nullptr;
+    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
+        try {
+            const Asked asked{args[0], args[1], hashes.get(), whole(args[3]), whole(args[4]), real(args[5]), PyFloat_AsDouble(args[6])};
+            if (PyErr_Occurred()) return nullptr;
+            const Turn turn(*as_chooser(self));
+            return pick(*as_chooser(self), asked);
+        } catch (const Unusual&) {
+            Py_RETURN_NONE;
+        }
+    });
+}
+
+PyMethodDef CHOOSER_METHODS[] = {
+    {"pick", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(chooser_pick)), METH_FASTCALL,
+     "pick(endpoints, digest, hashes, num_tokens, block_tokens, now_s, slow_start_s) -> (place, matched, longest, seen), or None where "
+     "something is out of the ordinary."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyTypeObject ChooserType = [] {
+    PyTypeObject type{PyVarObject_HEAD_INIT(nullptr, 0)};
+    type.tp_name = "quire_router_native.UsualChoice";
+    type.tp_doc = "UsualChoice(index, sent, random, (Endpoint, LoadReport, Health, Warmup, EndpointEntry), rules): see usual_choice.";
+    type.tp_basicsize = sizeof(Chooser);
+    type.tp_flags = Py_TPFLAGS_DEFAULT;
+    type.tp_new = chooser_new;
+    type.tp_dealloc = chooser_dealloc;
+    type.tp_methods = CHOOSER_METHODS;
+    return type;
+}();
+
+}  // namespace
+}  // namespace quire
+
+int add_usual_choice(PyObject* module) {
+    if (PyType_Ready(&quire::SeenType) < 0) return -1;
+    return PyModule_AddType(module, &quire::ChooserType);
+}

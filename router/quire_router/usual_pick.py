@@ -1,0 +1,104 @@
+"""The usual case of a choice from gathering to deciding: in Python, or in C++ where that is there. Both decide the same
+(tests/router/test_usual_pick.py)."""
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+from quire_contract.load_report import LoadReport
+from quire_contract.router_config import EndpointEntry
+from quire_router import scoring
+from quire_router.ejection import Health
+from quire_router.endpoint_pool import EndpointPool
+from quire_router.endpoints import RECENT_LIFE_S, SPEED_SAME, Endpoint
+from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.native.library import native
+from quire_router.scoring import Choice, Score, in_words
+from quire_router.snapshots import SILENT_AFTER_S, SPECULATIVE_LIFE_S, ReadablePrompt, Snapshots
+from quire_router.usual_choice import Columns, choose_usual, scores_on
+from quire_router.warmup import Warmup
+
+UsualPick = Callable[[str, tuple[Endpoint, ...], ReadablePrompt, float], tuple[Endpoint, Choice] | None]
+"""The endpoint for a prompt of a model at a time, and the choice; the same that `scoring.choose` makes. None: something is out of the
+ordinary."""
+
+CLASSES = (Endpoint, LoadReport, Health, Warmup, EndpointEntry)
+"""Whose fields the C++ reads."""
+RULES = {
+    "guard_factor": scoring.GUARD_FACTOR,
+    "guard_slack": scoring.GUARD_SLACK,
+    "leave_ms": scoring.LEAVE_MS,
+    "leave_share": scoring.LEAVE_SHARE,
+    "tie_ms": scoring.TIE_MS,
+    "tie_share": scoring.TIE_SHARE,
+    "promised_weight": scoring.PROMISED_WEIGHT,
+    "decode_ms": scoring.DECODE_MS_PER_REQUEST,
+    "block_wait_ms": scoring.BLOCK_WAIT_MS,
+    "speculative_life_s": SPECULATIVE_LIFE_S,
+    "silent_after_s": SILENT_AFTER_S,
+    "recent_life_s": RECENT_LIFE_S,
+    "default_ms_per_token": scoring.DEFAULT_MS_PER_TOKEN,
+    "speed_same": SPEED_SAME,
+}
+"""What both go by."""
+
+
+def usual_pick(
+    pool: EndpointPool, index: KvIndex, sent: SentIndex, snapshots: Snapshots, rng: random.Random
+) -> UsualPick:
+    """In C++ if the indexes are."""
+    if type(index) is KvIndex or type(sent) is SentIndex:
+        return _InPython(snapshots, rng).pick
+    return _InCpp(pool, index, sent, rng).pick
+
+
+class _InPython:
+    def __init__(self, snapshots: Snapshots, rng: random.Random) -> None:
+        self._snapshots = snapshots
+        self._rng = rng
+
+    def pick(
+        self, model: str, endpoints: tuple[Endpoint, ...], prompt: ReadablePrompt, now_s: float
+    ) -> tuple[Endpoint, Choice] | None:
+        columns = self._snapshots.columns(endpoints, prompt, now_s)
+        if columns is None:
+            return None
+        (blocks,) = prompt.by_digest.values()
+        picked = choose_usual(
+            model, blocks.num_tokens, columns, lambda place: endpoints[place].recent_ms(now_s), self._rng
+        )
+        return None if picked is None else (endpoints[picked[0]], picked[1])
+
+
+class _InCpp:
+    def __init__(self, pool: EndpointPool, index: KvIndex, sent: SentIndex, rng: random.Random) -> None:
+        self._pick = native().UsualChoice(index, sent, rng.random, CLASSES, RULES).pick
+        self._pool = pool
+
+    def pick(
+        self, model: str, endpoints: tuple[Endpoint, ...], prompt: ReadablePrompt, now_s: float
+    ) -> tuple[Endpoint, Choice] | None:
+        by_digest = prompt.by_digest
+        if len(by_digest) != 1:
+            return None
+        ((digest, blocks),) = by_digest.items()
+        num_tokens = blocks.num_tokens
+        slow_start_s = self._pool.settings.choice.slow_start_s
+        found = self._pick(endpoints, digest, blocks.hashes, num_tokens, blocks.block_tokens, now_s, slow_start_s)
+        if found is None:
+            return None
+        place, matched, longest, seen = found
+        endpoint = endpoints[place]
+        return endpoint, Choice(
+            endpoint_id=endpoint.id,
+            level="precise",
+            matched_tokens=matched,
+            num_tokens=num_tokens,
+            reason=in_words(matched, longest, len(endpoints), "precise", num_tokens),
+            explain=functools.partial(_scores, model, num_tokens, seen),
+        )
+
+
+def _scores(model: str, num_tokens: int, seen: Any) -> tuple[Score, ...]:
+    return scores_on(model, num_tokens, Columns(*seen.columns()))
