@@ -15,7 +15,7 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit_quire_router_native() {
     PyObject* module = PyModule_Create(&definition);
     if (module == nullptr) return nullptr;
-    for (const auto& add : {&add_sha256, &add_request_head, &add_http_answer, &add_chunks, &add_replay_events}) {
+    for (const auto& add : {&add_sha256, &add_request_head, &add_http_answer, &add_chunks, &add_replay_events, &add_client_sink}) {
         if (add(module) < 0) {
             Py_DECREF(module);
             return nullptr;

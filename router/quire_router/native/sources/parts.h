@@ -9,3 +9,4 @@ int add_request_head(PyObject* module);
 int add_http_answer(PyObject* module);
 int add_chunks(PyObject* module);
 int add_replay_events(PyObject* module);
+int add_client_sink(PyObject* module);
