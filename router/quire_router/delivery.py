@@ -5,9 +5,10 @@ It must not know workers: what mends a stream lies behind the answer's parts.
 
 import asyncio
 import functools
-from typing import cast
+from typing import Any, Protocol, cast
 
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 
 from quire_contract.error_form import broken_stream
@@ -15,7 +16,7 @@ from quire_contract.openai.errors import ApiError
 from quire_router.answer import Answer, BrokenStreamError
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
-from quire_router.relay import Sink
+from quire_router.native.library import native
 from quire_router.whole_response import WholeResponse
 
 
@@ -41,29 +42,56 @@ async def deliver(
     return response
 
 
+class EventSink(Protocol):
+    """A sink that counts."""
+
+    @property
+    def num_events(self) -> int:
+        """In what it wrote."""
+
+    def __call__(self, part: bytes) -> bool:
+        """As a Sink."""
+
+
 class _Sent:
     """What the client has."""
 
-    __slots__ = ("num_events",)
+    __slots__ = ("num_written", "sink")
 
     def __init__(self) -> None:
+        self.num_written = 0
+        """Events in the parts that were awaited."""
+        self.sink: EventSink | None = None
+
+    @property
+    def num_events(self) -> int:
+        """In all."""
+        return self.num_written + (0 if self.sink is None else self.sink.num_events)
+
+
+class _ClientSink:
+    """Writes parts of an answer that has begun to the client's connection, without awaiting it."""
+
+    __slots__ = ("_is_chunked", "_protocol", "num_events")
+
+    def __init__(self, protocol: BaseProtocol, is_chunked: bool) -> None:
+        self._protocol = protocol
+        self._is_chunked = is_chunked
         self.num_events = 0
 
-
-def _sink(request: web.BaseRequest, sent: _Sent) -> Sink:
-    """Writes parts of an answer that has begun to the client's connection, without awaiting it."""
-    protocol = request.protocol
-    is_chunked = cast(StreamWriter, request.writer).chunked
-
-    def write(part: bytes) -> bool:
-        transport = protocol.transport
+    def __call__(self, part: bytes) -> bool:
+        transport = self._protocol.transport
         if transport is None or transport.is_closing():
             return False  # who writes the next one finds out
-        transport.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
-        sent.num_events += part.count(b"\n\n")
-        return not protocol.writing_paused
+        transport.write(b"%x\r\n%b\r\n" % (len(part), part) if self._is_chunked else part)
+        self.num_events += part.count(b"\n\n")
+        return not self._protocol.writing_paused
 
-    return write
+
+def sink_of(protocol: BaseProtocol, *, is_chunked: bool, parts: Any = None) -> EventSink:
+    """A sink that writes to a client's connection. `parts`: the extension module, if it is to be used."""
+    made: EventSink = (_ClientSink if parts is None else parts.ClientSink)(protocol, is_chunked)
+    return made
 
 
 async def _send(
@@ -82,10 +110,12 @@ async def _send(
                 guard.since_s = now()
                 await write(part)
                 if attach is not None:
-                    attach(_sink(request, sent))
+                    is_chunked = cast(StreamWriter, request.writer).chunked
+                    sent.sink = sink_of(request.protocol, is_chunked=is_chunked, parts=native())
+                    attach(sent.sink)
                     attach = None
                 if is_events:
-                    sent.num_events += part.count(b"\n\n")
+                    sent.num_written += part.count(b"\n\n")
             elif request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the client has left")
             if request.protocol.writing_paused:

@@ -99,11 +99,15 @@ class Relay:
         """What has arrived, while nothing else is unread. False: it must be read."""
         if self._is_taking or self._turn.done():
             return False
-        guard, now_s = self._guard, self._now()
+        guard, replay, now_s = self._guard, self._replay, self._now()
         asked_s = guard.since_s
         if asked_s != NOT_WAITING:
             self._note_wait(asked_s, now_s)
-        if self._is_last(part):
+        if replay is None and part[-2:] == b"\n\n" and not self._cutter.held:
+            self.is_full = is_last = not self._sink(part)
+        else:
+            is_last = self._is_last(part)
+        if is_last:
             self._turn.set_result(None)
         else:
             guard.since_s = now_s

@@ -162,11 +162,8 @@ class WorkerConnection(ResponseHandler):
     def _give(self, part: bytes, num_bytes: int) -> bool:
         """Give away what is next of the body, and leaves the parser where it is. False: it is the parser's, which is not so far yet, in all
         of so many bytes of the body."""
-        answer = self._answer
-        if answer is None or self._reading_paused:
-            return False
-        content = answer.content
-        if content.total_bytes + len(part) != num_bytes:
+        content = self._payload
+        if content is None or self._reading_paused or content.total_bytes + len(part) != num_bytes:
             return False
         taker = self.on_part
         if taker is not None and not content._buffer and taker(part):

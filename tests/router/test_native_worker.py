@@ -15,6 +15,7 @@ from quire_contract.trust import Trust
 from quire_router import headers as header_rules
 from quire_router import replay as replays
 from quire_router.call import Call, Tenant, Usage
+from quire_router.delivery import sink_of
 from quire_router.native.library import native
 from quire_router.replay import Replay
 from quire_router.request_heads import RequestHeads
@@ -352,6 +353,52 @@ def test_usual_events_are_taken_in_one_step_and_others_change_nothing():
         b"data: b\n\n",
         {b"0": b"1,2,3"},
     )
+
+
+class Client:
+    """What a sink sees of a client's connection."""
+
+    def __init__(self):
+        self.transport, self.writing_paused = Written(), False
+
+
+class Written:
+    """A transport that keeps what it is given."""
+
+    def __init__(self):
+        self.data, self.is_closed = [], False
+
+    def write(self, data):
+        self.data.append(data)
+
+    def is_closing(self):
+        return self.is_closed
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_sink_writes_counts_and_stops_the_same(is_chunked):
+    rng = random.Random(11)
+    ours, theirs = Client(), Client()
+    written = [client.transport.data for client in (ours, theirs)]
+    sinks = [
+        sink_of(client, is_chunked=is_chunked, parts=parts) for client, parts in ((ours, native()), (theirs, None))
+    ]
+    parts = [
+        rng.choice([b"data: x\n\n", b"a\n\n\n\n\nb", b"x" * rng.randrange(70_000), b"", b"\n\n"]) for _ in range(200)
+    ]
+
+    for part in parts:
+        ours.writing_paused = theirs.writing_paused = rng.random() < 0.3
+        told = [sink(part) for sink in sinks]
+        assert told == [not ours.writing_paused] * 2
+    ours.transport.is_closed = theirs.transport.is_closed = True
+    told_closed = [sink(b"x\n\n") for sink in sinks]
+    ours.transport = theirs.transport = None
+    told_gone = [sink(b"x\n\n") for sink in sinks]
+
+    assert (told_closed, told_gone) == ([False, False], [False, False])
+    assert written[0] == written[1]
+    assert sinks[0].num_events == sinks[1].num_events == sum(part.count(b"\n\n") for part in parts)
 
 
 def test_headers_of_an_answer_are_asked_in_any_case():

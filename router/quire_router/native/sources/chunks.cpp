@@ -4,6 +4,7 @@
 // shown none of them is where it would be had it read them. Anything else is the parser's: a chunk that is not whole yet, the last
 // chunk, extensions, trailers, and what is no chunk. A stream of events hardly ever holds more than the last of these.
 
+#include <cstdint>
 #include <cstring>
 
 #include "parts.h"

@@ -2,6 +2,7 @@
 //
 // What it does not take, aiohttp's parser reads: it may be right, wrong, or not yet whole. So nothing is an error here.
 
+#include <cstdint>
 #include <cstring>
 
 #include "http_text.h"

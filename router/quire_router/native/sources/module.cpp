@@ -23,6 +23,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_replay_events,
              &add_kv_index,
              &add_usual_choice,
+             &add_client_sink,
          }) {
         if (add(module) < 0) {
             Py_DECREF(module);

@@ -11,3 +11,4 @@ int add_chunks(PyObject* module);
 int add_replay_events(PyObject* module);
 int add_kv_index(PyObject* module);
 int add_usual_choice(PyObject* module);
+int add_client_sink(PyObject* module);
