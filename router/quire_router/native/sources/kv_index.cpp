@@ -237,14 +237,18 @@ namespace {
 
 constexpr Py_ssize_t BAD = -2, NONE = -1;
 
-// Of a new place under the id. -1, and nothing kept there, with an exception.
-int keep_place(PyObject* places, PyObject* endpoint_id, size_t place) {
+// A new place under the id. -1, and nothing kept there, with an exception.
+int keep_place(PyObject* places, uint64_t& version, PyObject* endpoint_id, size_t place) {
     const Ref number(PyLong_FromSize_t(place));
+    ++version;
     return number ? PyDict_SetItem(places, endpoint_id, number.get()) : -1;
 }
 
 // The slot or place that the id has no more.
-int drop_place(PyObject* places, PyObject* endpoint_id) { return PyDict_DelItem(places, endpoint_id); }
+int drop_place(PyObject* places, uint64_t& version, PyObject* endpoint_id) {
+    ++version;
+    return PyDict_DelItem(places, endpoint_id);
+}
 
 // hashes as what Blocks reads
 Ref sequence(PyObject* hashes) { return Ref(PySequence_Fast(hashes, "hashes are a sequence of ints")); }
@@ -282,7 +286,7 @@ PyObject* index_add(PyObject* self, PyObject* const* args, Py_ssize_t number) {
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
         if (slot == NONE) {
             slot = Py_ssize_t(mine->index->begin_slot());
-            if (keep_place(mine->slots, args[0], size_t(slot)) < 0) return mine->index->end_slot(size_t(slot)), nullptr;
+            if (keep_place(mine->slots, mine->version, args[0], size_t(slot)) < 0) return mine->index->end_slot(size_t(slot)), nullptr;
         }
         const Blocks blocks(hashes.get());
         mine->index->add(size_t(slot), blocks);
@@ -307,7 +311,7 @@ PyObject* index_clear(PyObject* self, PyObject* endpoint_id) {
     const Py_ssize_t slot = place_of(as_index(self)->slots, endpoint_id);
     if (slot == BAD) return nullptr;
     if (slot == NONE) Py_RETURN_NONE;
-    if (drop_place(as_index(self)->slots, endpoint_id) < 0) return nullptr;
+    if (drop_place(as_index(self)->slots, as_index(self)->version, endpoint_id) < 0) return nullptr;
     as_index(self)->index->end_slot(size_t(slot));
     Py_RETURN_NONE;
 }
@@ -437,7 +441,7 @@ SentBlocks* begin_sent(PyObject* self, PyObject* endpoint_id) {
     }
     const size_t place = mine->free->back();
     auto blocks = std::make_unique<SentBlocks>();
-    if (keep_place(mine->places, endpoint_id, place) < 0) return nullptr;
+    if (keep_place(mine->places, mine->version, endpoint_id, place) < 0) return nullptr;
     mine->free->pop_back();
     (*mine->sent)[place] = std::move(blocks);
     return (*mine->sent)[place].get();
@@ -464,7 +468,7 @@ PyObject* sent_clear(PyObject* self, PyObject* endpoint_id) {
     const Py_ssize_t place = place_of(as_sent(self)->places, endpoint_id);
     if (place == BAD) return nullptr;
     if (place == NONE) Py_RETURN_NONE;
-    if (drop_place(as_sent(self)->places, endpoint_id) < 0) return nullptr;
+    if (drop_place(as_sent(self)->places, as_sent(self)->version, endpoint_id) < 0) return nullptr;
     (*as_sent(self)->sent)[size_t(place)].reset();
     as_sent(self)->free->push_back(size_t(place));
     Py_RETURN_NONE;

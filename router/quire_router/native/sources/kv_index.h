@@ -145,6 +145,7 @@ struct IndexObject {
     PyObject_HEAD
     PyObject* slots;  // endpoint's id -> slot
     KvIndex* index;
+    uint64_t version;  // another one after each change of `slots`
 };
 struct SentObject {
     PyObject_HEAD
@@ -152,6 +153,7 @@ struct SentObject {
     std::vector<std::unique_ptr<SentBlocks>>* sent;
     std::vector<size_t>* free;
     size_t max_blocks;
+    uint64_t version;  // another one after each change of `places`
 };
 IndexObject* index_of(PyObject* object);
 SentObject* sent_of(PyObject* object);

@@ -78,10 +78,21 @@ int64_t whole(PyObject* value) {
     return number;
 }
 
-bool is_same(PyObject* one, PyObject* other) {
-    if (one == other) return true;
-    if (!PyUnicode_CheckExact(one)) return false;
-    return PyUnicode_Compare(one, other) == 0;
+// Whether a field is this word. Of many endpoints it is often the very same object: `same` is the last one that was.
+bool is_same(PyObject* value, PyObject* word, PyObject*& same) {
+    if (value == word || value == same) return true;
+    if (!PyUnicode_CheckExact(value) || PyUnicode_Compare(value, word) != 0) return false;
+    same = value;
+    return true;
+}
+
+// As above, where it is another word. Throws Unusual for what is none.
+bool is_other(PyObject* value, const char* word, PyObject*& other) {
+    if (value == other) return true;
+    if (!PyUnicode_CheckExact(value)) throw Unusual();
+    if (PyUnicode_CompareWithASCIIString(value, word) == 0) return false;
+    other = value;
+    return true;
 }
 
 enum { E_ID, E_READY, E_SYNCED, E_DRAINING, E_DIGEST, E_HEALTH, E_ENTRY, E_WARMUP, E_REPORT, E_REPORT_S, E_IN_FLIGHT, E_PENDING,
@@ -159,6 +170,12 @@ PyTypeObject SeenType = [] {
     return type;
 }();
 
+// Where an endpoint's blocks are.
+struct Home {
+    Py_ssize_t slot;  // -1: the index does not know it
+    SentBlocks* sent;  // null: it was sent nothing
+};
+
 struct Chooser {
     PyObject_HEAD
     IndexObject* index;
@@ -173,16 +190,32 @@ struct Chooser {
     std::vector<size_t>* slots;
     std::vector<size_t>* tied;
     std::vector<uint32_t>* depths;
-    std::vector<Py_ssize_t>* places;
+    std::vector<Home>* homes;  // of the endpoints that were asked for last: mostly one model is asked for again and again
+    PyObject* known;  // those endpoints; null: none
+    uint64_t index_version, sent_version;  // what `homes` was looked up in
 };
 
 Chooser* as_chooser(PyObject* self) { return reinterpret_cast<Chooser*>(self); }
 
+int chooser_traverse(PyObject* self, visitproc visit, void* arg) {
+    const Chooser* mine = as_chooser(self);
+    Py_VISIT(mine->draw);
+    Py_VISIT(mine->known);
+    return 0;
+}
+
+int chooser_clear(PyObject* self) {
+    Py_CLEAR(as_chooser(self)->known);
+    return 0;
+}
+
 void chooser_dealloc(PyObject* self) {
+    PyObject_GC_UnTrack(self);
     Chooser* mine = as_chooser(self);
     Py_XDECREF(mine->index), Py_XDECREF(mine->sent), Py_XDECREF(mine->draw);
+    Py_XDECREF(mine->known);
     for (PyTypeObject* type : {mine->endpoint.type, mine->report.type, mine->health.type, mine->warmup.type, mine->entry.type}) Py_XDECREF(type);
-    delete mine->rows, delete mine->slots, delete mine->tied, delete mine->depths, delete mine->places;
+    delete mine->rows, delete mine->slots, delete mine->tied, delete mine->depths, delete mine->homes;
     Py_TYPE(self)->tp_free(self);
 }
 
@@ -212,8 +245,8 @@ PyObject* chooser_new(PyTypeObject* type, PyObject* args, PyObject*) {
     made->slots = new (std::nothrow) std::vector<size_t>();
     made->tied = new (std::nothrow) std::vector<size_t>();
     made->depths = new (std::nothrow) std::vector<uint32_t>();
-    made->places = new (std::nothrow) std::vector<Py_ssize_t>();
-    if (!made->rows || !made->slots || !made->tied || !made->depths || !made->places) return PyErr_NoMemory();
+    made->homes = new (std::nothrow) std::vector<Home>();
+    if (!made->rows || !made->slots || !made->tied || !made->depths || !made->homes) return PyErr_NoMemory();
     if (read_rules(rules, made->rules) < 0) return nullptr;
     if (made->endpoint.read(endpoint, ENDPOINT) < 0 || made->report.read(report, REPORT) < 0) return nullptr;
     if (made->health.read(health, {"is_ejected"}) < 0 || made->warmup.read(warmup, {"since_s"}) < 0) return nullptr;
@@ -227,6 +260,7 @@ struct Asked {
     PyObject* hashes;
     int64_t num_tokens, block_tokens;
     double now_s, slow_start_s;
+    mutable PyObject *same_digest = nullptr, *other_role = nullptr;  // seen before
 };
 
 // All but `matched` of the endpoint's row. Throws Unusual.
@@ -234,10 +268,9 @@ Row row_of(const Chooser& mine, const Asked& asked, PyObject* object) {
     const auto& of = mine.endpoint;
     of.checked(object);
     if (!truth(of.of(object, E_READY)) || !truth(of.of(object, E_SYNCED)) || truth(of.of(object, E_DRAINING))) throw Unusual();
-    if (!is_same(of.of(object, E_DIGEST), asked.digest)) throw Unusual();
+    if (!is_same(of.of(object, E_DIGEST), asked.digest, asked.same_digest)) throw Unusual();
     if (truth(mine.health.of(mine.health.checked(of.of(object, E_HEALTH)), 0))) throw Unusual();
-    PyObject* role = mine.entry.of(mine.entry.checked(of.of(object, E_ENTRY)), 0);
-    if (!PyUnicode_CheckExact(role) || PyUnicode_CompareWithASCIIString(role, "prefill") == 0) throw Unusual();
+    if (!is_other(mine.entry.of(mine.entry.checked(of.of(object, E_ENTRY)), 0), "prefill", asked.other_role)) throw Unusual();
     if (asked.now_s - real(mine.warmup.of(mine.warmup.checked(of.of(object, E_WARMUP)), 0)) < asked.slow_start_s) throw Unusual();
     Row row{of.of(object, E_ID), 0, 0, 0, UNKNOWN, 0, 0};
     PyObject* report = of.of(object, E_REPORT);
@@ -273,25 +306,35 @@ void pool_speeds(std::vector<Row>& rows, const Rules& rules) {
         if (std::isnan(row.ms_per_token) || (low <= row.ms_per_token && row.ms_per_token <= high)) row.ms_per_token = mean;
 }
 
-// The leading tokens that each is believed to hold. Throws Unusual, std::bad_alloc. -1 with an exception.
-int note_matched(Chooser& mine, const Asked& asked, std::vector<Row>& rows) {
-    KvIndex& index = *mine.index->index;
-    mine.slots->clear(), mine.places->clear();
+// Looks up where the rows' blocks are. std::bad_alloc. -1 with an exception.
+int look_up(Chooser& mine, const Asked& asked, const std::vector<Row>& rows) {
+    if (mine.known == asked.endpoints && mine.index_version == mine.index->version && mine.sent_version == mine.sent->version) return 0;
+    Py_CLEAR(mine.known);
+    mine.homes->clear(), mine.slots->clear();
     for (const Row& row : rows) {
         const Py_ssize_t slot = place_of(mine.index->slots, row.id), place = place_of(mine.sent->places, row.id);
         if (slot == -2 || place == -2) return -1;
         if (slot >= 0) mine.slots->push_back(size_t(slot));
-        mine.places->push_back(slot), mine.places->push_back(place);
+        mine.homes->push_back({slot, place < 0 ? nullptr : (*mine.sent->sent)[size_t(place)].get()});
     }
-    mine.depths->resize(64 * (index.num_slots() / 64 + 1));
+    mine.depths->resize(64 * (mine.index->index->num_slots() / 64 + 1));
+    mine.index_version = mine.index->version, mine.sent_version = mine.sent->version;
+    mine.known = Py_NewRef(asked.endpoints);
+    return 0;
+}
+
+// The leading tokens that each is believed to hold. std::bad_alloc. -1 with an exception.
+int note_matched(Chooser& mine, const Asked& asked, std::vector<Row>& rows) {
+    KvIndex& index = *mine.index->index;
+    if (look_up(mine, asked, rows) < 0) return -1;
     const Blocks blocks(asked.hashes);
     index.match(blocks, mine.slots->data(), mine.slots->size(), mine.depths->data());
     const double since_s = asked.now_s - mine.rules.speculative_life_s;
     const int64_t most = std::max<int64_t>(0, asked.num_tokens - 1);
     for (size_t i = 0; i < rows.size(); ++i) {
-        const Py_ssize_t slot = (*mine.places)[2 * i], place = (*mine.places)[2 * i + 1];
-        SentBlocks* sent = place < 0 ? nullptr : (*mine.sent->sent)[size_t(place)].get();
-        const size_t count = extended(index, slot, sent, blocks, slot < 0 ? 0 : (*mine.depths)[size_t(slot)], since_s);
+        const Home home = (*mine.homes)[i];
+        const size_t held = home.slot < 0 ? 0 : (*mine.depths)[size_t(home.slot)];
+        const size_t count = extended(index, home.slot, home.sent, blocks, held, since_s);
         rows[i].matched = std::min(int64_t(count) * asked.block_tokens, most);
     }
     return blocks.check();
@@ -408,7 +451,24 @@ PyObject* chooser_pick(PyObject* self, PyObject* const* args, Py_ssize_t number)
     });
 }
 
+PyObject* chooser_digest(PyObject* self, PyObject* endpoints) {
+    const auto& of = as_chooser(self)->endpoint;
+    if (!PyTuple_CheckExact(endpoints)) return PyErr_SetString(PyExc_TypeError, "digest(endpoints)"), nullptr;
+    PyObject *found = nullptr, *same = nullptr;
+    try {
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(endpoints); ++i) {
+            PyObject* digest = of.of(of.checked(PyTuple_GET_ITEM(endpoints, i)), E_DIGEST);
+            if (found == nullptr && PyUnicode_CheckExact(digest)) found = digest;
+            if (found == nullptr || !is_same(digest, found, same)) Py_RETURN_NONE;
+        }
+    } catch (const Unusual&) {
+        Py_RETURN_NONE;
+    }
+    return Py_NewRef(found ? found : Py_None);
+}
+
 PyMethodDef CHOOSER_METHODS[] = {
+    {"digest", chooser_digest, METH_O, "digest(endpoints): of their prompt bundle, if all of them have told one and the same; else None."},
     {"pick", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(chooser_pick)), METH_FASTCALL,
      "pick(endpoints, digest, hashes, num_tokens, block_tokens, now_s, slow_start_s) -> (place, matched, longest, seen), or None where "
      "something is out of the ordinary."},
@@ -420,7 +480,9 @@ PyTypeObject ChooserType = [] {
     type.tp_name = "quire_router_native.UsualChoice";
     type.tp_doc = "UsualChoice(index, sent, random, (Endpoint, LoadReport, Health, Warmup, EndpointEntry), rules): see usual_choice.";
     type.tp_basicsize = sizeof(Chooser);
-    type.tp_flags = Py_TPFLAGS_DEFAULT;
+    type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
+    type.tp_traverse = chooser_traverse;
+    type.tp_clear = chooser_clear;
     type.tp_new = chooser_new;
     type.tp_dealloc = chooser_dealloc;
     type.tp_methods = CHOOSER_METHODS;
