@@ -50,6 +50,7 @@ from quire_router.live_config import LiveConfig
 from quire_router.loop_lag import LoopLag
 from quire_router.mending import Mender
 from quire_router.metrics import RouterMetrics
+from quire_router.native.library import native
 from quire_router.open_files import allow_many_files
 from quire_router.picker import Picker
 from quire_router.prompts import PromptReader
@@ -155,7 +156,7 @@ async def running(
     pool, index, sent = EndpointPool(stats), KvIndex(max_blocks=settings.max_index_blocks), SentIndex()
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
-        reader = PromptReader(executor)
+        reader = PromptReader(executor, native())
         session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
         compiler = FilterCompiler()
         live = LiveConfig(compiler.check)

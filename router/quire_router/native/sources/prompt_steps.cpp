@@ -1,0 +1,105 @@
+#include "prompt_steps.h"
+
+#include "hash.h"
+
+namespace quire {
+namespace {
+
+constexpr size_t TOUCH_SHARE = 16;  // as in prompt_cache
+constexpr size_t HASH_BYTES = 56;  // a number of Python and its place in a tuple
+constexpr size_t TUPLE_BYTES = 48;
+constexpr size_t PLACE_BYTES = 64;  // in the table, and what the allocator adds
+
+uint64_t hash_of(uint64_t before, std::string_view text, size_t cut) {
+    return hash_bytes(text.data(), text.size(), mixed(before ^ SECRETS.word[2], cut ^ SECRETS.word[3]));
+}
+
+}  // namespace
+
+size_t Step::size_bytes() const {
+    const size_t num_hashes = hashes ? size_t(PyTuple_GET_SIZE(hashes.get())) : 0;
+    return sizeof(Step) + PLACE_BYTES + TUPLE_BYTES + text.size() + HASH_BYTES * num_hashes + chain.partial.size() * sizeof(uint32_t);
+}
+
+StepCache::~StepCache() {
+    while (oldest_ != nullptr) forget_oldest();
+}
+
+StepRef StepCache::find(uint64_t before, std::string_view text, size_t cut) const {
+    Step* step = found(hash_of(before, text, cut), before, text, cut);
+    return step == nullptr ? StepRef() : StepRef::also(step);
+}
+
+Step* StepCache::found(uint64_t hash, uint64_t before, std::string_view text, size_t cut) const {
+    for (Step* step = places_[hash & (places_.size() - 1)]; step != nullptr; step = step->beside)
+        if (step->hash == hash && step->before == before && step->cut == cut && step->text == text) return step;
+    return nullptr;
+}
+
+StepRef StepCache::put(
+    uint64_t before, std::string_view text, size_t cut, BlockChain chain, Ref hashes, size_t num_chars, uint64_t number
+) {
+    const uint64_t hash = hash_of(before, text, cut);
+    if (Step* known = found(hash, before, text, cut)) return StepRef::also(known);
+    if (num_steps_ >= places_.size()) widen();
+    StepRef made(new Step{before, cut, std::string(text), hash, std::move(chain), std::move(hashes), num_chars});
+    Step* step = made.get();
+    step->used = ++last_number_;
+    step->number = number ? number : step->used;
+    Step*& place = places_[hash & (places_.size() - 1)];
+    step->beside = std::exchange(place, step);
+    link(step);
+    step->is_kept = true;
+    ++step->holders;
+    ++num_steps_;
+    size_bytes_ += step->size_bytes();
+    while (size_bytes_ > max_bytes_ && num_steps_ > 1) forget_oldest();
+    return made;
+}
+
+void StepCache::touch(const std::vector<StepRef>& steps) {
+    if (last_number_ - steps.back()->used < num_steps_ / TOUCH_SHARE) return;
+    for (auto at = steps.rbegin(); at != steps.rend(); ++at) {  // a beginning is kept longer than what goes on from it
+        Step* step = at->get();
+        if (!step->is_kept) continue;
+        unlink(step);
+        link(step);
+        step->used = last_number_;
+    }
+}
+
+// As the one that was used last.
+void StepCache::link(Step* step) {
+    step->older = newest_;
+    step->newer = nullptr;
+    (newest_ == nullptr ? oldest_ : newest_->newer) = step;
+    newest_ = step;
+}
+
+void StepCache::unlink(Step* step) {
+    (step->older == nullptr ? oldest_ : step->older->newer) = step->newer;
+    (step->newer == nullptr ? newest_ : step->newer->older) = step->older;
+}
+
+void StepCache::forget_oldest() {
+    Step* step = oldest_;
+    unlink(step);
+    Step** at = &places_[step->hash & (places_.size() - 1)];
+    while (*at != step) at = &(*at)->beside;
+    *at = step->beside;
+    step->is_kept = false;
+    --num_steps_;
+    size_bytes_ -= step->size_bytes();
+    StepRef let_go(step);
+}
+
+void StepCache::widen() {
+    std::vector<Step*> wider(2 * places_.size(), nullptr);
+    for (Step* step = oldest_; step != nullptr; step = step->newer) {
+        Step*& place = wider[step->hash & (wider.size() - 1)];
+        step->beside = std::exchange(place, step);
+    }
+    places_ = std::move(wider);
+}
+
+}  // namespace quire
