@@ -91,7 +91,8 @@ size_t Segments::token_after(size_t start) {
 
 // Where the part from `start` to `stop` is cut next: its end if it is short or has no such place.
 size_t Segments::place_inside(size_t start, size_t stop) const {
-    const size_t from = after_chars(text_, start, stop, SEGMENT_CHARS);
+    if (stop - start <= SEGMENT_CHARS) return stop;
+    const size_t from = is_ascii_ ? start + SEGMENT_CHARS : after_chars(text_, start, stop, SEGMENT_CHARS);
     if (from == stop) return stop;
     const void* space = std::memchr(text_.data() + from, ' ', stop - from);  // most often this is a place
     if (space != nullptr) {
@@ -189,7 +190,7 @@ PyObject* segments(PyObject* self, PyObject* text) {
         if (append_text(bytes, text) < 0) return nullptr;
         Ref list(PyList_New(0));
         if (!list) return nullptr;
-        Segments cut(encoder, bytes, 0);
+        Segments cut(encoder, bytes, 0, is_ascii(bytes.data(), bytes.size()));
         for (size_t begin = 0;;) {
             const Py_ssize_t end = cut.next();
             if (end < 0) return nullptr;

@@ -34,7 +34,8 @@ struct PromptEncoder {
 // The segments of a text from one place on, each made when it is asked for.
 class Segments {
    public:
-    Segments(const PromptEncoder& encoder, const std::string& text, size_t begin) : encoder_(encoder), text_(text), at_(begin), stop_(begin), scanned_(begin) {}
+    Segments(const PromptEncoder& encoder, const std::string& text, size_t begin, bool is_ascii)
+        : encoder_(encoder), text_(text), is_ascii_(is_ascii), at_(begin), stop_(begin), scanned_(begin) {}
 
     // The end of the next one, which begins where the one before ended; 0 if there is none more. -1 with an exception.
     Py_ssize_t next();
@@ -46,6 +47,7 @@ class Segments {
 
     const PromptEncoder& encoder_;
     const std::string& text_;
+    const bool is_ascii_;
     Ref of_python_;
     size_t at_;
     size_t stop_;  // where the part between two tokens ends that is being cut

@@ -19,19 +19,14 @@ Ref tuple_of(const std::vector<uint64_t>& hashes) {
     return tuple;
 }
 
-// Tuple of all that the steps' tuples hold, and of `more`; empty with an exception.
-template <typename Step>
-Ref joined(const Step* first, const Step* last) {
-    Py_ssize_t size = 0;
-    for (const Step* step = first; step != last; ++step) size += PyTuple_GET_SIZE((*step)->hashes.get());
-    Ref tuple(PyTuple_New(size));
-    if (!tuple) return tuple;
-    Py_ssize_t at = 0;
-    for (const Step* step = first; step != last; ++step) {
-        PyObject* part = (*step)->hashes.get();
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(part); ++i) PyTuple_SET_ITEM(tuple.get(), at++, Py_NewRef(PyTuple_GET_ITEM(part, i)));
+// Into a new list from `at` on. False with an exception.
+bool put_numbers(PyObject* list, size_t& at, const std::vector<uint64_t>& hashes) {
+    for (const uint64_t hash : hashes) {
+        PyObject* number = PyLong_FromUnsignedLongLong(hash);
+        if (number == nullptr) return false;
+        PyList_SET_ITEM(list, Py_ssize_t(at++), number);
     }
-    return tuple;
+    return true;
 }
 
 void append_part(std::string& key, std::optional<std::string_view> part) {
@@ -43,13 +38,15 @@ void append_part(std::string& key, std::optional<std::string_view> part) {
 }  // namespace
 
 bool PromptJob::begin(PyObject* pieces, std::optional<std::string_view> adapter, std::optional<std::string_view> salt, bool is_framed) {
-    if (!take_text(pieces) || !take_root(adapter, salt, is_framed)) return false;
+    if (!take_text(pieces)) return false;
+    take_root(adapter, salt, is_framed);
     const size_t first_piece = whole_messages();
     missing_chars_ = is_ascii_ ? text_.size() - at_ : num_chars(text_.data() + at_, text_.size() - at_);
-    segments_.emplace(encoder_, text_, at_);
+    segments_.emplace(encoder_, text_, at_, is_ascii_);
     const size_t num_steps = steps_.size();
     if (!follow()) return false;
     if (steps_.size() > num_steps && !join_messages(pieces, first_piece, num_steps)) return false;
+    num_found_ = steps_.size();
     cache_.touch(steps_);
     return true;
 }
@@ -79,7 +76,7 @@ bool PromptJob::take_text(PyObject* pieces) {
     return true;
 }
 
-bool PromptJob::take_root(std::optional<std::string_view> adapter, std::optional<std::string_view> salt, bool is_framed) {
+void PromptJob::take_root(std::optional<std::string_view> adapter, std::optional<std::string_view> salt, bool is_framed) {
     std::string key(1, is_framed && !encoder_.before.empty() ? '1' : '0');
     append_part(key, encoder_.digest);
     append_part(key, adapter);
@@ -91,13 +88,10 @@ bool PromptJob::take_root(std::optional<std::string_view> adapter, std::optional
         std::vector<uint64_t> filled;
         auto rule = std::make_shared<const BlockRule>(encoder_.block_size, adapter, salt);
         auto chain = BlockChain::start(std::move(rule)).extended(before.data(), is_framed ? before.size() : 0, filled);
-        Ref hashes = tuple_of(filled);
-        if (!hashes) return false;
-        root = cache_.put(0, key, Step::NO_FOLLOWING, std::move(chain), std::move(hashes), 0, 0);
+        root = cache_.put(0, key, Step::NO_FOLLOWING, std::move(chain), std::move(filled), 0, 0);
     }
     steps_.reserve(8);
     steps_.push_back(std::move(root));
-    return true;
 }
 
 template <typename Take>
@@ -163,8 +157,8 @@ bool PromptJob::join_messages(PyObject* pieces, size_t first_piece, size_t start
             chars += steps_[next]->num_chars;
         }
         if (from != message.end || first == next) return false;
-        Ref hashes = joined(steps_.data() + first, steps_.data() + next);
-        if (!hashes) return is_well = false;
+        std::vector<uint64_t> hashes;
+        for (size_t at = first; at < next; ++at) hashes.insert(hashes.end(), steps_[at]->hashes.begin(), steps_[at]->hashes.end());
         const Step& last = *steps_[next - 1].get();
         const std::string_view text(text_.data() + message.begin, ends_[message.piece] - message.begin);
         cache_.put(steps_[first - 1]->number, text, message.end - message.begin, last.chain, std::move(hashes), chars, last.number);
@@ -192,24 +186,20 @@ bool PromptJob::advance(size_t num_chars_wanted) {
         if (next_end_ == at_ && chars <= MAX_KEPT_CHARS) {
             // What opens the answer ends every chat, and goes on as something else in the next: no step is worth keeping for it.
             after_.insert(after_.begin(), ids.begin(), ids.end());
-        } else if (!extend(begin, end, chars, ids)) {
-            return false;
+        } else {
+            extend(begin, end, chars, ids);
         }
     }
     return true;
 }
 
 // Remembers a segment after the last step.
-bool PromptJob::extend(size_t begin, size_t end, size_t chars, const Ids& ids) {
+void PromptJob::extend(size_t begin, size_t end, size_t chars, const Ids& ids) {
     const Step& last = *steps_.back().get();
     std::vector<uint64_t> filled;
-    filled.reserve(ids.size() / encoder_.block_size + 1);
     auto chain = last.chain.extended(ids.data(), ids.size(), filled);
-    Ref hashes = tuple_of(filled);
-    if (!hashes) return false;
     const std::string_view text(text_.data() + begin, end - begin);
-    steps_.push_back(cache_.put(last.number, text, Step::NO_FOLLOWING, std::move(chain), std::move(hashes), chars, 0));
-    return true;
+    steps_.push_back(cache_.put(last.number, text, Step::NO_FOLLOWING, std::move(chain), std::move(filled), chars, 0));
 }
 
 uint64_t PromptJob::num_tokens() const {
@@ -224,20 +214,21 @@ uint64_t PromptJob::num_tokens() const {
 PyObject* PromptJob::hashes() const {
     std::vector<uint64_t> filled;
     if (!unread_chars_ && !after_.empty()) steps_.back()->chain.extended(after_.data(), after_.size(), filled);
-    Py_ssize_t size = Py_ssize_t(filled.size()), at = 0;
-    for (const auto& step : steps_) size += PyTuple_GET_SIZE(step->hashes.get());
-    Ref list(PyList_New(size));
+    size_t size = filled.size(), at = 0;
+    for (const auto& step : steps_) size += step->hashes.size();
+    Ref list(PyList_New(Py_ssize_t(size)));
     if (!list) return nullptr;
-    for (const auto& step : steps_) {
-        PyObject* part = step->hashes.get();
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(part); ++i) PyList_SET_ITEM(list.get(), at++, Py_NewRef(PyTuple_GET_ITEM(part, i)));
+    for (size_t i = 0; i < steps_.size(); ++i) {
+        Step& step = *steps_[i].get();
+        if (i >= num_found_) {
+            if (!put_numbers(list.get(), at, step.hashes)) return nullptr;
+            continue;
+        }
+        if (!step.numbers && !(step.numbers = tuple_of(step.hashes))) return nullptr;
+        for (size_t k = 0; k < step.hashes.size(); ++k)
+            PyList_SET_ITEM(list.get(), Py_ssize_t(at++), Py_NewRef(PyTuple_GET_ITEM(step.numbers.get(), Py_ssize_t(k))));
     }
-    for (const uint64_t hash : filled) {
-        PyObject* number = PyLong_FromUnsignedLongLong(hash);
-        if (number == nullptr) return nullptr;
-        PyList_SET_ITEM(list.get(), at++, number);
-    }
-    return list.release();
+    return put_numbers(list.get(), at, filled) ? list.release() : nullptr;
 }
 
 }  // namespace quire

@@ -34,12 +34,12 @@ class PromptJob {
 
    private:
     bool take_text(PyObject* pieces);
-    bool take_root(std::optional<std::string_view> adapter, std::optional<std::string_view> salt, bool is_framed);
+    void take_root(std::optional<std::string_view> adapter, std::optional<std::string_view> salt, bool is_framed);
     size_t whole_messages();
     bool follow();
     bool join_messages(PyObject* pieces, size_t first_piece, size_t start);
     bool next_segment();
-    bool extend(size_t begin, size_t end, size_t chars, const Ids& ids);
+    void extend(size_t begin, size_t end, size_t chars, const Ids& ids);
 
     // The messages from a piece on, each long enough to be told apart, with what the template writes before it.
     struct Message {
@@ -55,6 +55,7 @@ class PromptJob {
     std::vector<size_t> ends_;  // of the pieces
     bool is_ascii_ = true;
     std::vector<StepRef> steps_;
+    size_t num_found_ = 0;  // of them, the first that the cache knew
     std::optional<Segments> segments_;
     size_t at_ = 0;  // text before it is in steps_
     size_t next_end_ = 0;  // of the next segment, which begins at at_; at_ if there is none

@@ -6,9 +6,9 @@ namespace quire {
 namespace {
 
 constexpr size_t TOUCH_SHARE = 16;  // as in prompt_cache
-constexpr size_t HASH_BYTES = 56;  // a number of Python and its place in a tuple
+constexpr size_t HASH_BYTES = 64;  // and its number in Python, in a tuple
 constexpr size_t TUPLE_BYTES = 48;
-constexpr size_t PLACE_BYTES = 64;  // in the table, and what the allocator adds
+constexpr size_t PLACE_BYTES = 96;  // in the table, and what the allocator adds
 
 uint64_t hash_of(uint64_t before, std::string_view text, size_t cut) {
     return hash_bytes(text.data(), text.size(), mixed(before ^ SECRETS.word[2], cut ^ SECRETS.word[3]));
@@ -17,8 +17,7 @@ uint64_t hash_of(uint64_t before, std::string_view text, size_t cut) {
 }  // namespace
 
 size_t Step::size_bytes() const {
-    const size_t num_hashes = hashes ? size_t(PyTuple_GET_SIZE(hashes.get())) : 0;
-    return sizeof(Step) + PLACE_BYTES + TUPLE_BYTES + text.size() + HASH_BYTES * num_hashes + chain.partial.size() * sizeof(uint32_t);
+    return sizeof(Step) + PLACE_BYTES + TUPLE_BYTES + text.size() + HASH_BYTES * hashes.size() + chain.partial.size() * sizeof(uint32_t);
 }
 
 StepCache::~StepCache() {
@@ -31,23 +30,46 @@ StepRef StepCache::find(uint64_t before, std::string_view text, size_t cut) cons
 }
 
 Step* StepCache::found(uint64_t hash, uint64_t before, std::string_view text, size_t cut) const {
-    for (Step* step = places_[hash & (places_.size() - 1)]; step != nullptr; step = step->beside)
-        if (step->hash == hash && step->before == before && step->cut == cut && step->text == text) return step;
+    const size_t mask = places_.size() - 1;
+    for (size_t at = hash & mask; places_[at].step != nullptr; at = (at + 1) & mask) {
+        Step* step = places_[at].step;
+        if (places_[at].hash == hash && step->before == before && step->cut == cut && step->text == text) return step;
+    }
     return nullptr;
 }
 
+void StepCache::place(uint64_t hash, Step* step) {
+    const size_t mask = places_.size() - 1;
+    size_t at = hash & mask;
+    while (places_[at].step != nullptr) at = (at + 1) & mask;
+    places_[at] = {hash, step};
+}
+
+// Frees its place and moves up those behind it that are not where they belong.
+void StepCache::displace(const Step* step) {
+    const size_t mask = places_.size() - 1;
+    size_t free = step->hash & mask;
+    while (places_[free].step != step) free = (free + 1) & mask;
+    for (size_t at = (free + 1) & mask; places_[at].step != nullptr; at = (at + 1) & mask) {
+        const size_t home = places_[at].hash & mask;
+        if (((at - home) & mask) < ((at - free) & mask)) continue;
+        places_[free] = places_[at];
+        free = at;
+    }
+    places_[free] = {};
+}
+
 StepRef StepCache::put(
-    uint64_t before, std::string_view text, size_t cut, BlockChain chain, Ref hashes, size_t num_chars, uint64_t number
+    uint64_t before, std::string_view text, size_t cut, BlockChain chain, std::vector<uint64_t> hashes, size_t num_chars, uint64_t number
 ) {
     const uint64_t hash = hash_of(before, text, cut);
     if (Step* known = found(hash, before, text, cut)) return StepRef::also(known);
-    if (num_steps_ >= places_.size()) widen();
+    if (2 * (num_steps_ + 1) > places_.size()) widen();
     StepRef made(new Step{before, cut, std::string(text), hash, std::move(chain), std::move(hashes), num_chars});
     Step* step = made.get();
     step->used = ++last_number_;
     step->number = number ? number : step->used;
-    Step*& place = places_[hash & (places_.size() - 1)];
-    step->beside = std::exchange(place, step);
+    place(hash, step);
     link(step);
     step->is_kept = true;
     ++step->holders;
@@ -84,9 +106,7 @@ void StepCache::unlink(Step* step) {
 void StepCache::forget_oldest() {
     Step* step = oldest_;
     unlink(step);
-    Step** at = &places_[step->hash & (places_.size() - 1)];
-    while (*at != step) at = &(*at)->beside;
-    *at = step->beside;
+    displace(step);
     step->is_kept = false;
     --num_steps_;
     size_bytes_ -= step->size_bytes();
@@ -94,12 +114,8 @@ void StepCache::forget_oldest() {
 }
 
 void StepCache::widen() {
-    std::vector<Step*> wider(2 * places_.size(), nullptr);
-    for (Step* step = oldest_; step != nullptr; step = step->newer) {
-        Step*& place = wider[step->hash & (wider.size() - 1)];
-        step->beside = std::exchange(place, step);
-    }
-    places_ = std::move(wider);
+    places_ = std::vector<Place>(2 * places_.size());
+    for (Step* step = oldest_; step != nullptr; step = step->newer) place(step->hash, step);
 }
 
 }  // namespace quire

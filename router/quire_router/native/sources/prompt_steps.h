@@ -21,13 +21,14 @@ struct Step {
     std::string text;
     uint64_t hash;  // of the three
     BlockChain chain;
-    Ref hashes;  // tuple of the wire hashes of the blocks that it filled
+    std::vector<uint64_t> hashes;  // on the wire, of the blocks that it filled
     size_t num_chars;
     uint64_t number = 0;  // the place that it leads to
     uint64_t used = 0;
+    Ref numbers;  // `hashes` as a tuple, made when the step is found again: most are not
     bool is_kept = false;
     size_t holders = 1;
-    Step *older = nullptr, *newer = nullptr, *beside = nullptr;  // in the line of use, and with others of one place in the table
+    Step *older = nullptr, *newer = nullptr;  // in the line of use
 
     size_t size_bytes() const;
 };
@@ -52,15 +53,17 @@ class StepRef {
 
 class StepCache {
    public:
-    explicit StepCache(size_t max_bytes) : max_bytes_(max_bytes), places_(1024, nullptr) {}
+    explicit StepCache(size_t max_bytes) : max_bytes_(max_bytes), places_(FIRST_PLACES) {}
     StepCache(const StepCache&) = delete;
     ~StepCache();
 
     // None: it is not known.
     StepRef find(uint64_t before, std::string_view text, size_t cut) const;
 
-    // Remembers a step; gives it, or the one that another thread put first. nullptr-like with an exception if there is no memory.
-    StepRef put(uint64_t before, std::string_view text, size_t cut, BlockChain chain, Ref hashes, size_t num_chars, uint64_t number);
+    // Remembers a step; gives it, or the one that another thread put first. `number` 0: it leads to a place of its own.
+    StepRef put(
+        uint64_t before, std::string_view text, size_t cut, BlockChain chain, std::vector<uint64_t> hashes, size_t num_chars, uint64_t number
+    );
 
     // A prompt's steps, first to last, were used.
     void touch(const std::vector<StepRef>& steps);
@@ -69,14 +72,22 @@ class StepCache {
     size_t size() const { return num_steps_; }
 
    private:
+    static constexpr size_t FIRST_PLACES = 1024;
+    struct Place {  // with the hash beside it: of a step that is another's, no memory is touched
+        uint64_t hash = 0;
+        Step* step = nullptr;
+    };
+
     Step* found(uint64_t hash, uint64_t before, std::string_view text, size_t cut) const;
+    void place(uint64_t hash, Step* step);
+    void displace(const Step* step);
     void link(Step* step);
     void unlink(Step* step);
     void forget_oldest();
     void widen();
 
     size_t max_bytes_;
-    std::vector<Step*> places_;
+    std::vector<Place> places_;  // half of them free at least
     Step *oldest_ = nullptr, *newest_ = nullptr;
     size_t num_steps_ = 0, size_bytes_ = 0;
     uint64_t last_number_ = 0;
