@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from quire_contract.chat_sandbox import TooSlowError, compile_in, new_sandbox
-from quire_contract.chat_shapes import ShapeMemory, shape_of
+from quire_contract.chat_shapes import Shape, ShapeMemory, shape_of
 from quire_contract.openai.errors import CODE_INVALID_VALUE, CODE_UNSUPPORTED, ApiError
 
 MAX_RENDERED_CHARS = 32 * 1024 * 1024
@@ -92,8 +92,8 @@ class ChatTemplate:
             else None
         )
         contents = () if shape is None else [message["content"] for message in messages]
-        known = None if shape is None else self._shapes.pieces(shape, contents)
-        if known is not None and sum(map(len, known)) <= self._max_chars:
+        known = None if shape is None else self.known_pieces(shape, contents)
+        if known is not None:
             return known
         seen = [dict(message) for message in messages]
         if not self._knows_developer[name]:
@@ -112,6 +112,11 @@ class ChatTemplate:
         if shape is not None:
             self._shapes.learn(shape, seen, values, contents, text)
         return [_cut_at_mark(text) if continue_final_message else text]
+
+    def known_pieces(self, shape: Shape, contents: Sequence[str]) -> list[str] | None:
+        """As `pieces` for messages of a shape that has come before. None: `pieces` must tell."""
+        known = self._shapes.pieces(shape, contents)
+        return None if known is None or sum(map(len, known)) > self._max_chars else known
 
     def _name_for(self, tools: object) -> str:
         if tools is not None and "tool_use" in self._templates:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from quire_contract.chat_shapes import Shape
 from quire_contract.chat_template import ChatTemplate, PromptError
 from quire_contract.detokenize import Detokenizer, TokenStream
 from quire_contract.model_folder import load_tokenizer
@@ -79,12 +80,21 @@ class PromptRenderer:
             template_kwargs=template_kwargs,
         )
 
+    def known_pieces(self, shape: Shape, contents: Sequence[str]) -> list[str] | None:
+        """As `ChatTemplate.known_pieces`."""
+        return self._template.known_pieces(shape, contents)
+
     def completion(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, or the ids themselves.
 
         ApiError 400 for a text so long that it cannot fit the model however it is cut: tokenising megabytes takes seconds.
         """
         return prompt if isinstance(prompt, list) else self._tokenise(prompt, add_special_tokens, "prompt")
+
+    @property
+    def max_chars(self) -> int | None:
+        """Longer texts are certainly longer than the model's length. None: that cannot be known."""
+        return self._max_chars
 
     def check_length(self, num_chars: int, param: str) -> None:
         """PromptError for a text so long that it cannot fit the model however it is cut."""

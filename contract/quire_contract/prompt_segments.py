@@ -43,8 +43,15 @@ _WORDS = (
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _O200K = rf"{_WORDS[0]}{_ENDING}|{_WORDS[1]}{_ENDING}|\p{{N}}{{1,3}}{_REST}"
 _TEKKEN = rf"{_WORDS[0]}|{_WORDS[1]}|\p{{N}}{_REST}"
-KNOWN_SPLITS = frozenset({_GPT2, _LLAMA3, _QWEN2, _PLAIN, _O200K, _TEKKEN})
-"""Of GPT-2, Llama 3 (and cl100k), Qwen 2 and 3, the demo model, GPT-4o, and Mistral's Tekken. None looks behind itself."""
+KNOWN_SPLITS: Mapping[str, str] = {
+    _GPT2: "gpt2",
+    _LLAMA3: "llama3",
+    _QWEN2: "qwen2",
+    _PLAIN: "plain",
+    _O200K: "o200k",
+    _TEKKEN: "tekken",
+}
+"""And their names: of GPT-2, Llama 3 (and cl100k), Qwen 2 and 3, the demo model, GPT-4o, and Mistral's Tekken. None looks behind itself."""
 
 _BETWEEN_WORDS = r"(?<=[A-Za-z])(?= [A-Za-z])"
 _AFTER_LINE = r"|(?<=[\r\n])(?=[^\W\d_])"
@@ -92,6 +99,11 @@ class SegmentedEncoder:
         """Special tokens that are added before and after a text where they are asked for. None: not the same around every text."""
         return self._frame
 
+    @property
+    def words(self) -> WordEncoder | None:
+        """What encodes words one by one, for tokenizers with which that may be done."""
+        return self._words
+
     def segments(self, text: str) -> Iterator[str]:
         """The text's parts in order, none of them empty, each made when it is asked for. Texts that begin alike share the first ones."""
         start = 0
@@ -126,12 +138,16 @@ class SegmentedEncoder:
             return known
         ids = None if self._words is None else self._words.encode(text)
         if ids is None:
-            ids = token_bytes(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+            ids = self.encode_whole(text)
         if len(text) <= MAX_KEPT_CHARS:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.clear()
             self._kept[text] = ids
         return ids
+
+    def encode_whole(self, text: str) -> bytes:
+        """As `encode`, all of it by the tokenizer."""
+        return token_bytes(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:

@@ -50,12 +50,14 @@ class WordEncoder:
 
     def __init__(self, tokenizer: Tokenizer, split: str, added: Mapping[str, int]) -> None:
         """`split`: one of KNOWN_SPLITS. `added`: the tokens that raw text is cut at first, all of them, with their ids."""
+        self.split = split
         self._tokenizer = tokenizer
         self._model = tokenizer.model
         self._find = ascii_pattern(split).findall
         contents = sorted(added, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, contents)) + ")").split if contents else None
-        self._added = {content: token_bytes((token_id,)) for content, token_id in added.items()}
+        self.added = {content: token_bytes((token_id,)) for content, token_id in added.items()}
+        """Read it, never change it."""
         self._words: dict[str, bytes] = {}
         """By the text itself: words, and other text from a space or a beginning to a space or an end."""
         self._spaced: dict[str, bytes] = {}
@@ -70,7 +72,7 @@ class WordEncoder:
         for index, part in enumerate(parts):
             if not part:
                 continue
-            ids = (self._added if index % 2 else self._words).get(part) or self._encode_plain(part)
+            ids = (self.added if index % 2 else self._words).get(part) or self._encode_plain(part)
             if ids is None:
                 return None
             encoded.append(ids)
@@ -127,22 +129,27 @@ class WordEncoder:
         known = self._words.get(word)
         if known is not None:
             return known
-        if len(word) > MAX_WORD_CHARS:  # takes time, in which other threads may run
-            return self._of_tokenizer([word])[0]
-        # The tokenizer's model alone makes a twentieth of the tokenizer's work.
-        ids = token_bytes([token.id for token in self._model.tokenize(word.translate(_BYTE_LEVEL))])
+        ids = self.word_ids(word)
         self._keep(word, ids)
         return ids
+
+    def word_ids(self, word: str) -> bytes:
+        """Of one word of ASCII, asked of the tokenizer."""
+        if len(word) > MAX_WORD_CHARS:  # takes time, in which other threads may run
+            return self.texts_ids([word])[0]
+        # The tokenizer's model alone makes a twentieth of the tokenizer's work.
+        return token_bytes([token.id for token in self._model.tokenize(word.translate(_BYTE_LEVEL))])
 
     def _learn(self, texts: list[str]) -> list[bytes] | None:
         """The ids of each of `texts`, which are not ASCII. None: more of them are new than are learnt at once."""
         learnt = list(dict.fromkeys(texts))[:MAX_LEARNT]
-        found = dict(zip(learnt, self._of_tokenizer(learnt), strict=True))
+        found = dict(zip(learnt, self.texts_ids(learnt), strict=True))
         for text, ids in found.items():
             self._keep(text, ids)
         return None if any(text not in found for text in texts) else [found[text] for text in texts]
 
-    def _of_tokenizer(self, texts: list[str]) -> list[bytes]:
+    def texts_ids(self, texts: list[str]) -> list[bytes]:
+        """Of each text, asked of the tokenizer."""
         return [token_bytes(e.ids) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _keep(self, text: str, ids: bytes) -> None:

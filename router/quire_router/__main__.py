@@ -156,7 +156,7 @@ async def running(
     pool, (index, sent) = EndpointPool(stats), new_indexes(native(), max_blocks=settings.max_index_blocks)
     async with contextlib.AsyncExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(settings.tokenizer_threads, "tokenizer"))
-        reader = PromptReader(executor)
+        reader = PromptReader(executor, native())
         session = await stack.enter_async_context(client_session(settings.connect_timeout_s))
         compiler = FilterCompiler()
         live = LiveConfig(compiler.check)

@@ -1,9 +1,10 @@
 """Reads one prompt in steps: what the cache knows at once, the rest a portion at a time, so that a long prompt leaves room for others.
 
-Knows no threads: whoever advances a job decides where.
+Knows no threads: whoever advances a job decides where. The C++ of `native` has a twin of `Job` with the cache that belongs to it.
 """
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import msgspec
 
@@ -13,7 +14,7 @@ from quire_contract.openai.requests import RoutingFields
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.prompt_input import ChatInput, TextInput
-from quire_contract.prompt_segments import MAX_KEPT_CHARS, MIN_CHARS, SegmentedEncoder
+from quire_contract.prompt_segments import KNOWN_SPLITS, MAX_KEPT_CHARS, MIN_CHARS, SegmentedEncoder
 from quire_router.prompt_cache import PromptCache, Step
 
 MAX_NEW_CHARS = 256 * 1024
@@ -34,6 +35,23 @@ class PromptBlocks(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Wire hashes of the full blocks, chained."""
 
 
+class AnyJob(Protocol):
+    """One prompt on its way, in Python or C++. `advance` until nothing is missing, then `blocks`."""
+
+    @property
+    def missing_chars(self) -> int:
+        """Text still to be tokenised."""
+        ...
+
+    def advance(self, num_chars: int, /) -> None:
+        """Tokenise segments until `num_chars` are done, at least one."""
+        ...
+
+    def blocks(self) -> PromptBlocks:
+        """What was read."""
+        ...
+
+
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
     """What reads prompts for one bundle."""
 
@@ -41,13 +59,16 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
     bundle: PromptBundle
     renderer: PromptRenderer
     encoder: SegmentedEncoder
+    native: Any = None
+    """The PromptEncoder that does `encoder`'s work in C++, for a cache that is C++ too. None: both are Python."""
 
     @classmethod
-    def of(cls, digest: str, bundle: PromptBundle) -> "Reader":
-        """PromptError or ModelFolderError if the bundle cannot be used."""
+    def of(cls, digest: str, bundle: PromptBundle, parts: Any = None) -> "Reader":
+        """PromptError or ModelFolderError if the bundle cannot be used. `parts`: the extension module, if that is to read prompts."""
         renderer = PromptRenderer(bundle)
         encoder = SegmentedEncoder(renderer.tokenizer, bundle.tokenizer_json)
-        return cls(digest=digest, bundle=bundle, renderer=renderer, encoder=encoder)
+        native = None if parts is None else _native_encoder(parts, digest, renderer, encoder)
+        return cls(digest=digest, bundle=bundle, renderer=renderer, encoder=encoder, native=native)
 
     def read_whole(self, fields: RoutingFields, keys: ExtraKeys) -> PromptBlocks:
         """The first prompt in one go, without the cache: one of token ids, or one that is to be truncated. ApiError if it is none, or if
@@ -68,8 +89,22 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
             raise invalid("prompt", f"has {len(prompt)} tokens; the model takes {most}")
 
 
+def _native_encoder(parts: Any, digest: str, renderer: PromptRenderer, encoder: SegmentedEncoder) -> Any:
+    words, frame = encoder.words, encoder.frame
+    return parts.PromptEncoder(
+        digest=digest,
+        block_size=renderer.bundle.block_size,
+        max_chars=-1 if renderer.max_chars is None else renderer.max_chars,
+        too_long=lambda num_chars: renderer.check_length(num_chars, "prompt"),
+        encoder=encoder,
+        words=words,
+        split=None if words is None else KNOWN_SPLITS[words.split],
+        frame=None if frame is None else (token_bytes(frame[0]), token_bytes(frame[1])),
+    )
+
+
 class Job:
-    """One prompt on its way. `advance` until nothing is missing, then `blocks`."""
+    """One prompt on its way, in Python."""
 
     def __init__(
         self, reader: Reader, cache: PromptCache, pieces: list[str], keys: ExtraKeys, frame: tuple[list[int], list[int]]
@@ -94,6 +129,11 @@ class Job:
         cache.touch(self._steps)
         self._room_chars = MAX_NEW_CHARS
         self._unread_chars = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps over what is known, the root among them."""
+        return len(self._steps)
 
     def _whole_messages(self, pieces: list[str]) -> int:
         """Take the steps over whole messages, as far as they are known; how many these are."""
@@ -176,9 +216,9 @@ def _messages(pieces: list[str]) -> Iterator[tuple[int, str]]:
             text = ""
 
 
-def begin_job(reader: Reader, cache: PromptCache, fields: RoutingFields, keys: ExtraKeys) -> Job | None:
-    """The job that reads the first prompt of a body. None: only `read_whole` can. ApiError if the template refuses it, or if it is
-    certainly too long for the model."""
+def begin_job(reader: Reader, cache: Any, fields: RoutingFields, keys: ExtraKeys) -> AnyJob | None:
+    """The job that reads the first prompt of a body, with a PromptCache of the reader's kind. None: only `read_whole` can. ApiError if the
+    template refuses it, or if it is certainly too long for the model."""
     source = fields.prompt_input()
     if source.truncation is not None:
         return None
@@ -186,6 +226,9 @@ def begin_job(reader: Reader, cache: PromptCache, fields: RoutingFields, keys: E
     pieces = _pieces_of(reader.renderer, source)
     if frame is None or pieces is None:
         return None
+    if reader.native is not None:
+        found: AnyJob = cache.job(reader.native, pieces, keys.adapter, keys.cache_salt, source.add_special_tokens)
+        return found
     reader.renderer.check_length(sum(map(len, pieces)), "prompt")
     return Job(reader, cache, pieces, keys, frame)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quire_contract.block_hash import SCHEME, ExtraKeys, token_bytes
 from quire_contract.model_folder import ModelFolderError
@@ -22,7 +22,7 @@ from quire_contract.prompt import PromptError, PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.telemetry import log_event
 from quire_router.prompt_cache import PromptCache
-from quire_router.prompt_job import Job, PromptBlocks, Reader, begin_job
+from quire_router.prompt_job import AnyJob, PromptBlocks, Reader, begin_job
 
 __all__ = ["BundleError", "PromptBlocks", "PromptReader", "read_text"]
 
@@ -52,11 +52,13 @@ class BundleError(Exception):
 class PromptReader:
     """Renders, tokenises and hashes prompts, by bundle digest. Long ones in `executor`."""
 
-    def __init__(self, executor: Executor, cache: PromptCache | None = None) -> None:
-        """`cache` keeps what prompts have in common; None: one of the usual size."""
+    def __init__(self, executor: Executor, parts: Any = None) -> None:
+        """`parts`: the extension module `native`; None: prompts are read by Python, which gives the same blocks."""
         self._executor = executor
         self._readers: dict[str, Reader] = {}
-        self._cache = PromptCache() if cache is None else cache
+        self._parts = parts
+        self._cache: Any = PromptCache() if parts is None else parts.PromptCache(PromptBlocks)
+        """Keeps what prompts have in common."""
         self._reads: Counter[str] = Counter()
         """Being read in threads, by tenant."""
 
@@ -81,7 +83,7 @@ class PromptReader:
                 f"hashes blocks by {bundle.scheme!r}, this router knows {SCHEME!r}; use router and worker of one release"
             )
         try:
-            self._readers[digest] = Reader.of(digest, bundle)
+            self._readers[digest] = Reader.of(digest, bundle, self._parts)
         except (PromptError, ModelFolderError) as error:
             raise BundleError(str(error)) from None
 
@@ -102,10 +104,24 @@ class PromptReader:
             return None
         keys = ExtraKeys(cache_salt=fields.cache_salt) if keys is None else keys
         try:
-            return await self._read(reader, fields, keys, num_bytes, tenant)
+            usual = self._read_usual(reader, fields, keys) if num_bytes <= INLINE_BODY_BYTES else None
+            return await self._read(reader, fields, keys, num_bytes, tenant) if usual is None else usual
         except (ApiError, OverflowError, TypeError) as error:
             log_event(log, logging.DEBUG, "prompt_unreadable", error=type(error).__name__)
             return None
+
+    def _read_usual(self, reader: Reader, fields: RoutingFields, keys: ExtraKeys) -> PromptBlocks | None:
+        """A chat of plain messages of a shape that is known, with little text that is new. None: it is no such chat."""
+        if self._parts is None:
+            return None
+        chat = self._parts.plain_chat(fields, "default")
+        pieces = None if chat is None else reader.renderer.known_pieces(*chat)
+        if pieces is None:
+            return None
+        usual: PromptBlocks | None = self._cache.read(
+            reader.native, pieces, keys.adapter, keys.cache_salt, False, INLINE_CHARS
+        )
+        return usual
 
     async def _read(
         self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, num_bytes: int, tenant: str
@@ -123,7 +139,7 @@ class PromptReader:
             return await self._read_in_thread(reader, fields, keys, job) if is_free else None
 
     async def _read_in_thread(
-        self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, job: Job | None
+        self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, job: AnyJob | None
     ) -> PromptBlocks:
         """A portion at a time, so that prompts take turns however long each is."""
         if job is None:

@@ -12,10 +12,22 @@ from quire_contract.openai.requests import RoutingFields
 from quire_contract.prompt import PromptRenderer
 from quire_contract.prompt_bundle import PromptBundle
 from quire_contract.prompt_segments import KNOWN_SPLITS
+from quire_router.native.library import native
 from quire_router.prompt_cache import PromptCache
-from quire_router.prompt_job import Reader, begin_job
+from quire_router.prompt_job import PromptBlocks, Reader, begin_job
 
-SPECIALS = ["<|im_start|>", "<|im_end|>", "<|im_end|>\n<|long|>", "<|x|>"]
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|im_end|><|long|>", "<|x|>"]
+"""Tokens with which words are encoded one by one."""
+SPACED = "<|im_end|>\n<|long|>"
+"""With this one they are not."""
+ADDED = {
+    "words": [],
+    "spaced": [AddedToken(SPACED, normalized=False, special=True)],
+    "fussy": [
+        AddedToken(SPACED, normalized=False, special=True),
+        AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False),
+    ],
+}
 TEMPLATES = {
     "chatml": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
@@ -26,12 +38,13 @@ TEMPLATES = {
 }
 CONTENTS = [
     "the quick brown fox " * 60, "jumps over the lazy dog, " * 8, "hi", "", "x" * 60, "x" * 60 + "<|im_", "y" * 50 + " ",
-    "<|long|>" + "z" * 50, "<mask> " + "word " * 15, " word" * 15 + " <mask>", "a" * 48 + "<|im_end|>\n", "<|im_end|>\n" * 6,
+    "<|long|>" + "z" * 50, "<|x|>" * 9 + "<|im_end|>",
+    "<mask> " + "word " * 15, " word" * 15 + " <mask>", "a" * 48 + "<|im_end|>\n", "<|im_end|>\n" * 6,
     "日本語のテスト" * 10, "\n" + "line\n" * 15, "word " * 10 + "<|im_start|>",
 ]  # fmt: skip
 
 
-def reader_of(template, *, fussy):
+def reader_of(template, added, parts=None):
     tokenizer = Tokenizer(models.BPE())
     cutter = pre_tokenizers.Split(Regex(min(KNOWN_SPLITS)), "isolated")
     inner = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -44,8 +57,7 @@ def reader_of(template, *, fussy):
         show_progress=False,
     )
     tokenizer.train_from_iterator(CONTENTS, trainer)
-    if fussy:
-        tokenizer.add_tokens([AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.add_tokens(ADDED[added])
     bundle = PromptBundle(
         tokenizer_json=tokenizer.to_str().encode(),
         chat_templates={"default": template},
@@ -53,16 +65,25 @@ def reader_of(template, *, fussy):
         block_size=4,
         max_model_len=100_000,
     )
-    return Reader.of("d", bundle)
+    return Reader.of("d", bundle, parts)
 
 
-@pytest.mark.parametrize("fussy", [False, True], ids=["plain", "fussy"])
+def cache_of(parts, max_bytes=2**26):
+    return PromptCache(max_bytes=max_bytes) if parts is None else parts.PromptCache(PromptBlocks, max_bytes=max_bytes)
+
+
+@pytest.fixture(params=["python", "native"])
+def parts(request):
+    return native() if request.param == "native" else None
+
+
+@pytest.mark.parametrize("added", ADDED)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_any_conversation_after_any_others_has_the_hashes_of_the_whole(name, fussy):
-    reader, cache, rng = reader_of(TEMPLATES[name], fussy=fussy), PromptCache(max_bytes=200_000), random.Random(name)
+def test_any_conversation_after_any_others_has_the_hashes_of_the_whole(name, added, parts):
+    reader, cache, rng = reader_of(TEMPLATES[name], added, parts), cache_of(parts, 200_000), random.Random(name)
     renderer = PromptRenderer(reader.bundle)
     differing = []
-    for number in range(400):
+    for number in range(300):
         roles = itertools.islice(itertools.cycle(["user", "assistant"]), rng.randint(1, 4))
         messages = [{"role": role, "content": rng.choice(CONTENTS[: 3 + number // 20])} for role in roles]
         keys = ExtraKeys(cache_salt=rng.choice([None, "s"]))
@@ -80,19 +101,20 @@ def test_any_conversation_after_any_others_has_the_hashes_of_the_whole(name, fus
     assert cache.size_bytes <= 200_000
 
 
-def test_a_message_is_found_at_once_when_its_segments_were_found_before_and_its_shape_is_known():
-    reader, cache = reader_of(TEMPLATES["chatml"], fussy=False), PromptCache()
+@pytest.mark.parametrize("added", ["words", "spaced"])
+def test_a_message_is_found_at_once_when_its_segments_were_found_before_and_its_shape_is_known(added, parts):
+    reader, cache = reader_of(TEMPLATES["chatml"], added, parts), cache_of(parts)
     system = {"role": "system", "content": CONTENTS[0]}
-    lengths = []
+    seen = []
     for number in range(4):
         messages = [ChatMessage(**message) for message in (system, {"role": "user", "content": f"number {number}"})]
 
         job = begin_job(reader, cache, RoutingFields(model="m", messages=messages), ExtraKeys())
 
-        lengths.append([step.num_chars for step in job._steps])
+        seen.append((job.num_steps, job.missing_chars))
         while job.missing_chars:
             job.advance(500)
 
     whole = len("<|im_start|>system\n" + CONTENTS[0])
-    assert [len(steps) for steps in lengths] == [1, 4, 4, 2]
-    assert [sum(steps) for steps in lengths] == [0, whole, whole, whole]
+    rest = len("<|im_end|>\n<|im_start|>user\nnumber 0<|im_end|>\n<|im_start|>assistant\n")
+    assert seen == [(1, whole + rest), (4, rest), (4, rest), (2, rest)]

@@ -10,6 +10,7 @@ import pytest
 from quire_contract.block_hash import ExtraKeys, hash_blocks, wire_hashes
 from quire_contract.openai.decode import decode_routing_fields
 from quire_contract.prompt import PromptRenderer
+from quire_router.native.library import native
 from quire_router.prompts import (
     MAX_READS_OF_TENANT,
     MAX_TEXT_BYTES,
@@ -27,10 +28,15 @@ def read_body(**fields):
     return decode_routing_fields(body), len(body)
 
 
+@pytest.fixture(params=["python", "native"])
+def parts(request):
+    return native() if request.param == "native" else None
+
+
 @pytest.fixture
-def reader(bundle):
+def reader(bundle, parts):
     with ThreadPoolExecutor(1, "tokenizer") as executor:
-        reader = PromptReader(executor)
+        reader = PromptReader(executor, parts)
         reader.add("d", bundle)
         yield reader
 
@@ -94,8 +100,8 @@ def threads(bundle):
     threads.inner.shutdown()
 
 
-async def test_only_long_text_that_is_new_is_tokenised_in_a_thread(threads, bundle):
-    reader, jobs = PromptReader(threads), []
+async def test_only_long_text_that_is_new_is_tokenised_in_a_thread(threads, bundle, parts):
+    reader, jobs = PromptReader(threads, parts), []
     reader.add("d", bundle)
     long = {"role": "system", "content": WORDS * 10}
 
@@ -143,8 +149,8 @@ async def test_of_an_enormous_prompt_a_part_is_read_and_the_rest_is_estimated(re
     assert len(again.hashes) > 1.5 * len(first.hashes)
 
 
-async def test_long_prompts_of_one_tenant_leave_room_for_those_of_others(threads, bundle):
-    reader = PromptReader(threads)
+async def test_long_prompts_of_one_tenant_leave_room_for_those_of_others(threads, bundle, parts):
+    reader = PromptReader(threads, parts)
     reader.add("d", bundle)
     threads.gate.clear()
     bodies = [read_body(prompt=f"w{number} {WORDS * 10}") for number in range(MAX_READS_OF_TENANT + 2)]

@@ -24,6 +24,8 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_kv_index,
              &add_usual_choice,
              &add_client_sink,
+             &add_prompt_cache,
+             &add_plain_chat,
          }) {
         if (add(module) < 0) {
             Py_DECREF(module);

@@ -1,0 +1,85 @@
+// The shape and contents of a chat of plain messages, straight from a decoded body: what `prompt_input`, `template_message` and
+// `chat_shapes.shape_of` make of it between them.
+
+#include "python_ref.h"
+
+namespace quire {
+namespace {
+
+enum Name {
+    MESSAGES, ADD_GENERATION_PROMPT, CONTINUE_FINAL_MESSAGE, CHAT_TEMPLATE_KWARGS, REASONING_EFFORT, TOOLS, TRUNCATE_PROMPT_TOKENS,
+    ADD_SPECIAL_TOKENS, ROLE, CONTENT, NAME, TOOL_CALL_ID, REASONING_CONTENT, REASONING, TOOL_CALLS, NUM_NAMES,
+};
+constexpr const char* SPELT[NUM_NAMES] = {
+    "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "tools",
+    "truncate_prompt_tokens", "add_special_tokens", "role", "content", "name", "tool_call_id", "reasoning_content", "reasoning", "tool_calls",
+};
+PyObject* names[NUM_NAMES];
+
+// 1: it is None. -1 with an exception.
+int is_none(PyObject* object, Name name) {
+    const Ref value(PyObject_GetAttr(object, names[name]));
+    return value ? value.get() == Py_None : -1;
+}
+
+int are_none(PyObject* object, std::initializer_list<Name> wanted) {
+    for (const Name name : wanted)
+        if (const int answer = is_none(object, name); answer <= 0) return answer;
+    return 1;
+}
+
+// Role into `role`, content into `content`: 1; 0: the message has more than these; -1 with an exception.
+int read_message(PyObject* message, Ref& role, Ref& content) {
+    content = Ref(PyObject_GetAttr(message, names[CONTENT]));
+    if (!content) return -1;
+    if (!PyUnicode_CheckExact(content.get())) return 0;
+    role = Ref(PyObject_GetAttr(message, names[ROLE]));
+    return role ? are_none(message, {NAME, TOOL_CALL_ID, REASONING_CONTENT, REASONING, TOOL_CALLS}) : -1;
+}
+
+// plain_chat(fields, template name) -> (shape, contents) | None
+PyObject* plain_chat(PyObject*, PyObject* const* args, Py_ssize_t num_args) {
+    if (num_args != 2) return PyErr_SetString(PyExc_TypeError, "2 arguments are wanted"), nullptr;
+    PyObject* fields = args[0];
+    const Ref messages(PyObject_GetAttr(fields, names[MESSAGES]));
+    if (!messages) return nullptr;
+    if (!PyList_CheckExact(messages.get())) Py_RETURN_NONE;
+    const int usual = are_none(
+        fields, {CONTINUE_FINAL_MESSAGE, CHAT_TEMPLATE_KWARGS, REASONING_EFFORT, TOOLS, TRUNCATE_PROMPT_TOKENS, ADD_SPECIAL_TOKENS}
+    );
+    if (usual < 0) return nullptr;
+    if (!usual) Py_RETURN_NONE;
+    const Ref opens(PyObject_GetAttr(fields, names[ADD_GENERATION_PROMPT]));
+    if (!opens) return nullptr;
+    const Py_ssize_t count = PyList_GET_SIZE(messages.get());
+    Ref shape(PyTuple_New(count + 2)), contents(PyList_New(count));
+    if (!shape || !contents) return nullptr;
+    PyTuple_SET_ITEM(shape.get(), 0, Py_NewRef(args[1]));
+    PyTuple_SET_ITEM(shape.get(), 1, Py_NewRef(opens.get() == Py_None ? Py_True : opens.get()));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (PyList_GET_SIZE(messages.get()) != count) Py_RETURN_NONE;
+        Ref role, content;
+        const int is_plain = read_message(Ref::borrowed(PyList_GET_ITEM(messages.get(), i)).get(), role, content);
+        if (is_plain < 0) return nullptr;
+        if (!is_plain) Py_RETURN_NONE;
+        PyTuple_SET_ITEM(shape.get(), i + 2, role.release());
+        PyList_SET_ITEM(contents.get(), i, content.release());
+    }
+    return PyTuple_Pack(2, shape.get(), contents.get());
+}
+
+PyMethodDef METHODS[] = {
+    {"plain_chat", reinterpret_cast<PyCFunction>(plain_chat), METH_FASTCALL,
+     "plain_chat(fields, template): shape and contents of a chat of plain messages without arguments; None: it is no such chat."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+}  // namespace quire
+
+int add_plain_chat(PyObject* module) {
+    using namespace quire;
+    for (int i = 0; i < NUM_NAMES; ++i)
+        if ((names[i] = PyUnicode_InternFromString(SPELT[i])) == nullptr) return -1;
+    return PyModule_AddFunctions(module, METHODS);
+}
