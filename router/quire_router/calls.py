@@ -20,7 +20,7 @@ from quire_contract.openai.errors import (
 )
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import RoutingFields
-from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
+from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import EventLine
 from quire_router.answer import Source
 from quire_router.arrived import take_arrived
@@ -30,12 +30,15 @@ from quire_router.delivery import deliver
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.picker import Picker
+from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
 from quire_router.route_plan import Asker, RoutePlan
 from quire_router.tenants import TenantBook
 
 log = logging.getLogger("quire_router.request")
 
+CALLED_PATHS = PATHS_WITH_PROMPT | PATHS_BY_MODEL
+"""Whose POSTs are calls."""
 BODY_TIMEOUT_S = 60.0
 """For a client to send its body."""
 LARGE_BODY_BYTES = 256 * 1024
@@ -233,6 +236,10 @@ def _later(delay_s: float, work: Callable[[], object]) -> None:
 
 def _body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:
     """The whole body, if it has come already and nothing is to be done about it. ApiError 413 if it is too large."""
+    if type(request) is PlainRequest:
+        if len(request.whole) > max_bytes:
+            raise body_too_large(max_bytes)
+        return request.whole
     content = request.content
     if not content.is_eof() or content.exception() is not None or hdrs.CONTENT_ENCODING in request.headers:
         return None

@@ -5,3 +5,5 @@
 #include <Python.h>
 
 int add_sha256(PyObject* module);
+int add_plain_request(PyObject* module);
+int add_plain_answer(PyObject* module);
