@@ -29,6 +29,7 @@ from quire_router.content_encoding import decoded
 from quire_router.delivery import deliver
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
+from quire_router.native.library import native
 from quire_router.picker import Picker
 from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
@@ -102,7 +103,10 @@ class CallHandler:
         self._tenants = tenants
         self._settings = settings
         self._clock = clock
-        self._line = EventLine(log, logging.INFO, "request", LINE_FIELDS, _later)
+        module = native()
+        self._line = EventLine(
+            log, logging.INFO, "request", LINE_FIELDS, _later, None if module is None else module.LineWriter
+        )
         self._large = asyncio.Semaphore(1)
         """Large bodies are parsed in a thread, one after the other: several at once would keep the interpreter from all other requests."""
 

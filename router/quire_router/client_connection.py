@@ -25,7 +25,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler
 from quire_contract.openai.errors import ApiError, internal
 from quire_contract.request_id import new_request_id
 from quire_contract.telemetry import log_event
-from quire_router.plain_http import PlainHttp
+from quire_router.plain_http import MAX_HELD_BYTES, PlainHttp
 from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
 from quire_router.tiny_chunks import has_tiny_chunks
@@ -46,22 +46,30 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class ClientConnection(RequestHandler):
     """One client's."""
 
-    __slots__ = ("_has_begun", "_missing", "_plain")
+    __slots__ = ("_has_begun", "_held", "_holding", "_missing", "_plain")
 
     _plain: PlainHttp | None
     _missing: int | None
     """Bytes of a plain head's body that the parser waits for; 0: it holds nothing; None: nobody knows."""
     _has_begun: bool
     """Whether its task runs: what comes first may come before."""
+    _held: bytes
+    """The beginning of a plain request, for which the parser need not be asked if the rest comes soon."""
+    _holding: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
         self._plain, self._missing = self._manager.plain, 0  # type: ignore[union-attr]  # a RouterServer
-        self._has_begun = False
+        self._has_begun, self._held, self._holding = False, b"", None
         super().connection_made(transport)
         own = transport.get_extra_info("socket")
         if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """What was held is nobody's."""
+        self._let_go()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """A body in tiny chunks is not even parsed. The rest of a head that has begun must come in time."""
@@ -71,25 +79,31 @@ class ClientConnection(RequestHandler):
             return
         if data and self._plain is not None and self._missing is not None and self._takes_plain(self._plain, data):
             return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if self._current_request is None and not self._messages:
             self._manager.heads.expect(self, self.transport)  # type: ignore[union-attr]  # a RouterServer
 
     def _takes_plain(self, plain: PlainHttp, data: bytes) -> bool:
-        """Whether `data` is a request that is answered from here on, and nothing for the parser."""
-        if self._missing:
+        """Whether `data`, with what is held, is a request that is answered from here on, or may become one, and nothing for the parser."""
+        held = self._held
+        if self._missing and not held:
             left = self._missing - len(data)
             self._missing = left if left >= 0 else None
             return False
         turn: Any = self._waiter
         is_busy = self._has_begun if turn is None else turn.done()
-        if is_busy or self._messages or self._force_close or self._close:
-            self._missing = None
-            return False
-        found = plain.read(data)
+        found = None
+        if not (is_busy or self._messages or self._force_close or self._close):
+            found = plain.read(held + data if held else data)
         if type(found) is not tuple:
             self._missing = found
-            return False
+            return self._holds(plain, data, found)
+        if held:
+            self._let_go()
+            self._missing = 0
         manager: Any = self._manager
         manager.heads.came(self)
         path, headers, body = found
@@ -98,6 +112,25 @@ class ClientConnection(RequestHandler):
         if turn is not None:
             turn.wake()
         return True
+
+    def _holds(self, plain: PlainHttp, data: bytes, missing: int | None) -> bool:
+        """Whether `data` is kept for what is `missing`, which may come soon."""
+        if missing is not None and missing <= MAX_HELD_BYTES:
+            self._held += data
+            if self._holding is None:
+                self._holding = self._loop.call_later(plain.hold_s, lambda: self._parse(self._let_go()))
+            return True
+        if self._held:
+            self._parse(self._let_go())
+        return False
+
+    def _let_go(self) -> bytes:
+        """What was held, and is no more."""
+        held, self._held = self._held, b""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        return held
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""

@@ -17,14 +17,19 @@ from quire_router.passed_headers import PassedHeaders
 _SPELLED: Mapping[bytes, istr] = {name.lower().encode(): name for name in vars(hdrs).values() if isinstance(name, istr)}
 """Headers that aiohttp knows, as it spells them."""
 
-Read = tuple[str, list[tuple[str, str]], bytes]
+HOLD_S = 0.01
+"""For the rest of a plain request. Many clients write head and body apart, so that one comes shortly after the other."""
+MAX_HELD_BYTES = 64 * 1024
+"""Of that rest."""
 
 
 class PlainHttp:
     """Of one server."""
 
-    def __init__(self, module: Any, paths: Collection[str]) -> None:
+    def __init__(self, module: Any, paths: Collection[str], hold_s: float) -> None:
         """`module` as of `native()`. `paths` are those whose POSTs are read."""
+        self.hold_s = hold_s
+        """How long the beginning of a plain request is kept from aiohttp, for the rest to come."""
         self.read = module.PlainReader(tuple(paths), name_of).read
         """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
         is plain; None: anything else."""
@@ -36,10 +41,10 @@ class PlainHttp:
         return found
 
 
-def plain_http(paths: Collection[str]) -> PlainHttp | None:
+def plain_http(paths: Collection[str], *, hold_s: float = HOLD_S) -> PlainHttp | None:
     """None: this process has no extension."""
     module = native()
-    return None if module is None else PlainHttp(module, paths)
+    return None if module is None else PlainHttp(module, paths, hold_s)
 
 
 def name_of(raw: bytes) -> istr:

@@ -14,6 +14,7 @@ from quire_router.plain_request import PlainRequest
 from quire_router.server import RouterServer
 from quire_router.turn import Turn
 from quire_router.whole_response import WholeResponse
+from tests.router.tenant_help import until_true
 from tests.router.test_malformed_http import ANSWERED, REFUSED
 from tests.router.test_plain_http import drawn
 
@@ -194,22 +195,88 @@ async def test_what_comes_behind_a_plain_request_waits_for_its_turn(server, conn
     assert server.num_plain == 1
 
 
-async def test_a_body_that_comes_in_pieces_is_the_parsers_and_what_follows_it_is_plain_again(server, connect):
-    reader, writer = await connect()
+async def test_a_body_that_comes_soon_after_its_head_makes_it_a_plain_request(start):
+    server = await start(plain_http(PATHS, hold_s=60))
+    reader, writer = await asyncio.open_connection(*server.address)
+    data = post("/last", body=b"y" * 9000)
+
+    for part in (data[:-9000], data[-9000:-5000], data[-5000:]):
+        writer.write(part)
+        for _ in range(3):
+            await asyncio.sleep(POLL_S)
+    status, seen = await answer(reader)
+    writer.close()
+
+    assert (status, len(seen["body"]), server.num_plain) == (200, 18000, 1)
+
+
+async def test_a_body_that_comes_late_is_the_parsers_and_what_follows_it_is_plain_again(start):
+    server = await start(plain_http(PATHS, hold_s=0))
+    reader, writer = await asyncio.open_connection(*server.address)
     data = post(body=b"y" * 9000)
 
-    answers = []
-    for part in (data[:60], data[60:5000], data[5000:]):
+    for part in (data[:-9000], data[-9000:-5000], data[-5000:]):
         writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(POLL_S)
-    answers.append(await answer(reader))
-    num_before = server.num_plain
+        for _ in range(3):
+            await asyncio.sleep(POLL_S)
+    answers = [await answer(reader)]
+    before = server.num_plain
     writer.write(post("/late"))
     answers.append(await answer(reader))
+    writer.close()
 
     assert [(seen["path"], len(seen["body"])) for _, seen in answers] == [("/v1/completions", 18000), ("/late", 60)]
-    assert (num_before, server.num_plain) == (0, 0 if b"\r\n\r\n" not in data[:60] else 1)
+    assert (before, server.num_plain) == (0, 1)
+
+
+@pytest.mark.parametrize("missing", [5, 70_000])
+async def test_what_is_held_goes_to_the_parser_once_it_turns_out_to_be_more_than_one_request(start, missing):
+    server = await start(plain_http(PATHS, hold_s=60))
+    reader, writer = await asyncio.open_connection(*server.address)
+    data = post("/v1/completions", body=b"y" * (missing + 5))
+
+    for part in (data[:-missing], data[-missing:] + post("/last")):
+        writer.write(part)
+        for _ in range(3):
+            await asyncio.sleep(POLL_S)
+    told = await asyncio.wait_for(reader.read(), 60)
+    writer.close()
+
+    assert (told.count(b"HTTP/1.1 "), told.count(b"HTTP/1.1 200"), server.num_plain) == (
+        2,
+        2 if missing < 10_000 else 1,
+        0,
+    )
+
+
+async def test_who_shuts_down_does_not_wait_for_the_rest_of_what_is_held(start):
+    server = await start(plain_http(PATHS, hold_s=60))
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(post()[:-5])
+    for _ in range(3):
+        await asyncio.sleep(POLL_S)
+
+    await asyncio.wait_for(server.runner.cleanup(), 30)
+    told = await asyncio.wait_for(reader.read(), 60)
+    writer.close()
+
+    assert (told, server.tasks) == (b"", [])
+
+
+async def test_a_client_that_leaves_what_is_held_is_forgotten(start):
+    server = await start(plain_http(PATHS, hold_s=60))
+    _, writer = await asyncio.open_connection(*server.address)
+    writer.write(post()[:-5])
+    for _ in range(3):
+        await asyncio.sleep(POLL_S)
+
+    async def is_gone():
+        return not server.runner.server.connections
+
+    writer.transport.abort()
+    await until_true(is_gone, 60)
+
+    assert server.tasks == []
 
 
 async def test_after_a_head_in_pieces_the_connection_stays_with_the_parser(server, connect):

@@ -255,4 +255,4 @@ def test_an_answer_whose_headers_cannot_be_listed_is_an_error(plain):
 
 
 def test_without_the_extension_there_is_none():
-    assert PlainHttp(native(), PATHS).read(b"") is None
+    assert PlainHttp(native(), PATHS, 0).read(b"") is None

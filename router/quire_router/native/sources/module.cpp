@@ -15,7 +15,7 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit_quire_router_native() {
     PyObject* module = PyModule_Create(&definition);
     if (module == nullptr) return nullptr;
-    for (const auto& add : {&add_sha256, &add_plain_request, &add_plain_answer}) {
+    for (const auto& add : {&add_sha256, &add_plain_request, &add_plain_answer, &add_event_line}) {
         if (add(module) < 0) {
             Py_DECREF(module);
             return nullptr;

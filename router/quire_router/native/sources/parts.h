@@ -7,3 +7,4 @@
 int add_sha256(PyObject* module);
 int add_plain_request(PyObject* module);
 int add_plain_answer(PyObject* module);
+int add_event_line(PyObject* module);
