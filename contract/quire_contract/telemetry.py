@@ -46,6 +46,12 @@ _MAX_KNOWN = 64
 """Texts of each field of an `EventLine` that are quoted once: a service's names, not what differs in every line."""
 Later = Callable[[float, Callable[[], object]], object]
 """Calls something in so many seconds, as an event loop's `call_later` does."""
+Label = tuple[str, bool]
+"""How a field's value begins, and whether it must not be written."""
+Pair = Callable[[str, Any, bool], str]
+"""Label, value, whether it is secret: as it is written."""
+Compiled = Callable[[tuple[Label, ...], Pair], Any]
+"""Makes what writes lines with these labels as `EventLine` does, by `write(begin, values)` (None: it cannot); `Pair` for odd values."""
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: Any) -> None:
@@ -120,7 +126,18 @@ class EventLine:
     """One event that happens all the time and has the same fields each time. Logs it as `log_event` does, for a third of the cost where its
     lines go to a `LineHandler` alone: no record is made, and the line is written soon instead of at once."""
 
-    def __init__(self, logger: logging.Logger, level: int, event: str, fields: Sequence[str], later: Later) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        level: int,
+        event: str,
+        fields: Sequence[str],
+        later: Later,
+        compiled: Compiled | None = None,
+    ) -> None:
+        """`compiled`: the same in compiled code."""
+        self._compiled = compiled
+        self._write: Callable[[str, tuple[Any, ...]], str | None] | None = None
         self._logger = logger
         self._level = level
         self._event = event
@@ -149,7 +166,11 @@ class EventLine:
             self._made_for = formatter
             self._head = formatter.head(logging.getLevelName(self._level), self._logger.name, self._event)
             self._labels = tuple((*formatter.label(field), {}) for field in self._fields)
-        handler.put(self._formatted(formatter, values), self._later)
+            if self._compiled is not None:
+                labels = tuple((label, is_secret) for label, is_secret, _ in self._labels)
+                self._write = self._compiled(labels, _pair_of(formatter)).write
+        line = None if self._write is None else self._write(formatter.begin(time.time(), self._head), values)
+        handler.put(self._formatted(formatter, values) if line is None else line, self._later)
 
     def _formatted(self, formatter: "LogFormatter", values: Sequence[Any]) -> str:
         """As `LogFormatter.line`; most of a field's texts come again and again."""
@@ -168,6 +189,10 @@ class EventLine:
                     known[value] = text
             parts.append(text)
         return " ".join(parts)
+
+
+def _pair_of(formatter: "LogFormatter") -> Pair:
+    return lambda label, value, is_secret: formatter.pair(label, value, is_secret=is_secret)
 
 
 def _only_handler(logger: logging.Logger) -> LineHandler | None:

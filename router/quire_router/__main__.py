@@ -24,7 +24,6 @@ from quire_contract.kube.client import KubeClient
 from quire_contract.openai.limits import Limits
 from quire_contract.router_config import RouterConfigError
 from quire_contract.router_settings import FaultSettings
-from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
@@ -32,7 +31,7 @@ from quire_router.admin import AdminApi, admin_listening
 from quire_router.answer import Source, layered
 from quire_router.app import Handler, RouterApp
 from quire_router.assembly import LayerParts, build_layers, build_waiting_room
-from quire_router.calls import CallHandler, CallSettings
+from quire_router.calls import CALLED_PATHS, CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.config_metrics import ConfigMetrics
 from quire_router.connections import client_session
@@ -53,6 +52,7 @@ from quire_router.metrics import RouterMetrics
 from quire_router.native.library import native
 from quire_router.open_files import allow_many_files
 from quire_router.picker import Picker
+from quire_router.plain_http import plain_http
 from quire_router.prompts import PromptReader
 from quire_router.proxy import Proxy
 from quire_router.retry_budget import RetryBudget
@@ -280,7 +280,7 @@ async def source_of(
 def answered_elsewhere(calls: CallHandler, internal: InternalApi) -> dict[str, tuple[str, Handler]]:
     """Paths that the app does not answer itself."""
     return {
-        **dict.fromkeys(PATHS_WITH_PROMPT | PATHS_BY_MODEL, ("POST", calls.handle)),
+        **dict.fromkeys(CALLED_PATHS, ("POST", calls.handle)),
         names.PATH_REVISION_STATS: ("GET", internal.revision_stats),
         names.PATH_DEMAND: ("GET", internal.demand),
     }
@@ -367,7 +367,7 @@ def build_proxy(
 @contextlib.asynccontextmanager
 async def listening(app: RouterApp, settings: RouterSettings) -> AsyncIterator[str]:
     """Accept connections; at the end stop accepting and give running requests their time."""
-    server = RouterServer(app.handle, max_body_bytes=settings.max_body_bytes)
+    server = RouterServer(app.handle, max_body_bytes=settings.max_body_bytes, plain=plain_http(CALLED_PATHS))
     runner = web.ServerRunner(server, shutdown_timeout=settings.shutdown_timeout_s)
     await runner.setup()
     try:

@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 
 from quire_contract.openai.errors import ApiError
 from quire_router.call import Call, Outcome
+from quire_router.passed_headers import PassedHeaders
 from quire_router.relay import Attach
 
 Release = Callable[[], Awaitable[None]]
@@ -34,13 +35,13 @@ class LateRefusalError(Exception):
 class Answer:
     """What is sent to the client. Either whole, or in parts."""
 
-    __slots__ = ("_release", "attach", "body", "headers", "is_events", "is_provisional", "parts", "status")
+    __slots__ = ("_headers", "_release", "attach", "body", "is_events", "is_provisional", "parts", "status")
 
     def __init__(
         self,
         *,
         status: int,
-        headers: CIMultiDict[str],
+        headers: CIMultiDict[str] | PassedHeaders,
         body: bytes | None = None,
         parts: AsyncGenerator[bytes, None] | None = None,
         is_events: bool = False,
@@ -54,7 +55,7 @@ class Answer:
         `release` is awaited when the answer is closed, also if no part was ever taken: a generator that never began cannot clean up."""
         assert (body is None) != (parts is None), "an answer is whole or comes in parts"
         self.status = status
-        self.headers = headers
+        self._headers = headers
         self.body = body
         self.parts = parts
         self.is_events = is_events
@@ -62,6 +63,19 @@ class Answer:
         self.attach = attach
         self.is_provisional = False
         """Its parts may raise LateRefusalError: the stream began before its worker was known."""
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """Its own, to be changed as well."""
+        headers = self._headers
+        if isinstance(headers, PassedHeaders):
+            headers = self._headers = headers.made()
+        return headers
+
+    @property
+    def untouched_headers(self) -> CIMultiDict[str] | PassedHeaders:
+        """As they were given, where nobody has looked at them yet: for who only sends them."""
+        return self._headers
 
     def through(self, parts: AsyncGenerator[bytes, None]) -> "Answer":
         """This answer with other parts, made of its own. It is closed with the new one."""

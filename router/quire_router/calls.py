@@ -20,7 +20,7 @@ from quire_contract.openai.errors import (
 )
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import RoutingFields
-from quire_contract.routing import PATHS_WITH_PROMPT, routing_fields
+from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT, routing_fields
 from quire_contract.telemetry import EventLine
 from quire_router.answer import Source
 from quire_router.arrived import take_arrived
@@ -29,13 +29,17 @@ from quire_router.content_encoding import decoded
 from quire_router.delivery import deliver
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
+from quire_router.native.library import native
 from quire_router.picker import Picker
+from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
 from quire_router.route_plan import Asker, RoutePlan
 from quire_router.tenants import TenantBook
 
 log = logging.getLogger("quire_router.request")
 
+CALLED_PATHS = PATHS_WITH_PROMPT | PATHS_BY_MODEL
+"""Whose POSTs are calls."""
 BODY_TIMEOUT_S = 60.0
 """For a client to send its body."""
 LARGE_BODY_BYTES = 256 * 1024
@@ -99,7 +103,10 @@ class CallHandler:
         self._tenants = tenants
         self._settings = settings
         self._clock = clock
-        self._line = EventLine(log, logging.INFO, "request", LINE_FIELDS, _later)
+        module = native()
+        self._line = EventLine(
+            log, logging.INFO, "request", LINE_FIELDS, _later, None if module is None else module.LineWriter
+        )
         self._large = asyncio.Semaphore(1)
         """Large bodies are parsed in a thread, one after the other: several at once would keep the interpreter from all other requests."""
 
@@ -233,6 +240,10 @@ def _later(delay_s: float, work: Callable[[], object]) -> None:
 
 def _body_at_hand(request: web.BaseRequest, max_bytes: int) -> bytes | None:
     """The whole body, if it has come already and nothing is to be done about it. ApiError 413 if it is too large."""
+    if type(request) is PlainRequest:
+        if len(request.whole) > max_bytes:
+            raise body_too_large(max_bytes)
+        return request.whole
     content = request.content
     if not content.is_eof() or content.exception() is not None or hdrs.CONTENT_ENCODING in request.headers:
         return None

@@ -1,9 +1,14 @@
 """One client's connection: aiohttp's parser, buffers and rules, and one task for all of its requests.
 
     data -> parser -> queue of requests -> the connection's task: handler -> answer -> next of the queue
+         -> plain request, between two others ----^
 
 aiohttp makes one more task for each request, and wakes the first again when that is done. Errors are answered here with our nested JSON
 body, also for what never reaches the app, and no line of a client's bytes is logged. Knows nothing of routes.
+
+A request that is plain, whole and alone (`plain_http`) needs no parser, and its handler runs at once, up to where it waits, within the
+call that brought its last byte. Only where the parser holds nothing of another one: that is known of a connection whose requests have all
+been plain, as far as their heads go. Others keep to the parser.
 """
 
 import asyncio
@@ -12,16 +17,19 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
-from aiohttp.http import RawRequestMessage, StreamWriter
-from aiohttp.streams import StreamReader
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler
 
 from quire_contract.openai.errors import ApiError, internal
 from quire_contract.request_id import new_request_id
 from quire_contract.telemetry import log_event
+from quire_router.plain_http import MAX_HELD_BYTES, PlainHttp
+from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
 from quire_router.tiny_chunks import has_tiny_chunks
+from quire_router.turn import Turn
 from quire_router.whole_response import WholeResponse
 
 log = logging.getLogger("quire_router.server")
@@ -31,79 +39,37 @@ MAX_UNSENT_BYTES = 128 * 1024
 LINGERING_S = 10.0
 """For a client to send the rest of a body that nobody wants, so that it reads its answer."""
 _VERSIONS = (HttpVersion11, HttpVersion10)
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
-class ClientRequest(web.BaseRequest):
-    """aiohttp's request. What only few ask of it is made when they do."""
-
-    def __init__(  # as aiohttp's, which also asks the connection for three addresses  # pylint: disable=super-init-not-called
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        loop: asyncio.AbstractEventLoop,
-        max_body_bytes: int,
-    ) -> None:
-        url = message.url
-        self._message = message
-        self._protocol = protocol
-        self._payload = payload
-        self._headers = message.headers
-        self._method = message.method
-        self._version = message.version
-        self._cache: dict[str, Any] = {}
-        self._rel_url = url.relative() if url.absolute else url
-        self._state = {}
-        self._task = None  # type: ignore[assignment]  # nobody asks for it
-        self._client_max_size = max_body_bytes
-        self._loop = loop
-        self._writer: StreamWriter | None = None
-
-    async def read(self) -> bytes:
-        """The body. A client that waits to be asked for it is asked: it may wait forever."""
-        if self._version == HttpVersion11 and not self._payload.is_eof() and self._expects_to_be_asked():
-            transport = self._protocol.transport
-            if transport is not None:
-                transport.write(_CONTINUE)
-        return await super().read()
-
-    def _expects_to_be_asked(self) -> bool:
-        return self._headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-
-    @property
-    def _payload_writer(self) -> StreamWriter:  # type: ignore[override]
-        writer = self._writer
-        if writer is None:
-            writer = self._writer = StreamWriter(self._protocol, self._loop)
-        return writer
-
-    @property
-    def _transport_peername(self) -> Any:  # type: ignore[override]
-        return self._protocol.peername
-
-    @property
-    def _transport_sockname(self) -> Any:  # type: ignore[override]
-        return self._protocol.sockname
-
-    @property
-    def _transport_sslcontext(self) -> Any:  # type: ignore[override]
-        return self._protocol.ssl_context
 
 
 class ClientConnection(RequestHandler):
     """One client's."""
 
-    __slots__ = ()
+    __slots__ = ("_has_begun", "_held", "_holding", "_missing", "_plain")
+
+    _plain: PlainHttp | None
+    _missing: int | None
+    """Bytes of a plain head's body that the parser waits for; 0: it holds nothing; None: nobody knows."""
+    _has_begun: bool
+    """Whether its task runs: what comes first may come before."""
+    _held: bytes
+    """The beginning of a plain request, for which the parser need not be asked if the rest comes soon."""
+    _holding: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
+        self._plain, self._missing = self._manager.plain, 0  # type: ignore[union-attr]  # a RouterServer
+        self._has_begun, self._held, self._holding = False, b"", None
         super().connection_made(transport)
         own = transport.get_extra_info("socket")
         if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """What was held is nobody's."""
+        self._let_go()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """A body in tiny chunks is not even parsed. The rest of a head that has begun must come in time."""
@@ -111,9 +77,60 @@ class ClientConnection(RequestHandler):
             log_event(log, logging.INFO, "bad_http", error="tiny_chunks")
             self.force_close()
             return
+        if data and self._plain is not None and self._missing is not None and self._takes_plain(self._plain, data):
+            return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if self._current_request is None and not self._messages:
             self._manager.heads.expect(self, self.transport)  # type: ignore[union-attr]  # a RouterServer
+
+    def _takes_plain(self, plain: PlainHttp, data: bytes) -> bool:
+        """Whether `data`, with what is held, is a request that is answered from here on, or may become one, and nothing for the parser."""
+        held = self._held
+        if self._missing and not held:
+            left = self._missing - len(data)
+            self._missing = left if left >= 0 else None
+            return False
+        turn: Any = self._waiter
+        is_busy = self._has_begun if turn is None else turn.done()
+        found = None
+        if not (is_busy or self._messages or self._force_close or self._close):
+            found = plain.read(held + data if held else data)
+        if type(found) is not tuple:
+            self._missing = found
+            return self._holds(plain, data, found)
+        if held:
+            self._let_go()
+            self._missing = 0
+        manager: Any = self._manager
+        manager.heads.came(self)
+        path, headers, body = found
+        request: Any = PlainRequest(path, headers, body, self, manager.max_body_bytes)
+        self._messages.append((request, EMPTY_PAYLOAD))
+        if turn is not None:
+            turn.wake()
+        return True
+
+    def _holds(self, plain: PlainHttp, data: bytes, missing: int | None) -> bool:
+        """Whether `data` is kept for what is `missing`, which may come soon."""
+        if missing is not None and missing <= MAX_HELD_BYTES:
+            self._held += data
+            if self._holding is None:
+                self._holding = self._loop.call_later(plain.hold_s, lambda: self._parse(self._let_go()))
+            return True
+        if self._held:
+            self._parse(self._let_go())
+        return False
+
+    def _let_go(self) -> bytes:
+        """What was held, and is no more."""
+        held, self._held = self._held, b""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        return held
 
     def resume_reading(self, *args: Any, **kw: Any) -> None:
         """Called after every read. What was not paused has nothing to resume; finding that out the usual way costs a run of the parser."""
@@ -122,12 +139,13 @@ class ClientConnection(RequestHandler):
 
     async def start(self) -> None:
         """Answer the requests that come, in their order. The connection is closed after the last one that it may carry."""
-        goes_on = True
+        goes_on = self._has_begun = True
         while goes_on and not self._force_close:
             if not self._messages:
-                self._waiter = self._loop.create_future()
+                turn: Any = Turn(self._loop)  # as much of a future as is asked of it
+                self._waiter = turn
                 try:
-                    await self._waiter
+                    await turn
                 finally:
                     self._waiter = None
             try:
@@ -149,7 +167,9 @@ class ClientConnection(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _answer(self, request: web.BaseRequest, handler: Handler, payload: StreamReader) -> bool:
+    async def _answer(
+        self, request: web.BaseRequest, handler: Handler, payload: StreamReader | EmptyStreamReader
+    ) -> bool:
         """Whether another request may follow. ConnectionError: no."""
         self._request_in_progress, self._current_request = True, request
         try:
@@ -177,10 +197,13 @@ class ClientConnection(RequestHandler):
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
         return True
 
-    def _next_request(self) -> tuple[web.BaseRequest, Handler, StreamReader]:
-        """What has come first, who answers it, and its body."""
+    def _next_request(self) -> tuple[web.BaseRequest, Handler, StreamReader | EmptyStreamReader]:
+        """What has come first, who answers it, and what may still come of its body."""
         message: Any
         message, payload = self._messages.popleft()
+        if type(message) is PlainRequest:
+            assert self._request_handler is not None, "its task does not outlive a connection"
+            return message, self._request_handler, payload
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
@@ -198,7 +221,7 @@ class ClientConnection(RequestHandler):
         """Send an answer of the common kind. False: it is another one, or there is nobody to send it to."""
         if type(response) is not WholeResponse or self._upgraded:
             return False
-        data, transport = response.encoded(request), self.transport
+        data, transport = response.encoded(request, self._plain), self.transport
         if data is None or transport is None or transport.is_closing():
             return False
         transport.write(data)
@@ -210,7 +233,7 @@ class ClientConnection(RequestHandler):
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
 
-    async def _linger(self, payload: StreamReader) -> None:
+    async def _linger(self, payload: StreamReader | EmptyStreamReader) -> None:
         """Read what is left of a request's body, for a while."""
         try:
             async with asyncio.timeout(self._lingering_time):

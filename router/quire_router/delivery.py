@@ -26,7 +26,7 @@ async def deliver(
     """Send `answer` and close it. A client that takes nothing for `idle_s` seconds is cut off."""
     outcome.status = answer.status
     if answer.body is not None:
-        return WholeResponse(status=answer.status, headers=answer.headers, body=answer.body)
+        return WholeResponse(status=answer.status, headers=answer.untouched_headers, body=answer.body)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     sent = _Sent()
     try:

@@ -65,7 +65,8 @@ def _way_to_worker(name: str) -> _Way:
 
 
 @functools.lru_cache(_MAX_KNOWN_NAMES)
-def _goes_to_client(name: str) -> bool:
+def goes_to_client(name: str) -> bool:
+    """Whether a worker's header of that name passes."""
     lower = name.lower()
     return lower == names.HEADER_REASON or not (
         lower in _NOT_TO_CLIENT or lower.startswith(names.INTERNAL_HEADER_PREFIX)
@@ -119,7 +120,7 @@ def to_client(headers: MultiMapping[str], request_id: str, endpoint_id: str, rou
     """Headers of the answer: the worker's without those of its connection and without internal ones but our own."""
     passed: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
-        if _goes_to_client(name) and (value.isprintable() or not _NOT_IN_VALUES.search(value)):
+        if goes_to_client(name) and (value.isprintable() or not _NOT_IN_VALUES.search(value)):
             passed.add(name, value)
     if _OPTIONS_OF_CONNECTION in headers:
         _drop_named(passed, headers, but=names.HEADER_REASON)

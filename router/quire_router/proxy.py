@@ -15,12 +15,12 @@ from quire_contract import names
 from quire_contract.openai.errors import unavailable
 from quire_contract.resume import HEADER_USAGE
 from quire_contract.telemetry import log_event
-from quire_router import headers as header_rules
 from quire_router.answer import Answer
 from quire_router.call import Call, Outcome, Usage
 from quire_router.endpoints import Reservation
 from quire_router.hedging import Hedger
 from quire_router.mending import MendedStream, Mender
+from quire_router.passed_headers import PassedHeaders
 from quire_router.picker import Picker
 from quire_router.refusals import NobodyLeftError
 from quire_router.replay import usage_of_header
@@ -106,9 +106,7 @@ class Proxy:
         call, begun, response = request.call, attempt.begun, attempt.response
         outcome.first_byte_s = self._clock()
         outcome.choice = attempt.choice
-        passed = header_rules.to_client(
-            response.headers, call.request_id, attempt.endpoint.id, route_in_short(attempt.choice)
-        )
+        passed = PassedHeaders(response.headers, call.request_id, attempt.endpoint.id, route_in_short(attempt.choice))
         outcome.usage = _usage_of(attempt)
         if begun.is_whole:
             attempt.end()

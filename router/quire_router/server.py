@@ -6,8 +6,10 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from quire_router.client_connection import ClientConnection, ClientRequest
+from quire_router.client_connection import ClientConnection
+from quire_router.client_request import ClientRequest
 from quire_router.head_watch import KEEP_ALIVE_S, HeadWatch
+from quire_router.plain_http import PlainHttp
 
 MAX_PATHS, MAX_PATH_CHARS = 256, 128
 """Paths whose meaning is remembered as they were spelled."""
@@ -16,10 +18,14 @@ MAX_PATHS, MAX_PATH_CHARS = 256, 128
 class RouterServer(web.Server):
     """Makes a ClientConnection for each connection. `max_body_bytes` bounds what `request.read` takes."""
 
-    def __init__(self, handler: Any, *, max_body_bytes: int, heads: HeadWatch | None = None) -> None:
+    def __init__(
+        self, handler: Any, *, max_body_bytes: int, heads: HeadWatch | None = None, plain: PlainHttp | None = None
+    ) -> None:
+        """`plain` reads and writes what is plain; None: nothing is, and aiohttp does it all."""
         super().__init__(handler, request_factory=self._request, handler_cancellation=True)
         self.heads = HeadWatch() if heads is None else heads
-        self._max_body_bytes = max_body_bytes
+        self.plain = plain
+        self.max_body_bytes = max_body_bytes
         self._own_loop = asyncio.get_running_loop()
         self._paths: dict[str, str] = {}
 
@@ -47,7 +53,7 @@ class RouterServer(web.Server):
         """`writer` and `task` are made when they are needed."""
         del writer, task
         self.heads.came(protocol)
-        request = ClientRequest(message, payload, protocol, self._own_loop, self._max_body_bytes)
+        request = ClientRequest(message, payload, protocol, self._own_loop, self.max_body_bytes)
         spelled = message.path
         path = self._paths.get(spelled)
         if path is not None:

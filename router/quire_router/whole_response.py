@@ -6,6 +6,7 @@ Knows no workers. HTTP/1.1 answers with a body; any other goes aiohttp's way.
 import functools
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -15,25 +16,39 @@ from aiohttp.http_writer import _serialize_headers
 from aiohttp.web_response import REASON_PHRASES
 from multidict import CIMultiDict
 
+from quire_router.passed_headers import PassedHeaders
+from quire_router.plain_http import PlainHttp
+
 _STATUS_WITHOUT_BODY = frozenset({204, 205, 304})
 
 
 class WholeResponse(web.StreamResponse):
     """As `web.Response` with a body of bytes."""
 
+    _passed: PassedHeaders | None = None
     _plain: web.Response | None = None
     """The same as aiohttp sends it."""
 
-    def __init__(self, *, status: int = 200, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(self, *, status: int = 200, headers: Mapping[str, str] | PassedHeaders, body: bytes) -> None:
         """`headers` are taken over."""
         self._state = {}
-        self._headers = headers if type(headers) is CIMultiDict else CIMultiDict(headers)
+        if isinstance(headers, PassedHeaders):
+            self._passed = headers
+        else:
+            self._headers = headers if type(headers) is CIMultiDict else CIMultiDict(headers)
         self._status, self._reason = status, REASON_PHRASES.get(status, "")
         self._whole = body
 
-    def encoded(self, request: web.BaseRequest) -> bytes | None:
-        """All of it, for the connection of `request`. None: it must go aiohttp's way."""
-        status, headers, body = self._status, self._headers, self._whole
+    def __getattr__(self, name: str) -> Any:
+        """The map of a worker's headers, once it is asked for."""
+        if name != "_headers" or self._passed is None:
+            raise AttributeError(name)
+        self._headers = self._passed.made()
+        return self._headers
+
+    def encoded(self, request: web.BaseRequest, plain: PlainHttp | None = None) -> bytes | None:
+        """All of it, for the connection of `request`, by `plain` if that can. None: it must go aiohttp's way."""
+        status, body = self._status, self._whole
         if (
             request.version != HttpVersion11
             or request.method == hdrs.METH_HEAD
@@ -43,6 +58,11 @@ class WholeResponse(web.StreamResponse):
             return None
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
+        if plain is not None and self._passed is not None and self._keep_alive and "_headers" not in self.__dict__:
+            written = plain.written(_first_lines(status, self._reason, int(time.time())), self._passed, body)
+            if written is not None:
+                return written
+        headers = self._headers
         if not self._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         if hdrs.CONTENT_LENGTH in headers:

@@ -1,0 +1,53 @@
+"""HTTP without its oddities, in C++: reads requests that are wholly there and wholly plain, and writes whole answers that are.
+
+Whatever it does not take is aiohttp's to read, to refuse or to write, so no rule about malformed messages is made here. One for a server;
+without a compiler there is none, and aiohttp does it all.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from aiohttp import hdrs
+from multidict import istr
+
+from quire_router.headers import goes_to_client
+from quire_router.native.library import native
+from quire_router.passed_headers import PassedHeaders
+
+_SPELLED: Mapping[bytes, istr] = {name.lower().encode(): name for name in vars(hdrs).values() if isinstance(name, istr)}
+"""Headers that aiohttp knows, as it spells them."""
+
+HOLD_S = 0.01
+"""For the rest of a plain request. Many clients write head and body apart, so that one comes shortly after the other."""
+MAX_HELD_BYTES = 64 * 1024
+"""Of that rest."""
+
+
+class PlainHttp:
+    """Of one server."""
+
+    def __init__(self, module: Any, paths: Collection[str], hold_s: float) -> None:
+        """`module` as of `native()`. `paths` are those whose POSTs are read."""
+        self.hold_s = hold_s
+        """How long the beginning of a plain request is kept from aiohttp, for the rest to come."""
+        self.read = module.PlainReader(tuple(paths), name_of).read
+        """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
+        is plain; None: anything else."""
+        self._write = module.AnswerWriter(goes_to_client).write
+
+    def written(self, start: bytes, headers: PassedHeaders, body: bytes) -> bytes | None:
+        """The answer that begins with `start`, for a connection that goes on. None: it is not plain."""
+        found: bytes | None = self._write(start, headers.theirs, headers.own, body)
+        return found
+
+
+def plain_http(paths: Collection[str], *, hold_s: float = HOLD_S) -> PlainHttp | None:
+    """None: this process has no extension."""
+    module = native()
+    return None if module is None else PlainHttp(module, paths, hold_s)
+
+
+def name_of(raw: bytes) -> istr:
+    """A header's name as aiohttp's parser gives it."""
+    known = _SPELLED.get(raw.lower())
+    return istr(raw.decode("ascii")) if known is None else known

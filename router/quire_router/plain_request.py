@@ -1,0 +1,78 @@
+"""A client's request that came whole and plain, as the extension read it (`plain_http`): aiohttp's request to whoever handles it.
+
+What hardly anybody asks of a request is made when somebody does.
+"""
+
+from typing import Any
+
+from aiohttp import HttpVersion11, hdrs
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from quire_router.client_request import ClientRequest
+
+
+class PlainRequest(ClientRequest):
+    """A POST over HTTP/1.1 of a path without a query, with all of its body, on a connection that goes on."""
+
+    _method = hdrs.METH_POST
+    _version = HttpVersion11
+    _task = None  # type: ignore[assignment]
+    _writer = None
+    _content: StreamReader | None = None
+
+    def __init__(  # pylint: disable=super-init-not-called
+        self, path: str, headers: list[tuple[str, str]], body: bytes, protocol: RequestHandler, max_body_bytes: int
+    ) -> None:
+        self.whole = body
+        """All of the body."""
+        self._protocol = protocol
+        self._loop = protocol._loop
+        self._client_max_size = max_body_bytes
+        self._state = {}
+        self._headers = found = CIMultiDictProxy(CIMultiDict(headers))
+        self._cache: dict[str, Any] = {
+            "path": path,
+            "headers": found,
+            "method": hdrs.METH_POST,
+            "version": HttpVersion11,
+            "keep_alive": True,
+        }
+
+    @property
+    def _payload(self) -> StreamReader:  # type: ignore[override]
+        """The body, for whoever reads it from a stream."""
+        if self._content is None:
+            size = len(self.whole)
+            self._content = StreamReader(self._protocol, limit=size, loop=self._loop)
+            self._content.feed_data(self.whole)
+            self._content.feed_eof()
+        return self._content
+
+    @property
+    def _rel_url(self) -> URL:  # type: ignore[override]
+        return URL.build(path=self._cache["path"], encoded=True)
+
+    @property
+    def _message(self) -> RawRequestMessage:  # type: ignore[override]
+        raw = tuple((name.encode(), value.encode()) for name, value in self._headers.items())
+        return RawRequestMessage(
+            self._method,
+            self._cache["path"],
+            HttpVersion11,
+            self._headers,
+            raw,
+            False,
+            None,
+            False,
+            False,
+            self._rel_url,
+        )
+
+    def _cancel(self, exc: BaseException) -> None:
+        """The connection is gone; whoever reads on is told."""
+        if self._content is not None:
+            super()._cancel(exc)
