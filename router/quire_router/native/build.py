@@ -23,7 +23,7 @@ import msgspec
 SOURCES = Path(__file__).parent / "sources"
 INSTALLED = Path(__file__).parent / "lib"
 BUILD_TIMEOUT_S = 300.0
-KEPT_LIBRARIES = 4
+KEPT_LIBRARIES = 16
 NO_COMPILER = "no C++ compiler: install g++"
 NO_HEADERS = "no headers of this Python: install python3-dev"
 
