@@ -9,7 +9,7 @@ same times, for every setting.
 
 Policies: a job's latency is from its arrival to its last token, its wait from arrival to its first step. `told` jobs say their length in
 max_tokens, `untold` ones ask for 4,096 and end when they end. Prompts: gaps between the tokens of streams, and the time to first token of
-short and long prompts that come meanwhile.
+short and long prompts that come meanwhile. Answers in one go: the same jobs with and without a bound on steps that nobody reads.
 """
 
 import argparse
@@ -23,7 +23,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from fairness_jobs import EOS, VOCAB_SIZE, Job, at_rate, mix, policy_row, prompt_row, streams_and_prompts
+from fairness_jobs import (
+    EOS,
+    VOCAB_SIZE,
+    Job,
+    answers_in_one_go,
+    at_rate,
+    in_one_go_row,
+    mix,
+    policy_row,
+    prompt_row,
+    streams_and_prompts,
+)
 
 from quire_worker.engine.engine import Engine
 from quire_worker.kv.block_manager import BlockManager
@@ -32,7 +43,7 @@ from quire_worker.plan import Handle, KVGroup, Runner, StepPlan, StepResult, Tok
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.policies import make_policy
 from quire_worker.scheduling.policy import FCFS, SHORTEST_FIRST
-from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
+from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, MAX_SLOWDOWN_UNREAD, UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
 from quire_worker.scheduling.speeds import StepSpeeds
 
@@ -70,13 +81,18 @@ class Settings:
     policy: str = FCFS
     max_slowdown: float | None = MAX_SLOWDOWN
     max_partial: int = 4
+    max_slowdown_unread: float | None = MAX_SLOWDOWN_UNREAD
 
     def scheduler(
         self, kv: BlockManager, limits: SchedulerLimits, clock: Callable[[], float], speeds: StepSpeeds
     ) -> Scheduler:
         policy = make_policy(self.policy, kv, speeds, clock, AGING_S)
         share = PrefillShare(
-            max_tokens=UNLIMITED, max_slowdown=self.max_slowdown, speeds=speeds, max_partial=self.max_partial
+            max_tokens=UNLIMITED,
+            max_slowdown=self.max_slowdown,
+            max_slowdown_unread=self.max_slowdown_unread,
+            speeds=speeds,
+            max_partial=self.max_partial,
         )
         return Scheduler(kv, limits, clock, policy, share)
 
@@ -235,6 +251,11 @@ PROMPT_SETTINGS = {
     "k = 8, 4 prompts": Settings(max_slowdown=8.0, max_partial=4),
 }
 REAL_SETTINGS = ("no limit, one prompt at a time", "no limit, 4 prompts", "k = 4, 4 prompts (default)")
+UNREAD_SETTINGS = {
+    "k = 8": Settings(max_slowdown_unread=8.0),
+    "k = 16 (default)": Settings(),
+    "no limit": Settings(max_slowdown_unread=None),
+}
 POLICY_SETTINGS = {policy: Settings(policy=policy) for policy in (FCFS, SHORTEST_FIRST)}
 
 
@@ -257,6 +278,22 @@ def run_simulations(num_jobs: int) -> dict[str, dict[str, dict[str, float]]]:
         )
         title = f"{costs.name}, {streams} streams, prompts of {long_tokens:,} every 4 s and of 64 every 0.31 s; milliseconds"
         tables[title] = {name: prompt_row(simulate(jobs, each, costs)[0]) for name, each in PROMPT_SETTINGS.items()}
+    return tables | run_in_one_go(num_jobs)
+
+
+def run_in_one_go(num_jobs: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Every table, by its title. The first row is what serves if all of them are streamed."""
+    tables = {}
+    for costs in (replace(GPU, rows=256, num_blocks=48_000), replace(CPU, rows=256, num_blocks=48_000)):
+        jobs = answers_in_one_go(num_jobs // 3)
+        most = capacity(jobs, costs)
+        for load in (0.9, 1.3):
+            arriving = at_rate(jobs, load * most)
+            streamed = [replace(job, streamed=True) for job in arriving]
+            title = f"{costs.name}, answers in one go, load {load}, {len(jobs)} jobs in {jobs[-1].arrives_s / load / most:.0f} s; seconds"
+            tables[title] = {"as streams, k = 4": in_one_go_row(simulate(streamed, Settings(), costs)[0])} | {
+                name: in_one_go_row(simulate(arriving, each, costs)[0]) for name, each in UNREAD_SETTINGS.items()
+            }
     return tables
 
 

@@ -23,6 +23,7 @@ class Job:
     prompt_tokens: int
     output_tokens: int
     told: bool = True
+    streamed: bool = True
     wait_s: float = 0.0
     token_s: list[float] = field(default_factory=list)
 
@@ -44,6 +45,7 @@ class Job:
             request_id=self.name,
             prompt_token_ids=[rng.randrange(3, VOCAB_SIZE) for _ in range(self.prompt_tokens)],
             sampling=SamplingParams(max_tokens=most, temperature=0.0, eos_token_ids=(EOS,), ignore_eos=self.told),
+            is_streamed=self.streamed,
         )
 
 
@@ -93,6 +95,31 @@ def streams_and_prompts(
     return sorted(jobs, key=lambda job: job.arrives_s)
 
 
+def answers_in_one_go(num_jobs: int, seed: int = 1) -> list[Job]:
+    """Six long ones (1,000 to 3,000 tokens in, 50 to 150 out) for three short ones (64 in, 16 out) and a stream (64 in, 64 out).
+
+    One a second."""
+    rng, now_s, jobs = random.Random(seed), 0.0, []
+    for index in range(num_jobs):
+        now_s += rng.expovariate(1.0)
+        kind = rng.choices(("long", "short", "stream"), (6, 3, 1))[0]
+        if kind == "long":
+            prompt, output = rng.randint(1000, 3000), rng.randint(50, 150)
+        else:
+            prompt, output = 64, 16 if kind == "short" else 64
+        jobs.append(
+            Job(
+                name=f"{kind}-{index}",
+                kind=kind,
+                arrives_s=now_s,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                streamed=kind == "stream",
+            )
+        )
+    return jobs
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -109,6 +136,20 @@ def policy_row(jobs: Sequence[Job], scheduler: Scheduler) -> dict[str, float]:
         "longest wait": max(job.wait_s for job in jobs),
         "done after": max(job.token_s[-1] for job in jobs),
         "preemptions": float(scheduler.counters.num_preemptions),
+    }
+
+
+def in_one_go_row(jobs: Sequence[Job]) -> dict[str, float]:
+    """Seconds."""
+    by_kind = {kind: [job for job in jobs if job.kind == kind] for kind in ("long", "short", "stream")}
+    return {
+        "done after": max(job.token_s[-1] for job in jobs),
+        "mean, long": statistics.mean(job.latency_s for job in by_kind["long"]),
+        "mean, short": statistics.mean(job.latency_s for job in by_kind["short"]),
+        "p99, short": percentile([job.latency_s for job in by_kind["short"]], 0.99),
+        "first token of streams, mean": statistics.mean(job.first_token_s for job in by_kind["stream"]),
+        "p99": percentile([job.first_token_s for job in by_kind["stream"]], 0.99),
+        "gap of streams, p99": percentile([gap for job in by_kind["stream"] for gap in job.gaps_s], 0.99),
     }
 
 

@@ -1,6 +1,10 @@
-"""Our engine, in-process, as a side of bench/engine.py."""
+"""Our engine, in-process, as a side of bench/engine.py. It learns what steps take, as it does while it serves.
+
+Nobody reads tokens as they come, as with the other sides: requests are not streamed.
+"""
 
 import gc
+import time
 
 from decode_clock import DecodeClock
 from protocol import serve
@@ -12,10 +16,11 @@ from quire_worker.engine.process import build_scheduler, depth_of, warm_up
 from quire_worker.execution.build import build_runner
 from quire_worker.execution.options import RunnerOptions
 from quire_worker.request import SamplingParams, Submit
+from quire_worker.scheduling.speeds import StepSpeeds
 
 
-def build_engine(settings: Settings) -> Engine:
-    """As the engine process builds it, without a prefix cache."""
+def build_engine(settings: Settings, speeds: StepSpeeds) -> Engine:
+    """As the engine process builds it, without a prefix cache. `speeds`: what steps take, told by whoever steps it."""
     config = EngineConfig(
         model_dir=str(settings.model_dir),
         served_model_names=["bench"],
@@ -35,24 +40,29 @@ def build_engine(settings: Settings) -> Engine:
         **chosen,  # type: ignore[arg-type]
     )
     runner, info = build_runner(options)
-    return Engine(build_scheduler(config, info), runner, depth=depth_of(config, info))
+    return Engine(build_scheduler(config, info, speeds), runner, depth=depth_of(config, info))
 
 
 class Batch:
     """Requests on their way through the engine; a row is a prompt's place in its list."""
 
-    def __init__(self, engine: Engine, prompts: list[list[int]], max_tokens: int) -> None:
+    def __init__(self, engine: Engine, speeds: StepSpeeds, prompts: list[list[int]], max_tokens: int) -> None:
         self._engine = engine
+        self._speeds = speeds
         self.counts = [0] * len(prompts)
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         for row, prompt in enumerate(prompts):
-            rejection = engine.scheduler.add(Submit(request_id=str(row), prompt_token_ids=prompt, sampling=sampling))
+            submit = Submit(request_id=str(row), prompt_token_ids=prompt, sampling=sampling, is_streamed=False)
+            rejection = engine.scheduler.add(submit)
             assert rejection is None, rejection
 
     def step(self) -> dict[int, int]:
         """Tokens that each row got."""
         new: dict[int, int] = {}
-        for output in self._engine.step():
+        engine, started = self._engine, time.perf_counter()
+        outputs = engine.step()
+        self._speeds.add(engine.last_step_tokens, engine.last_step_rows, time.perf_counter() - started)
+        for output in outputs:
             assert output.error is None, output.error
             row = int(output.request_id)
             new[row] = new.get(row, 0) + len(output.token_ids)
@@ -62,19 +72,20 @@ class Batch:
 
 
 def main() -> None:
-    engine = build_engine(parse_settings())
+    speeds = StepSpeeds()
+    engine = build_engine(parse_settings(), speeds)
     warm_up(engine)
     gc.collect()
     gc.freeze()
 
     def generate(prompts: list[list[int]], max_tokens: int) -> list[int]:
-        batch = Batch(engine, prompts, max_tokens)
+        batch = Batch(engine, speeds, prompts, max_tokens)
         while engine.scheduler.has_work:
             batch.step()
         return batch.counts
 
     def decode_only(prompts: list[list[int]], max_tokens: int, clock: DecodeClock) -> list[int]:
-        batch = Batch(engine, prompts, max_tokens)
+        batch = Batch(engine, speeds, prompts, max_tokens)
         while engine.scheduler.has_work:
             clock.saw(batch.step())
         return batch.counts

@@ -96,6 +96,7 @@ class Rig:
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
         origin: str = "",
+        is_streamed: bool = True,
         **sampling: Any,
     ) -> Rejection | None:
         """A request; a number makes a prompt of that many tokens of its own."""
@@ -113,6 +114,7 @@ class Rig:
                 timeout_s=timeout_s,
                 queue_timeout_s=queue_timeout_s,
                 origin=origin,
+                is_streamed=is_streamed,
             )
         )
 

@@ -99,7 +99,7 @@ class WorkerConfig:
     scheduling_aging_s: float = 300.0
     """With priority and sjf: a request is overtaken only by those that come within so many seconds after it."""
     max_prefill_tokens_per_step: int | None = None
-    """Prompt tokens in a step in which other requests decode; None: what lets it take at most a few times as long, as measured."""
+    """Prompt tokens in a step in which streams decode; None: what lets it take at most a few times as long, as measured."""
     max_num_partial_prefills: int = 4
     """Prompts longer than a step that may be under way at once."""
     max_rows_per_request: int | None = None
@@ -367,7 +367,7 @@ _FLAG_HELP = {
     "max_num_queued_tokens": "prompt tokens that may wait; further requests get 429 [engine's default]",
     "scheduling_policy": "who is served first: first come, by the request's priority (lower first), or the shortest expected job",
     "scheduling_aging_s": "with priority and sjf: a request is overtaken only by those that come within this time after it",
-    "max_prefill_tokens_per_step": "prompt tokens of a step in which others decode; auto keeps such a step below four times one without",
+    "max_prefill_tokens_per_step": "prompt tokens of a step in which streams decode; auto keeps such a step below four times one without",
     "max_num_partial_prefills": "prompts longer than a step that may be under way at once, so that short ones get past them",
     "max_rows_per_request": "with fcfs: prompts and choices of one request that run while others wait [a quarter of --max-num-seqs]",
     "request_timeout_s": "how long a request may take before it ends with 504; 0 for no limit",

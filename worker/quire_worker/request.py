@@ -132,6 +132,8 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="su
     """What the one choice has produced elsewhere, never more than max_tokens: it goes on behind them, and only what follows is told."""
     origin: str = ""
     """Names the client's request that this is a part of: all parts share a bound on rows. Empty: this is all of it."""
+    is_streamed: bool = True
+    """Whether its client reads tokens as they come. Nobody waits for the next one where it is False: steps may be longer."""
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from quire_worker.request import SamplingParams, Submit
 from quire_worker.scheduling.prefill_share import PrefillShare
 from quire_worker.scheduling.speeds import LOOK_EVERY, StepSpeeds
 
@@ -45,6 +46,85 @@ def test_prompts_beside_decoding_rows_take_no_more_than_their_share_of_a_step(ri
     counts = plans(r, 5)
 
     assert counts == [{"a": 1, "long": 10}, {"a": 1, "long": 10}, {"a": 1, "long": 10}, {"long": 30}, {"long": 1}]
+
+
+def test_beside_whole_answers_prompts_take_all_of_a_step(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10)
+    r.submit("a", 8, is_streamed=False)
+    r.submit("b", 8, is_streamed=False)
+    plans(r, 1)
+    r.submit("long", 90, is_streamed=False)
+
+    counts = plans(r, 3)
+
+    assert counts == [{"a": 1, "b": 1, "long": 62}, {"a": 1, "b": 1, "long": 28}, {"a": 1, "b": 1, "long": 1}]
+
+
+def test_one_stream_among_whole_answers_keeps_steps_short_until_it_ends(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10)
+    r.submit("a", 8, is_streamed=False)
+    r.submit("b", 8, is_streamed=False)
+    r.submit("stream", 8, max_tokens=3)
+    plans(r, 1)
+    r.submit("long", 70, is_streamed=False)
+
+    counts = plans(r, 3)
+
+    assert counts == [
+        {"a": 1, "b": 1, "stream": 1, "long": 10},
+        {"a": 1, "b": 1, "stream": 1, "long": 10},
+        {"a": 1, "b": 1, "long": 50},
+    ]
+
+
+def test_a_stream_whose_prompt_is_computed_has_no_tokens_that_come_late(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10, blocks=400)
+    r.submit("a", 8, is_streamed=False)
+    plans(r, 1)
+    r.submit("stream", 100)
+
+    counts = plans(r, 3)
+
+    assert counts == [{"a": 1, "stream": 63}, {"a": 1, "stream": 37}, {"a": 1, "stream": 1}]
+
+
+@pytest.mark.parametrize(("is_streamed", "expected"), [(True, 10), (False, 61)])
+def test_all_choices_of_a_request_are_streamed_or_none(rig: Any, *, is_streamed: bool, expected: int) -> None:
+    r = rig(budget=64, prefill_tokens=10, blocks=400)
+    r.submit("many", 8, n=3, is_streamed=is_streamed)
+    plans(r, 1)
+    r.scheduler.abort("many", 0)  # the one that computed the prompt
+    r.submit("other", 8, is_streamed=False)
+    plans(r, 1)
+    r.submit("long", 120, is_streamed=False)
+
+    plan, _ = r.launch()
+
+    assert sorted(plan.num_tokens) == [1, 1, 1, expected]
+
+
+@pytest.mark.parametrize(("is_streamed", "after"), [(True, 10), (False, 62)])
+def test_a_preempted_choice_is_what_it_was_once_it_decodes_again(rig: Any, *, is_streamed: bool, after: int) -> None:
+    r = rig(budget=64, prefill_tokens=10, blocks=400, caching=False)
+    r.submit("other", 8, max_tokens=50, is_streamed=False)
+    r.submit("victim", 8, max_tokens=50, is_streamed=is_streamed)
+    plans(r, 2)
+    r.scheduler._planner.preempt(r.scheduler._batch.running[-1], "test")
+    r.submit("long", 200)
+
+    counts = plans(r, 2)
+
+    assert counts == [{"other": 1, "victim": 10, "long": 53}, {"other": 1, "victim": 1, "long": after}]
+
+
+def test_a_stream_that_was_begun_elsewhere_keeps_steps_short(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10)
+    params = SamplingParams(max_tokens=20, temperature=0.0)
+    r.scheduler.add(Submit(request_id="gone on", prompt_token_ids=[1] * 8, sampling=params, output_token_ids=[2, 3]))
+    plans(r, 1)
+    r.submit("long", 60, is_streamed=False)
+
+    assert plans(r, 1) == [{"gone on": 1, "long": 10}]
 
 
 def test_a_short_prompt_is_not_stuck_behind_a_long_one(rig: Any) -> None:
@@ -115,6 +195,22 @@ def test_by_measured_speeds_a_step_with_prompts_takes_a_bounded_multiple_of_one_
     assert share.limit(0, 2048) == 2048
 
 
+def test_beside_whole_answers_decoding_keeps_a_sixteenth_of_the_time() -> None:
+    speeds = StepSpeeds()
+    share = PrefillShare(speeds=speeds, max_slowdown=4.0, max_slowdown_unread=16.0, max_tokens=100)
+
+    unmeasured = share.limit(8, 8192, is_streamed=False)
+    for _ in range(20):
+        speeds.add(2048, 1, 0.010 + 2047 / 20_000)
+        speeds.add(8, 8, 0.010)
+    measured = share.limit(8, 8192, is_streamed=False)
+
+    assert unmeasured == 8192
+    assert measured == pytest.approx(2900, rel=0.05)  # fourteen and a half times 10 ms more, at 20 tokens a millisecond
+    assert share.limit(8, 2048, is_streamed=False) == 2048
+    assert share.limit(8, 8192) == 100
+
+
 def test_where_tokens_are_dear_a_chunk_is_not_too_small_to_pay() -> None:
     speeds = StepSpeeds()
     share = PrefillShare(speeds=speeds, max_slowdown=4.0)
@@ -145,3 +241,16 @@ def test_prompts_sit_a_step_out_once_it_is_long_since_one_only_decoded(rig: Any)
     pauses = [step for step, tokens in enumerate(seen) if tokens == 0]
     assert pauses == [1, 2 + LOOK_EVERY, 3 + 2 * LOOK_EVERY][: len(pauses)]
     assert len(pauses) >= 2
+
+
+def test_beside_whole_answers_prompts_sit_no_step_out(rig: Any) -> None:
+    speeds = StepSpeeds()
+    share = PrefillShare(speeds=speeds, max_slowdown=4.0, max_slowdown_unread=16.0)
+    r = rig(budget=64, blocks=400, max_model_len=1500, rows=2, share=share)
+    r.submit("talker", 4, max_tokens=200, ignore_eos=True, is_streamed=False)
+    r.submit("long", 700, is_streamed=False)
+
+    counts = plans(r, 10)  # which nobody measures: `speeds` wants to see a step that only decodes
+
+    assert speeds.wants_decoding
+    assert [step["long"] for step in counts] == [60] + 9 * [63]

@@ -119,3 +119,47 @@ def test_prompts_of_a_saturated_engine_get_their_share_whatever_was_seen_when_it
     assert max(times) < 5 * decoding_s
     assert counts.count(0) <= len(counts) / LOOK_EVERY + 1
     assert speeds.decode_step_s == pytest.approx(decoding_s, rel=0.25)
+
+
+def served_whole(seed: int, num_rows: int) -> tuple[StepSpeeds, PrefillShare, list[float]]:
+    """What was learnt from prompts beside whole answers after some quiet requests; what decoding was thought to take, true being 1."""
+    speeds, rng = StepSpeeds(), random.Random(seed)
+    share = PrefillShare(max_slowdown=4.0, max_slowdown_unread=16.0, speeds=speeds)
+    for _ in range(50):
+        speeds.add(500, 1, true_s(1, 499) * rng.uniform(0.9, 1.1))
+        for _ in range(20):
+            speeds.add(1, 1, true_s(1, 0) * rng.uniform(0.9, 1.1))
+    thought = []
+    for _ in range(400):
+        more = min(rng.choice([200, 1000, 4000]), share.limit(num_rows, 2048, is_streamed=False))
+        speeds.add(num_rows + more, num_rows, true_s(num_rows, more) * rng.uniform(0.9, 1.1))
+        thought.append(speeds.costs.step_s(num_rows) / true_s(num_rows, 0))
+    return speeds, share, thought
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_times_longer_steps_beside_whole_answers_leave_known_what_decoding_takes(seed: int) -> None:
+    speeds, _, thought = served_whole(seed, 24)
+
+    assert max(thought) < 1.5
+    assert min(thought) > 0.6
+    assert speeds.costs.token_s == pytest.approx(TOKEN_S, rel=0.15)
+    assert speeds.decode_step_s == pytest.approx(true_s(24, 0), rel=0.4)
+    assert speeds.prefill_tokens_per_s == pytest.approx(1 / TOKEN_S, rel=0.3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stream_that_comes_after_hours_of_whole_answers_is_protected_from_its_second_token_on(seed: int) -> None:
+    speeds, share, _ = served_whole(seed, 24)
+    first = 0 if share.must_pause else share.limit(25, 2048)
+
+    speeds.add(25 + first, 25, true_s(25, first))
+    times = []
+    for _ in range(LOOK_EVERY):
+        more = share.limit(25, 2048)
+        speeds.add(25 + more, 25, true_s(25, more))
+        times.append(true_s(25, more))
+
+    assert first == 0
+    assert max(times) < 4.5 * true_s(25, 0)
+    assert times[-1] > 2.5 * true_s(25, 0)

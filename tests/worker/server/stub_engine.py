@@ -13,6 +13,8 @@ from quire_worker.engine.messages import Fatal, Outputs, Ready, Rejected, Shutdo
 from quire_worker.plan import KVGroup, ModelInfo
 from quire_worker.request import ChoiceOutput
 
+READ, UNREAD = 70, 71
+"""Tokens."""
 INFO = ModelInfo(
     vocab_size=300,
     max_model_len=512,
@@ -57,13 +59,31 @@ def main(behaviour: str) -> int:
             return 0
         if not isinstance(message, Submit):
             continue
-        if behaviour == "queue full":
+        if behaviour == "tells who reads":
+            send(Outputs(items=as_read(message)))
+        elif behaviour == "queue full":
             send(Rejected(request_id=message.request_id, reason="queue_full", message="64 requests are waiting"))
         elif first is None:
             first = message
             send(Outputs(items=[ChoiceOutput(request_id=message.request_id, choice=0, token_ids=[70])]))
         else:
             misbehave(behaviour, [first, message], send)
+
+
+def as_read(submit: Submit) -> list[ChoiceOutput]:
+    """Up to two tokens for each choice, which say whether they are read as they come."""
+    token = READ if submit.is_streamed else UNREAD
+    num_left = 2 - len(submit.output_token_ids)
+    return [
+        ChoiceOutput(
+            request_id=submit.request_id,
+            choice=choice,
+            token_ids=[token],
+            finish_reason="length" if number == num_left - 1 else None,
+        )
+        for choice in range(submit.n)
+        for number in range(num_left)
+    ]
 
 
 def misbehave(behaviour: str, submits: list[Submit], send: Callable[[Any], None]) -> None:

@@ -56,7 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scheduling_aging_s: float = 300.0
     """With "priority" and "sjf": a choice is overtaken only by those that come within so many seconds after it."""
     max_prefill_tokens_per_step: int | None = None
-    """Prompt tokens of a step in which others decode. None: as many as let it take a few times as long as without, by measurement."""
+    """Prompt tokens of a step in which streams decode. None: as many as let it take a few times as long as without, by measurement."""
     max_num_partial_prefills: int = 4
     """Prompts that do not fit into a step and are under way at once; 1 computes prompts strictly one after the other."""
 

@@ -42,7 +42,7 @@ from quire_worker.scheduling.embed_queue import EmbedQueue
 from quire_worker.scheduling.limits import ANY_ROWS, SchedulerLimits
 from quire_worker.scheduling.policies import make_policy
 from quire_worker.scheduling.policy import FCFS
-from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, UNLIMITED, PrefillShare
+from quire_worker.scheduling.prefill_share import MAX_SLOWDOWN, MAX_SLOWDOWN_UNREAD, UNLIMITED, PrefillShare
 from quire_worker.scheduling.scheduler import Scheduler
 from quire_worker.scheduling.speeds import StepSpeeds
 from quire_worker.watchdog import Watchdog
@@ -150,11 +150,13 @@ def tune_collector() -> None:
 
 
 def build_scheduler(config: EngineConfig, info: ModelInfo, speeds: StepSpeeds | None = None) -> Scheduler:
-    """The scheduler for a runner of `info`'s shape; `speeds` is what it may know of steps' times."""
-    speeds = speeds or StepSpeeds()
+    """The scheduler for a runner of `info`'s shape; `speeds` is what it may know of steps' times. Without it nobody measures steps, and
+    none is kept short by what it takes."""
     pool = BlockPool(info.num_blocks, len(info.groups))
     kv = BlockManager(pool, info.block_size, info.groups, enable_prefix_caching=config.enable_prefix_caching)
-    policy = make_policy(config.scheduling_policy, kv, speeds, time.monotonic, config.scheduling_aging_s)
+    policy = make_policy(
+        config.scheduling_policy, kv, speeds or StepSpeeds(), time.monotonic, config.scheduling_aging_s
+    )
     return Scheduler(kv, _limits(config, info), time.monotonic, policy, _prefill_share(config, speeds))
 
 
@@ -178,11 +180,12 @@ def _rows_per_request(config: EngineConfig) -> int:
     return quarter if config.max_rows_per_request is None else config.max_rows_per_request
 
 
-def _prefill_share(config: EngineConfig, speeds: StepSpeeds) -> PrefillShare:
+def _prefill_share(config: EngineConfig, speeds: StepSpeeds | None) -> PrefillShare:
     fixed = config.max_prefill_tokens_per_step
     return PrefillShare(
         max_tokens=UNLIMITED if fixed is None else fixed,
         max_slowdown=MAX_SLOWDOWN if fixed is None else None,
+        max_slowdown_unread=MAX_SLOWDOWN_UNREAD,
         speeds=speeds,
         max_partial=config.max_num_partial_prefills,
     )

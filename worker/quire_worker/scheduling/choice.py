@@ -36,7 +36,7 @@ class Status(IntEnum):
 
 class Choice:
     """One choice. Age is (arrival number of the request, index): a smaller age is older. Origin names the client's request, which may have
-    several prompts: see Submit.origin."""
+    several prompts: see Submit.origin. Whether it is streamed is told by Submit.is_streamed."""
 
     __slots__ = (
         "age",
@@ -46,6 +46,7 @@ class Choice:
         "ending",
         "ends_empty",
         "index",
+        "is_streamed",
         "matcher",
         "max_total",
         "milestone",
@@ -111,7 +112,7 @@ class Choice:
         self.status = Status.WAITING
         self.siblings: list[Choice] = []
         """Choices that wait for this one's prompt."""
-        self.was_admitted = False
+        self.was_admitted, self.is_streamed = False, True
         self.num_cached = 0
         """Prompt tokens found in the cache at first admission, until they have been told."""
         self.queue_time_s: float | None = None

@@ -61,6 +61,7 @@ def choices_of(
             Choice(submit.request_id, age, tokens.copy(), own, chain.copy(), max_total, arrived_s, len(prompt))
         )
         choices[-1].origin = origin
+        choices[-1].is_streamed = submit.is_streamed
     return choices
 
 

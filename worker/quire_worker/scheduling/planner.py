@@ -51,8 +51,9 @@ class Planner:
         prefilling = self._extend_decoding(draft)
         if not draft.is_short:
             self._fork_siblings(draft)
-        is_pause = bool(draft.rows) and self._prefill.must_pause
-        draft.tokens_left = 0 if is_pause else self._prefill.limit(len(draft.rows), draft.tokens_left)
+        if not prefilling and not self._queue:
+            return draft
+        draft.tokens_left = self._left_for_prompts(draft)
         wants = [choice.num_known - choice.num_planned for choice in prefilling]
         share = self._prefill.for_newcomers(wants, draft.tokens_left)
         if not draft.is_short:
@@ -73,6 +74,13 @@ class Planner:
         victim.rank = self._policy.rank(victim)
         self._queue.push(victim)
         return victim
+
+    def _left_for_prompts(self, draft: PlanDraft) -> int:
+        """Tokens of the step that prompts may take beside the rows that decode in it. One stream among those suffices to keep it short."""
+        is_streamed = any(choice.is_streamed for choice in draft.choices)
+        if is_streamed and self._prefill.must_pause:
+            return 0
+        return self._prefill.limit(len(draft.rows), draft.tokens_left, is_streamed=is_streamed)
 
     def _give_way(self, draft: PlanDraft) -> None:
         """The policy may let the first of those that wait in at others' expense. Blocks that are about to come free are waited for."""

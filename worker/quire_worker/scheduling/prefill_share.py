@@ -4,6 +4,10 @@ Decoding rows get their token before any prompt is looked at. What prompts may t
 everybody's next token: "stall-free batching" of Sarathi-Serve (Agrawal et al., 2024, https://arxiv.org/abs/2403.02310). Without decoding
 rows nobody is kept waiting and the whole budget is theirs.
 
+Rows whose tokens nobody reads as they come, those of requests that are not streamed, have no gaps to protect: what counts is when their
+last token comes. Among such rows alone prompts get nearly all of the time, so that the batch fills fast. Nearly: without any bound a short
+answer, and the first token of a stream that comes, would wait for the prompts of a whole queue.
+
 The prompt that is first in rank gets at least half; up to half goes to shorter ones, shortest first, so that a short prompt does not wait
 for the end of a 100,000-token one, which in turn takes at most twice its time. Prompts of equal length are computed one after the other: to
 share equally would make all of them late.
@@ -16,6 +20,8 @@ from quire_worker.scheduling.speeds import StepSpeeds
 UNLIMITED = 2**62
 MAX_SLOWDOWN = 4.0
 """The default of max_slowdown: measured in docs/benchmarks/fairness.md."""
+MAX_SLOWDOWN_UNREAD = 16.0
+"""The default of max_slowdown_unread: decoding keeps a sixteenth of the time, which costs prompts no more than that."""
 _SPARE = 0.5
 """Of max_slowdown, kept for steps that take longer than expected."""
 _LEAST_TOKENS = 32
@@ -30,31 +36,36 @@ class PrefillShare:
         *,
         max_tokens: int = UNLIMITED,
         max_slowdown: float | None = None,
+        max_slowdown_unread: float | None = None,
         speeds: StepSpeeds | None = None,
         max_partial: int = 1,
     ) -> None:
         """`max_tokens` bounds a step's prompt tokens beside decoding rows. With `max_slowdown` k (> 2) and measured `speeds` they are
-        further bounded so that the step takes less than k times as long as decoding alone would. `max_partial` prompts that do
-        not fit into a step may be under way at once; with 1, prompts are computed in order of rank."""
+        further bounded so that the step takes less than k times as long as decoding alone would. Where nobody reads what is decoded
+        `max_slowdown_unread` stands for both. `max_partial` prompts that do not fit into a step may be under way at once; with 1,
+        prompts are computed in order of rank."""
         self._max_tokens = max_tokens
         self._max_slowdown = max_slowdown
+        self._max_slowdown_unread = max_slowdown_unread
         self._speeds = speeds
         self.max_partial = max_partial
 
-    def limit(self, num_decoding: int, tokens_left: int) -> int:
-        """Prompt tokens that a step may compute beside `num_decoding` rows, at most `tokens_left`."""
+    def limit(self, num_decoding: int, tokens_left: int, *, is_streamed: bool = True) -> int:
+        """Prompt tokens that a step may compute beside `num_decoding` rows, at most `tokens_left`. `is_streamed`: somebody reads the
+        tokens of one of those rows as they come."""
         if not num_decoding:
             return tokens_left
-        most = self._max_tokens
-        if self._max_slowdown is not None and self._speeds is not None:
-            tokens = self._speeds.costs.most_tokens(num_decoding, self._max_slowdown - _SPARE)
+        most = self._max_tokens if is_streamed else UNLIMITED
+        slowdown = self._max_slowdown if is_streamed else self._max_slowdown_unread
+        if slowdown is not None and self._speeds is not None:
+            tokens = self._speeds.costs.most_tokens(num_decoding, slowdown - _SPARE)
             if tokens is not None:
                 most = min(most, max(_LEAST_TOKENS, tokens))
         return min(most, tokens_left)
 
     @property
     def must_pause(self) -> bool:
-        """Whether prompts sit the next step out, if anybody decodes, so that what decoding takes is seen again."""
+        """Whether prompts sit the next step out, if a stream decodes, so that what decoding takes is seen again."""
         return self._max_slowdown is not None and self._speeds is not None and self._speeds.wants_decoding
 
     def for_newcomers(self, wants: Sequence[int], limit: int) -> int:

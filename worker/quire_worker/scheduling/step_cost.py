@@ -70,13 +70,18 @@ class StepCosts:
         self._cc = (time_s / max(1, num_more)) ** 2
 
     def _drift(self, num_rows: int, num_more: int, time_s: float, num_steps: int) -> None:
-        """Each cost that this step has becomes less certain, but never less than that it might explain the whole step."""
+        """Each cost that this step has becomes less certain, but never less than that it might explain the whole step.
+
+        Beside prompts, what decoding takes drifts by its own part of the step: else a few long steps would make it so uncertain that their
+        noise, which is many times a decoding step's time, moves it."""
         whole = time_s * time_s
         grown = num_steps * (_DRIFT * time_s) ** 2
-        self._aa = min(self._aa + grown, max(self._aa, whole))
+        decoding_s = min(time_s, _MOST_SURPRISE * self.step_s(num_rows)) if num_more else time_s
+        of_decoding = num_steps * (_DRIFT * decoding_s) ** 2
+        self._aa = min(self._aa + of_decoding, max(self._aa, whole))
         if num_rows:
             apart = (num_rows + _ROWS_APART) ** 2
-            self._bb = min(self._bb + grown / apart, max(self._bb, whole / apart))
+            self._bb = min(self._bb + of_decoding / apart, max(self._bb, whole / apart))
         if num_more:
             self._cc = min(self._cc + grown / num_more**2, max(self._cc, whole / num_more**2))
 

@@ -176,6 +176,7 @@ class Generate:
             is_replayed=body.stream is True and (call.envelope is not None or asks_for_replay(http)),
             begun=None if call.envelope is None else call.envelope.choices,
             cached=_cached(state, prompts),
+            is_streamed=body.stream is True,
         )
         return job, reading
 

@@ -72,6 +72,8 @@ class Job:
     """What another worker made of it; then each choice goes to the engine on its own. None: nothing, it begins here."""
     cached: Mapping[int, int] = dataclasses.field(default_factory=dict)
     """Tokens that the worker where it began found in its cache, by the prompt's number."""
+    is_streamed: bool = True
+    """See `Submit.is_streamed`."""
 
 
 Arrived = tuple[int, Piece]
@@ -172,6 +174,7 @@ class Generation:
                 grammar=job.grammar,
                 output_token_ids=track.begun_ids,
                 origin=job.engine_id,
+                is_streamed=job.is_streamed,
             )
 
     def __enter__(self) -> "Generation":
