@@ -8,8 +8,6 @@ namespace quire {
 
 namespace {
 
-int64_t depth_of(DType dtype) { return dtype == DType::kF32 ? 1 : dtype == DType::kBF16 ? 2 : 4; }
-
 // Where a row of the weight goes, counted over all panels' columns.
 int64_t column_of(int64_t row, const Packed& w) {
     if (!w.gate_up) return row;
@@ -28,9 +26,9 @@ void scatter(const T* row, int64_t in_features, T* column) {
     for (int64_t k = step * kDepth; k < in_features; k++) column[step * kPanel * kDepth + k % kDepth] = row[k];
 }
 
-// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be.
+// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be. Returns the sum of the column.
 template <class T>
-void quantise_column(const T* row, int64_t in_features, int8_t* column, float& scale, int32_t& sum) {
+int32_t quantise_column(const T* row, int64_t in_features, int64_t depth, int8_t* column, float& scale) {
     float largest = 0;
     bool is_finite = true;
     for (int64_t k = 0; k < in_features; k++) {
@@ -44,10 +42,10 @@ void quantise_column(const T* row, int64_t in_features, int8_t* column, float& s
         int32_t q = is_finite ? int32_t(std::nearbyint(to_float(row[k]) * inverse)) : 0;
         q = std::min(127, std::max(-127, q));
         total += q;
-        column[k / 4 * kPanel * 4 + k % 4] = int8_t(q);
+        column[k / depth * kPanel * depth + k % depth] = int8_t(q);
     }
     scale = is_finite ? largest / 127.0f : NAN;
-    sum = 128 * total;
+    return total;
 }
 
 }  // namespace
@@ -60,9 +58,8 @@ int64_t packed_columns(int64_t out_features, bool gate_up) {
 }
 
 int64_t packed_data_bytes(DType dtype, int64_t out_features, int64_t in_features, bool gate_up) {
-    int64_t item = dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1;
     int64_t depth = depth_of(dtype);
-    return packed_columns(out_features, gate_up) * ((in_features + depth - 1) / depth * depth) * item;
+    return packed_columns(out_features, gate_up) * ((in_features + depth - 1) / depth * depth) * item_of(dtype);
 }
 
 template <class T>
@@ -76,9 +73,10 @@ void pack_rows(Team& team, const T* weight, int64_t stride, int64_t first, int64
             int64_t column = column_of(first + i, w);
             int64_t place = column / kPanel * panel_size + column % kPanel * depth;
             const T* row = weight + i * stride;
-            if (w.dtype == DType::kI8) {
-                quantise_column(row, w.in_features, static_cast<int8_t*>(const_cast<void*>(w.data)) + place,
-                                const_cast<float*>(w.scales)[column], const_cast<int32_t*>(w.sums)[column]);
+            if (is_int8(w.dtype)) {
+                int8_t* to = static_cast<int8_t*>(const_cast<void*>(w.data)) + place;
+                int32_t sum = quantise_column(row, w.in_features, depth, to, const_cast<float*>(w.scales)[column]);
+                if (w.sums) const_cast<int32_t*>(w.sums)[column] = 128 * sum;
             } else {
                 scatter<std::is_same_v<T, float> ? 1 : 2>(row, w.in_features, static_cast<T*>(const_cast<void*>(w.data)) + place);
             }
