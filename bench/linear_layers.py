@@ -67,7 +67,7 @@ def main() -> None:
         inputs = {width: torch.randn(num_rows, width).bfloat16() for width in widths}
         times: dict[str, list[float]] = {name: [] for name in forms}
         with machine_lock(args.lock):
-            for name, layers in forms.items():
+            for layers in forms.values():
                 pass_ms(layers, inputs)
             for _ in range(args.rounds):
                 for name, layers in forms.items():

@@ -86,7 +86,10 @@ def resolve_ops(name: str, device: torch.device) -> OpsName:
 def resolve_quantization(
     name: str, device: torch.device, dtype: torch.dtype, ops: OpsName, *, has_library: bool, is_stored_fp8: bool = False
 ) -> Quantization:
-    """none | int8 | int8-weight-only | fp8. A checkpoint that is FP8 already is not quantised again: none. Raises LoadError where it cannot be computed."""
+    """none | int8 | int8-weight-only | fp8. A checkpoint that is FP8 already is not quantised again: none.
+
+    Raises LoadError where it cannot be computed.
+    """
     match name:
         case "none":
             return "none"

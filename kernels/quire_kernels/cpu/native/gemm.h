@@ -8,7 +8,7 @@
 //   float32    [panel][in]             [kPanel]
 //   bfloat16   [panel][in / 2 rounded up][kPanel][2]
 //   int8       [panel][in / 4 rounded up][kPanel][4]      symmetric per output, scales beside it; inputs become int8 too (W8A8)
-//   int8 weights only: as float32 or bfloat16, whichever the inputs are, each element an int8
+//   int8 weights only: as float32 or bfloat16, whichever the inputs are, each element a byte; within a step as int8_floats.h has it
 //
 // Columns and inputs that are missing at the ends are zeros. Of a gate_up weight each panel's first half is gates, its second half
 // their ups, so that a piece of the work has both in its registers.

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "int8_floats.h"
+
 namespace quire {
 
 namespace {
@@ -26,9 +28,9 @@ void scatter(const T* row, int64_t in_features, T* column) {
     for (int64_t k = step * kDepth; k < in_features; k++) column[step * kPanel * kDepth + k % kDepth] = row[k];
 }
 
-// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be. Returns the sum of the column.
-template <class T>
-int32_t quantise_column(const T* row, int64_t in_features, int64_t depth, int8_t* column, float& scale) {
+// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be. put(k, int8) takes the values.
+template <class T, class Put>
+void quantise_row(const T* row, int64_t in_features, float& scale, Put&& put) {
     float largest = 0;
     bool is_finite = true;
     for (int64_t k = 0; k < in_features; k++) {
@@ -37,15 +39,30 @@ int32_t quantise_column(const T* row, int64_t in_features, int64_t depth, int8_t
         largest = std::max(largest, x);
     }
     float inverse = largest > 0 && is_finite ? 127.0f / largest : 0.0f;
-    int32_t total = 0;
     for (int64_t k = 0; k < in_features; k++) {
         int32_t q = is_finite ? int32_t(std::nearbyint(to_float(row[k]) * inverse)) : 0;
-        q = std::min(127, std::max(-127, q));
-        total += q;
-        column[k / depth * kPanel * depth + k % depth] = int8_t(q);
+        put(k, std::min(127, std::max(-127, q)));
     }
     scale = is_finite ? largest / 127.0f : NAN;
-    return total;
+}
+
+// A row of the weight into its column, counted within the panel.
+template <class T>
+void pack_int8(const T* row, const Packed& w, int8_t* panel, int64_t column, float& scale, int32_t* sum) {
+    if (w.dtype == DType::kI8) {
+        int32_t total = 0;
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) {
+            panel[(k / 4 * kPanel + column) * 4 + k % 4] = int8_t(q);
+            total += q;
+        });
+        *sum = 128 * total;
+    } else if (w.dtype == DType::kI8ForF32) {
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) { panel[k * kPanel + column] = int8_t(q); });
+    } else {
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) {
+            panel[k / 2 * kPanel * 2 + place_in_step(column, k % 2)] = coded(q);
+        });
+    }
 }
 
 }  // namespace
@@ -71,14 +88,14 @@ void pack_rows(Team& team, const T* weight, int64_t stride, int64_t first, int64
         int64_t last = std::min(num_rows, (piece + 1) * 16);
         for (int64_t i = piece * 16; i < last; i++) {
             int64_t column = column_of(first + i, w);
-            int64_t place = column / kPanel * panel_size + column % kPanel * depth;
             const T* row = weight + i * stride;
+            void* data = const_cast<void*>(w.data);
             if (is_int8(w.dtype)) {
-                int8_t* to = static_cast<int8_t*>(const_cast<void*>(w.data)) + place;
-                int32_t sum = quantise_column(row, w.in_features, depth, to, const_cast<float*>(w.scales)[column]);
-                if (w.sums) const_cast<int32_t*>(w.sums)[column] = 128 * sum;
+                pack_int8(row, w, static_cast<int8_t*>(data) + column / kPanel * panel_size, column % kPanel,
+                          const_cast<float*>(w.scales)[column], w.sums ? const_cast<int32_t*>(w.sums) + column : nullptr);
             } else {
-                scatter<std::is_same_v<T, float> ? 1 : 2>(row, w.in_features, static_cast<T*>(const_cast<void*>(w.data)) + place);
+                T* to = static_cast<T*>(data) + column / kPanel * panel_size + column % kPanel * depth;
+                scatter<std::is_same_v<T, float> ? 1 : 2>(row, w.in_features, to);
             }
         }
     });

@@ -106,11 +106,6 @@ inline B32 set1_pair(const bf16* p) {
 // acc + a[2i + 1] * b[2i + 1] + a[2i] * b[2i], in float32; denormals count as 0.
 inline F16 dot_pairs(F16 acc, B32 a, B32 b) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
 
-// Sixteen int8 as floats, and sixteen pairs of them as what `dot_pairs` takes; both hold an int8 exactly.
-inline F16 load(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
-inline B32 load_pairs(const int8_t* p) { return {(__m512i)_mm512_cvtne2ps_pbh(load(p + 16).v, load(p).v)}; }
-inline void store_pairs(bf16* p, B32 x) { _mm512_storeu_si512(p, x.v); }
-
 struct I16 {
     __m512i v;
 };
@@ -249,36 +244,6 @@ inline F16 dot_pairs(F16 acc, B32 a, B32 b) {
     acc.lo = _mm256_fmadd_ps(even(a.lo), even(b.lo), acc.lo);
     acc.hi = _mm256_fmadd_ps(even(a.hi), even(b.hi), acc.hi);
     return acc;
-}
-
-inline F16 load(const int8_t* p) {
-    __m128i bytes = _mm_loadu_si128((const __m128i*)p);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-}
-// Sixteen pairs of int8 as floats, which is what `dot_pairs` would make of them.
-struct Pairs {
-    F16 even, odd;
-};
-inline __m256 even_bytes(__m256i pairs) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 24), 24)); }
-inline __m256 odd_bytes(__m256i pairs) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 8)); }
-inline Pairs load_pairs(const int8_t* p) {
-    __m256i lo = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
-    __m256i hi = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)(p + 16)));
-    return {{even_bytes(lo), even_bytes(hi)}, {odd_bytes(lo), odd_bytes(hi)}};
-}
-inline F16 dot_pairs(F16 acc, B32 a, Pairs b) {
-    acc.lo = _mm256_fmadd_ps(odd(a.lo), b.odd.lo, acc.lo);
-    acc.hi = _mm256_fmadd_ps(odd(a.hi), b.odd.hi, acc.hi);
-    acc.lo = _mm256_fmadd_ps(even(a.lo), b.even.lo, acc.lo);
-    acc.hi = _mm256_fmadd_ps(even(a.hi), b.even.hi, acc.hi);
-    return acc;
-}
-inline __m256i join_pairs(__m256 even, __m256 odd) {
-    return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd));
-}
-inline void store_pairs(bf16* p, Pairs x) {
-    _mm256_storeu_si256((__m256i*)p, join_pairs(x.even.lo, x.odd.lo));
-    _mm256_storeu_si256((__m256i*)(p + 16), join_pairs(x.even.hi, x.odd.hi));
 }
 
 struct I16 {
