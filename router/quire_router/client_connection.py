@@ -59,7 +59,8 @@ class ClientConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
-        self._plain, self._missing = self._manager.plain, 0  # type: ignore[union-attr]  # a RouterServer
+        self._plain = self._manager.plain  # type: ignore[union-attr]  # a RouterServer
+        self._missing = None if self._plain is None else 0
         self._has_begun, self._held, self._holding = False, b"", None
         super().connection_made(transport)
         own = transport.get_extra_info("socket")
@@ -140,10 +141,10 @@ class ClientConnection(RequestHandler):
     async def start(self) -> None:
         """Answer the requests that come, in their order. The connection is closed after the last one that it may carry."""
         goes_on = self._has_begun = True
+        turn: Any = None
         while goes_on and not self._force_close:
             if not self._messages:
-                turn: Any = Turn(self._loop)  # as much of a future as is asked of it
-                self._waiter = turn
+                self._waiter = turn = self._next_turn(turn)
                 try:
                     await turn
                 finally:
@@ -166,6 +167,15 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+
+    def _next_turn(self, last: Any) -> Any:
+        """What its task waits at next: a future, or as much of one as is asked of it."""
+        if self._missing is None:  # all is the parser's from now on
+            return self._loop.create_future()
+        if type(last) is not Turn:
+            return Turn(self._loop)
+        last.begin_anew()
+        return last
 
     async def _answer(
         self, request: web.BaseRequest, handler: Handler, payload: StreamReader | EmptyStreamReader
@@ -221,7 +231,12 @@ class ClientConnection(RequestHandler):
         """Send an answer of the common kind. False: it is another one, or there is nobody to send it to."""
         if type(response) is not WholeResponse or self._upgraded:
             return False
-        data, transport = response.encoded(request, self._plain), self.transport
+        data = None
+        if type(request) is PlainRequest and self._plain is not None:
+            data = response.written(self._plain)
+        if data is None:
+            data = response.encoded(request)
+        transport = self.transport
         if data is None or transport is None or transport.is_closing():
             return False
         transport.write(data)

@@ -10,7 +10,9 @@ from typing import Any
 from aiohttp import hdrs
 from multidict import istr
 
-from quire_router.headers import goes_to_client
+from quire_contract import names
+from quire_router.first_lines import first_lines
+from quire_router.headers import HEADER_ROUTE, goes_to_client
 from quire_router.native.library import native
 from quire_router.passed_headers import PassedHeaders
 
@@ -33,11 +35,14 @@ class PlainHttp:
         self.read = module.PlainReader(tuple(paths), name_of).read
         """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
         is plain; None: anything else."""
-        self._write = module.AnswerWriter(goes_to_client).write
+        own = (names.HEADER_REQUEST_ID, names.HEADER_WORKER, HEADER_ROUTE)
+        self._write = module.AnswerWriter(goes_to_client, first_lines, own).write
 
-    def written(self, start: bytes, headers: PassedHeaders, body: bytes) -> bytes | None:
-        """The answer that begins with `start`, for a connection that goes on. None: it is not plain."""
-        found: bytes | None = self._write(start, headers.theirs, headers.own, body)
+    def written(self, status: int, headers: PassedHeaders, body: bytes) -> bytes | None:
+        """The whole answer, for a connection that goes on; `status` allows a body. None: it is not plain."""
+        found: bytes | None = self._write(
+            status, headers.theirs, headers.request_id, headers.endpoint_id, headers.route, body
+        )
         return found
 
 

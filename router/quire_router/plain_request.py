@@ -18,6 +18,19 @@ from quire_router.client_request import ClientRequest
 class PlainRequest(ClientRequest):
     """A POST over HTTP/1.1 of a path without a query, with all of its body, on a connection that goes on."""
 
+    __slots__ = (
+        "headers",
+        "path",
+        "whole",
+    )  # these three are asked for all the time; aiohttp's own would ask a cache each time
+
+    path: str
+    headers: CIMultiDictProxy[str]
+    whole: bytes
+    """All of the body."""
+    method = hdrs.METH_POST
+    version = HttpVersion11
+    keep_alive = True
     _method = hdrs.METH_POST
     _version = HttpVersion11
     _task = None  # type: ignore[assignment]
@@ -27,20 +40,18 @@ class PlainRequest(ClientRequest):
     def __init__(  # pylint: disable=super-init-not-called
         self, path: str, headers: list[tuple[str, str]], body: bytes, protocol: RequestHandler, max_body_bytes: int
     ) -> None:
+        self.path = path
+        self.headers = CIMultiDictProxy(CIMultiDict(headers))
         self.whole = body
-        """All of the body."""
         self._protocol = protocol
         self._loop = protocol._loop
         self._client_max_size = max_body_bytes
         self._state = {}
-        self._headers = found = CIMultiDictProxy(CIMultiDict(headers))
-        self._cache: dict[str, Any] = {
-            "path": path,
-            "headers": found,
-            "method": hdrs.METH_POST,
-            "version": HttpVersion11,
-            "keep_alive": True,
-        }
+        self._cache: dict[str, Any] = {}
+
+    @property
+    def _headers(self) -> CIMultiDictProxy[str]:  # type: ignore[override]
+        return self.headers
 
     @property
     def _payload(self) -> StreamReader:  # type: ignore[override]
@@ -54,16 +65,16 @@ class PlainRequest(ClientRequest):
 
     @property
     def _rel_url(self) -> URL:  # type: ignore[override]
-        return URL.build(path=self._cache["path"], encoded=True)
+        return URL.build(path=self.path, encoded=True)
 
     @property
     def _message(self) -> RawRequestMessage:  # type: ignore[override]
-        raw = tuple((name.encode(), value.encode()) for name, value in self._headers.items())
+        raw = tuple((name.encode(), value.encode()) for name, value in self.headers.items())
         return RawRequestMessage(
             self._method,
-            self._cache["path"],
+            self.path,
             HttpVersion11,
-            self._headers,
+            self.headers,
             raw,
             False,
             None,

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Turn:
-    """One wait of one task. It is as much of a future as a task needs to wait for it, to be cancelled, and to be woken later."""
+    """One wait of one task at a time. It is as much of a future as a task needs to wait for it, to be cancelled, and to be woken later."""
 
     __slots__ = ("_asyncio_future_blocking", "_context", "_is_cancelled", "_is_done", "_loop", "_wake")
 
@@ -20,6 +20,10 @@ class Turn:
         self._is_done = self._is_cancelled = False
         self._wake: Callable[[Any], object] | None = None
         self._context: Context | None = None
+
+    def begin_anew(self) -> None:
+        """Wait once more, after the last wait is over."""
+        self._is_done = self._is_cancelled = False
 
     def __await__(self) -> Generator["Turn", None, None]:
         if not self._is_done:

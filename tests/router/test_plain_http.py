@@ -214,11 +214,6 @@ class Asked:
     keep_alive = True
 
 
-def encoded(status, headers, body, plain):
-    response = WholeResponse(status=status, headers=headers, body=body)
-    return response.encoded(Asked(), plain)
-
-
 def test_what_is_written_is_what_our_python_writes_of_the_same_answer(plain):
     rng = random.Random(5)
     num_plain = 0
@@ -232,11 +227,10 @@ def test_what_is_written_is_what_our_python_writes_of_the_same_answer(plain):
             "precise; cached=0/1",
         )
         status, body = rng.choice([200, 404, 503, 599]), rng.choice([b"", BODY, rng.randbytes(900)])
-        start = b"HTTP/1.1 200 OK\r\n"
-        num_plain += plain.written(start, passed, body) is not None
-        expected = encoded(status, passed.made(), body, None)
-        found = encoded(status, passed, body, plain)
-        assert without_date(found) == without_date(expected)
+        found = WholeResponse(status=status, headers=passed, body=body).written(plain)
+        expected = WholeResponse(status=status, headers=passed.made(), body=body).encoded(Asked())
+        num_plain += found is not None
+        assert without_date(expected if found is None else found) == without_date(expected)
 
     assert 1000 < num_plain < 3000
 
@@ -246,12 +240,35 @@ def without_date(data):
 
 
 def test_an_answer_whose_headers_cannot_be_listed_is_an_error(plain):
+    def writer(start=lambda status, second: b"S", own=("a", "b", "c")):
+        return native().AnswerWriter(bool, start, own)
+
+    assert (
+        writer().write(200, {"x": "y"}, "1", "2", "3", b"")
+        == b"SContent-Length: 0\r\nx: y\r\na: 1\r\nb: 2\r\nc: 3\r\n\r\n"
+    )
     with pytest.raises(AttributeError):
-        plain.written(b"", PassedHeaders(None, "a", "b", "c"), b"")  # type: ignore[arg-type]
+        plain.written(200, PassedHeaders(None, "a", "b", "c"), b"")
     with pytest.raises(TypeError):
-        native().AnswerWriter(bool).write(b"", {}, (), "no bytes")
-    assert native().AnswerWriter(bool).write(b"", {"a": 1}, (), b"") is None
-    assert native().AnswerWriter(bool).write(b"", {"a": "b"}, (("c",),), b"") is None
+        writer().write(200, {}, "1", "2", "3", "no bytes")
+    with pytest.raises(TypeError, match="begins with bytes"):
+        writer(lambda status, second: "text").write(200, {}, "1", "2", "3", b"")
+    with pytest.raises(ValueError, match="three names"):
+        writer(own=("a", "b"))
+    assert writer().write(200, {"a": 1}, "1", "2", "3", b"") is None
+    assert writer().write(200, {"a": "b"}, "1", None, "3", b"") is None
+
+
+def test_an_answer_that_has_no_body_or_ends_the_connection_is_not_written_here(plain):
+    passed = PassedHeaders(CIMultiDictProxy(CIMultiDict(THEIRS)), "a", "b", "c")
+    last, looked_at = (WholeResponse(headers=passed, body=BODY) for _ in range(2))
+    last.force_close()
+    looked_at.headers["X-Own"] = "1"
+
+    found = [WholeResponse(status=status, headers=passed, body=b"").written(plain) for status in (101, 204, 304)]
+
+    assert [*found, last.written(plain), looked_at.written(plain)] == [None] * 5
+    assert b"X-Own: 1" in looked_at.encoded(Asked())
 
 
 def test_without_the_extension_there_is_none():

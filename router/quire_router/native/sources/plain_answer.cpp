@@ -1,6 +1,8 @@
 // Writes an answer that is whole, of headers that are plain text. Anything else is written in Python.
 
 #include <cstring>
+#include <ctime>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -12,6 +14,7 @@ namespace quire {
 namespace {
 
 constexpr size_t MAX_NAMES = 256, MAX_NAME_CHARS = 64;
+constexpr Py_ssize_t NUM_OWN = 3;
 
 struct Hash {
     using is_transparent = void;
@@ -25,8 +28,13 @@ using Names = std::unordered_map<std::string, Name, Hash, std::equal_to<>>;
 
 struct Writer {
     PyObject_HEAD
-    PyObject* passes;  // str -> bool
+    PyObject* passes;    // str -> bool
+    PyObject* start_of;  // (status, second) -> bytes
+    PyObject* own;       // tuple of NUM_OWN names
     Names* names;
+    PyObject* status;  // of `start`, the beginning of the last answer
+    time_t second;
+    PyObject* start;
 };
 
 enum class Outcome { PLAIN, ODD, FAILED };
@@ -118,49 +126,82 @@ PyObject* joined(std::string_view start, std::string_view head, std::string_view
 
 std::string_view of_bytes(PyObject* data) { return {PyBytes_AS_STRING(data), size_t(PyBytes_GET_SIZE(data))}; }
 
-PyObject* written(Writer* self, PyObject* start, PyObject* headers, PyObject* own, PyObject* body) {
+// The lines that all answers of a status and a second begin with; a new reference, nullptr: failed.
+PyObject* start_of(Writer* self, PyObject* status) {
+    const time_t now = std::time(nullptr);
+    if (self->start == nullptr || now != self->second || status != self->status) {
+        PyObject* made = PyObject_CallFunction(self->start_of, "OL", status, static_cast<long long>(now));
+        if (made == nullptr || !PyBytes_CheckExact(made)) {
+            if (made != nullptr) PyErr_SetString(PyExc_TypeError, "an answer begins with bytes");
+            Py_XDECREF(made);
+            return nullptr;
+        }
+        self->second = now;
+        Py_XSETREF(self->status, Py_NewRef(status));
+        Py_XSETREF(self->start, made);
+    }
+    return Py_NewRef(self->start);
+}
+
+Outcome add_own(Writer* self, PyObject* const* values, std::string& out) {
+    for (Py_ssize_t i = 0; i < NUM_OWN; ++i) {
+        std::string_view name, value;
+        as_ascii(PyTuple_GET_ITEM(self->own, i), name);
+        if (!as_ascii(values[i], value) || !is_value(value)) return Outcome::ODD;
+        add(out, name, value);
+    }
+    return Outcome::PLAIN;
+}
+
+PyObject* written(Writer* self, PyObject* status, PyObject* headers, PyObject* const* own, PyObject* body) {
     std::string out;
     out.reserve(512);
     bool has_type = false;
     add(out, "Content-Length", std::to_string(PyBytes_GET_SIZE(body)));
     Outcome outcome = add_headers(self, headers, out, has_type);
-    for (Py_ssize_t i = 0; outcome == Outcome::PLAIN && i < PyTuple_GET_SIZE(own); ++i) {
-        PyObject* pair = PyTuple_GET_ITEM(own, i);
-        std::string_view name, value;
-        const bool is_plain = PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 2 && as_ascii(PyTuple_GET_ITEM(pair, 0), name) &&
-                              is_name(name) && as_ascii(PyTuple_GET_ITEM(pair, 1), value) && is_value(value);
-        if (is_plain) {
-            add(out, name, value);
-        } else {
-            outcome = Outcome::ODD;
-        }
-    }
+    if (outcome == Outcome::PLAIN) outcome = add_own(self, own, out);
     if (outcome == Outcome::FAILED) return nullptr;
     if (outcome == Outcome::ODD) Py_RETURN_NONE;
     if (!has_type && PyBytes_GET_SIZE(body)) add(out, "Content-Type", "application/octet-stream");
-    return joined(of_bytes(start), out, of_bytes(body));
+    PyObject* start = start_of(self, status);
+    PyObject* whole = start == nullptr ? nullptr : joined(of_bytes(start), out, of_bytes(body));
+    Py_XDECREF(start);
+    return whole;
 }
 
 PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyTuple_CheckExact(args[2]) || !PyBytes_CheckExact(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "write(start: bytes, headers, own: tuple, body: bytes)");
+    if (count != 3 + NUM_OWN || !PyLong_CheckExact(args[0]) || !PyBytes_CheckExact(args[2 + NUM_OWN])) {
+        PyErr_SetString(PyExc_TypeError, "write(status: int, headers, a value for each name of our own, body: bytes)");
         return nullptr;
     }
     try {
-        return written(reinterpret_cast<Writer*>(object), args[0], args[1], args[2], args[3]);
+        return written(reinterpret_cast<Writer*>(object), args[0], args[1], args + 2, args[2 + NUM_OWN]);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
 }
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
-    PyObject* passes;
-    if (!PyArg_ParseTuple(args, "O", &passes)) return nullptr;
+    PyObject *passes, *start_of, *own;
+    if (!PyArg_ParseTuple(args, "OOO!", &passes, &start_of, &PyTuple_Type, &own)) return nullptr;
+    bool are_names = PyTuple_GET_SIZE(own) == NUM_OWN;
+    for (Py_ssize_t i = 0; are_names && i < NUM_OWN; ++i) {
+        std::string_view name;
+        are_names = as_ascii(PyTuple_GET_ITEM(own, i), name) && is_name(name);
+    }
+    if (!are_names) {
+        PyErr_SetString(PyExc_ValueError, "the last argument is three names");
+        return nullptr;
+    }
     auto names = std::unique_ptr<Names>(new (std::nothrow) Names);
     if (!names) return PyErr_NoMemory();
     auto* self = reinterpret_cast<Writer*>(type->tp_alloc(type, 0));
     if (self == nullptr) return nullptr;
     self->passes = Py_NewRef(passes);
+    self->start_of = Py_NewRef(start_of);
+    self->own = Py_NewRef(own);
+    self->status = self->start = nullptr;
+    self->second = 0;
     self->names = names.release();
     return reinterpret_cast<PyObject*>(self);
 }
@@ -169,15 +210,15 @@ void end(PyObject* object) {
     auto* self = reinterpret_cast<Writer*>(object);
     PyTypeObject* type = Py_TYPE(object);
     delete self->names;
-    Py_XDECREF(self->passes);
+    for (PyObject* held : {self->passes, self->start_of, self->own, self->status, self->start}) Py_XDECREF(held);
     type->tp_free(object);
     Py_DECREF(type);
 }
 
 PyMethodDef METHODS[] = {
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL,
-     "write(start, headers, own, body): `start`, Content-Length, those of `headers` that pass, the pairs of `own`, and the body; None: "
-     "something in it is not plain."},
+     "write(status, headers, *own, body): the first lines, Content-Length, those of `headers` that pass, our own of these values, and the "
+     "body; None: something in it is not plain."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -185,7 +226,8 @@ PyType_Slot SLOTS[] = {
     {Py_tp_new, reinterpret_cast<void*>(make)},
     {Py_tp_dealloc, reinterpret_cast<void*>(end)},
     {Py_tp_methods, METHODS},
-    {Py_tp_doc, const_cast<char*>("AnswerWriter(passes): writes whole answers; passes(name) says whether a worker's header goes to clients.")},
+    {Py_tp_doc, const_cast<char*>("AnswerWriter(passes, start_of, own): writes whole answers. passes(name): whether a worker's header goes to "
+                                  "clients; start_of(status, second): what answers begin with; own: three names of our own.")},
     {0, nullptr},
 };
 PyType_Spec SPEC = {"quire_router_native.AnswerWriter", sizeof(Writer), 0, Py_TPFLAGS_DEFAULT, SLOTS};
