@@ -172,6 +172,7 @@ class WorkerConnection(ResponseHandler):
         taker = self.on_part
         if taker is not None and not content._buffer and taker(part):
             content.total_bytes = num_bytes
+            content._cursor += len(part)  # it has been read: where the parser's chunks ended before it is of no use
             return True
         self._is_feeding = True
         content.feed_data(part)
