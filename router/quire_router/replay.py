@@ -239,16 +239,18 @@ def _tells_of_death(event: bytes) -> bool:
 
 def _counts(numbers: Iterable[bytes | str]) -> list[int]:
     """Numbers of tokens. ValueError for what is none."""
-    counts = [int(number) for number in numbers]
-    if min(counts, default=0) < 0:
+    counts = list(map(int, numbers))
+    if counts and min(counts) < 0:
         raise ValueError("a number of tokens is negative")
-    return [min(count, MAX_TOKENS) for count in counts]
+    return [min(count, MAX_TOKENS) for count in counts] if counts and max(counts) > MAX_TOKENS else counts
 
 
 def usage_of_header(value: str | None) -> Usage | None:
     """What an answer that is no stream says it cost. None: it does not say."""
+    if value is None:
+        return None
     try:
-        prompt, cached, output = _counts((value or "").split(","))
+        prompt, cached, output = _counts(value.split(","))
     except ValueError:
         return None
     return Usage(prompt=prompt, cached=cached, output=output)

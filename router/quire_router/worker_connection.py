@@ -107,6 +107,8 @@ class WorkerConnection(ResponseHandler):
     """The parser holds nothing. Never without the extension module."""
     _chunks: Any = None
     """Follows the body that comes now."""
+    _num_missing: int | None = None
+    """Bytes of the answer that comes now, if that is known."""
     _is_feeding = False
     """A reader is given what the parser has not seen."""
 
@@ -155,6 +157,8 @@ class WorkerConnection(ResponseHandler):
         elif self._is_fresh and data:
             self._read_first(data, owner)
         elif self._parser is not None:
+            if self._num_missing is not None:
+                self._num_missing -= len(data)
             self._read(data, owner)
         if listener is not None:
             listener()
@@ -168,6 +172,7 @@ class WorkerConnection(ResponseHandler):
         taker = self.on_part
         if taker is not None and not content._buffer and taker(part):
             content.total_bytes = num_bytes
+            content._cursor += len(part)  # it has been read: where the parser's chunks ended before it is of no use
             return True
         self._is_feeding = True
         content.feed_data(part)
@@ -189,7 +194,9 @@ class WorkerConnection(ResponseHandler):
             else:
                 owner.take_back(self)
             return
-        self._read(data, owner, body_at=found or 0)
+        at = found or 0
+        self._num_missing = None if at >= 0 else -at
+        self._read(data, owner, body_at=max(0, at))
 
     def _read(self, data: bytes, owner: Owner, body_at: int = 0) -> None:
         """Have the parser read. `body_at`: where the chunks of the one answer in `data` begin, if they can be followed."""
@@ -222,7 +229,8 @@ class WorkerConnection(ResponseHandler):
         """All of an answer has come."""
         chunks = self._chunks
         self._answer = self._payload = self.on_arrival = self.on_part = self._chunks = answer.connection = None
-        if chunks is not None and chunks.is_done:
+        num_missing, self._num_missing = self._num_missing, None
+        if num_missing == 0 or (chunks is not None and chunks.is_done):
             self._is_fresh = True
         elif self._parts is not None and not self._should_close:
             self._renew_parser()

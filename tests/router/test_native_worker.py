@@ -240,6 +240,19 @@ async def test_a_reader_that_lags_stops_the_connection_and_gets_all_in_order():
     assert asked.owner.num_free == 1
 
 
+async def test_a_stream_whose_chunks_come_whole_and_cut_in_turns_never_stops():
+    asked = Asked(native(), "takes")
+    asked.feed(CHUNKED)
+
+    for _ in range(3000):
+        for piece in (b"9\r\ndata: a\n\n\r\n" * 5, b"9\r\ndata:", b" b\n\n\r\n"):
+            asked.feed(piece)
+    asked.feed(b"0\r\n\r\n")
+
+    assert b"".join(asked.body) == (b"data: a\n\n" * 5 + b"data: b\n\n") * 3000
+    assert (asked.transport.told, asked.owner.num_free) == ([], 1)
+
+
 HEADERS = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=20)
 NAMES = st.sampled_from(
     ["Accept", "authorization", "X-API-KEY", "Connection", "Keep-Alive", "Host", "X-Quire-Token", "x-quire-", "x-request-id", "TE",

@@ -301,7 +301,10 @@ PyObject* read_answer(PyObject*, PyObject* data) {
         if (head.num_lengths) Py_RETURN_NONE;
         return PyLong_FromSize_t(head.size);
     }
-    if (head.num_lengths != 1 || head.is_events || head.length != text.size() - head.size) Py_RETURN_NONE;
+    if (head.num_lengths != 1) Py_RETURN_NONE;
+    const uint64_t size = text.size() - head.size;
+    if (head.length > size) return PyLong_FromLongLong(-int64_t(head.length - size));
+    if (head.length < size || head.is_events) Py_RETURN_NONE;
     PyObject* headers = make_headers(data, head);
     PyObject* body = PyBytes_FromStringAndSize(text.data() + head.size, Py_ssize_t(head.length));
     PyObject* status = PyLong_FromLong(head.status);
@@ -315,7 +318,7 @@ PyObject* read_answer(PyObject*, PyObject* data) {
 PyMethodDef METHODS[] = {
     {"read_answer", read_answer, METH_O,
      "read_answer(data): (status, headers, body) of one whole plain answer that is no stream of events; the size of a plain head\n"
-     "whose body comes in chunks; None for all else."},
+     "whose body comes in chunks; the number of bytes that are missing of a plain answer, negated; None for all else."},
     {nullptr, nullptr, 0, nullptr},
 };
 
