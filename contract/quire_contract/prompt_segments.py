@@ -152,8 +152,10 @@ class SegmentedEncoder:
 
 def _pieces(text: str, start: int, end: int, inside: re.Pattern[str] | None) -> Iterator[str]:
     """text[start:end] in one, or cut further. Nothing before `start` and after `end` is looked at for that."""
+    at = start
     while end - start > SEGMENT_CHARS and inside is not None:
-        at = text.find(" ", start + SEGMENT_CHARS, end)  # most often this is a place, found quicker
+        if 0 <= at < start + SEGMENT_CHARS:  # a far one is not looked for again and again
+            at = text.find(" ", start + SEGMENT_CHARS, end)  # most often this is a place, found quicker
         found = None if at < 0 else inside.match(text, at, end)
         if found is None:
             found = inside.search(text, start + SEGMENT_CHARS, end)

@@ -133,6 +133,26 @@ def test_the_shape_of_a_chat_is_that_which_its_template_would_get(body):
     assert shape == shape_of("default", seen, shape[1], {})
 
 
+def test_it_is_known_of_every_field_whether_it_decides_the_prompt():
+    """`plain_chat` reads by name: one that is added must be read there, or be of no consequence."""
+    of_no_consequence = {
+        "model",
+        "stream",
+        "n",
+        "max_tokens",
+        "max_completion_tokens",
+        "cache_salt",
+        "user",
+        "prompt_cache_key",
+    }
+    of_no_consequence |= {"timeout_s", "queue_timeout_s", "prompt"}
+
+    known = {"messages", *BODY_FIELDS, *of_no_consequence}
+
+    assert known == set(RoutingFields.__struct_fields__)
+    assert {"role", "audio", *MESSAGE_FIELDS} == set(ChatMessage.__struct_fields__)
+
+
 def test_a_chat_of_messages_with_role_and_content_alone_has_a_shape():
     messages = [ChatMessage(role="system", content="a"), ChatMessage(role="user", content="b")]
 

@@ -23,7 +23,7 @@ FRAGMENTS = [
     *ADDED, "<|im_", "end|>", " ", "  ", "\n", " \n ", "\r\n", "\r", "\t", "\v", "\f", "\x1c", "\x1d ", "\x1f", "\x85", "\x00", "\x7f",
     "the", " The", "quick", "'s", "'LL", "'Ve", "it's", "DON'T", "'t'", "''", "\u2019s", ",", "?!", "12", " 345678", "/", "\n/", "_",
     "camelCase", "HTTPServer", "x" * 70, "é", "user", "日本 語", " ü", "\u00a0", "\u2003 ", "\u3000", "\u0301", "\u017f", "½",
-    "٣", "😀 👍🏽", "word " * 110,    "line\nand\nline\n" * 45, "\nétat\n" * 90,
+    "٣", "😀 👍🏽", "word " * 110,    "line\nand\nline\n" * 45, "a\nb\n" * 500 + " ", "\nétat\n" * 90,
 ]  # fmt: skip
 TEXTS = st.lists(
     st.sampled_from(FRAGMENTS) | st.text(st.sampled_from(string.printable), max_size=6) | st.text(max_size=4),

@@ -7,7 +7,12 @@ namespace quire {
 
 AddedTokens::AddedTokens(std::vector<std::pair<std::string, uint32_t>> tokens) : tokens_(std::move(tokens)) {
     std::sort(tokens_.begin(), tokens_.end());  // as unsigned bytes
-    for (const auto& token : tokens_) is_first_[uint8_t(token.first[0])] = true;
+    for (const auto& [text, id] : tokens_) {
+        const size_t first = uint8_t(text[0]);
+        is_first_[first] = true;
+        for (size_t second = 0; second < 256; ++second)
+            if (text.size() == 1 || uint8_t(text[1]) == second) is_pair_[first << 8 | second] = true;
+    }
     if (std::count(is_first_, is_first_ + 256, true) == 1) only_first_ = uint8_t(tokens_[0].first[0]);
 }
 
@@ -29,6 +34,7 @@ const char* AddedTokens::candidate(const char* at, const char* end) const {
 
 // Narrows the sorted tokens by one byte of the text after the other, so that no text makes it compare with each of them.
 const std::pair<std::string, uint32_t>* AddedTokens::longest_at(const char* at, const char* end) const {
+    if (end - at > 1 && !is_pair_[size_t(uint8_t(at[0])) << 8 | uint8_t(at[1])]) return nullptr;
     auto first = tokens_.begin(), last = tokens_.end();
     const std::pair<std::string, uint32_t>* longest = nullptr;
     for (size_t depth = 0; at + depth < end && first != last; ++depth) {

@@ -28,6 +28,7 @@ class AddedTokens {
 
     std::vector<std::pair<std::string, uint32_t>> tokens_;  // sorted
     bool is_first_[256] = {};
+    std::vector<bool> is_pair_ = std::vector<bool>(1 << 16);  // by their first two bytes
     int only_first_ = -1;  // the one byte that they all begin with, if that is so
 };
 

@@ -90,15 +90,15 @@ size_t Segments::token_after(size_t start) {
 }
 
 // Where the part from `start` to `stop` is cut next: its end if it is short or has no such place.
-size_t Segments::place_inside(size_t start, size_t stop) const {
+size_t Segments::place_inside(size_t start, size_t stop) {
     if (stop - start <= SEGMENT_CHARS) return stop;
     const size_t from = is_ascii_ ? start + SEGMENT_CHARS : after_chars(text_, start, stop, SEGMENT_CHARS);
     if (from == stop) return stop;
-    const void* space = std::memchr(text_.data() + from, ' ', stop - from);  // most often this is a place
-    if (space != nullptr) {
-        const auto at = size_t(static_cast<const char*>(space) - text_.data());
-        if (is_between_words(text_, at, stop)) return at;
+    if (space_ < from) {
+        const void* space = std::memchr(text_.data() + from, ' ', stop - from);
+        space_ = space == nullptr ? stop : size_t(static_cast<const char*>(space) - text_.data());
     }
+    if (space_ < stop && is_between_words(text_, space_, stop)) return space_;  // most often this is a place
     for (size_t at = from; at < stop; ++at)
         if (is_between_words(text_, at, stop) || (encoder_.words->split().has_lines && is_after_line(text_, at))) return at;
     return stop;

@@ -43,7 +43,7 @@ class Segments {
    private:
     Py_ssize_t next_of_python();
     size_t token_after(size_t start);
-    size_t place_inside(size_t start, size_t stop) const;
+    size_t place_inside(size_t start, size_t stop);
 
     const PromptEncoder& encoder_;
     const std::string& text_;
@@ -52,6 +52,7 @@ class Segments {
     size_t at_;
     size_t stop_;  // where the part between two tokens ends that is being cut
     size_t scanned_;  // tokens before it are known
+    size_t space_ = 0;  // the next space behind what was cut, so that a far one is not looked for again and again
 };
 
 extern PyTypeObject PromptEncoderType;
