@@ -58,6 +58,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     policy: RoutingPolicy = "kv_aware"
 
 
+_Decided = tuple[str, str, float, int, Choice, Split | None, RoutingPolicy]
+"""A decision's fields: few are ever looked at."""
+
+
 class Picker:
     """Chooses endpoints for requests. Times: seconds of `clock`, a monotonic clock; `wall_clock` only dates decisions."""
 
@@ -85,10 +89,19 @@ class Picker:
         self._turn = 0
         self._large = asyncio.Semaphore(1)
         """The text of a large body is looked at in a thread, of one body at a time."""
-        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
-        """The last ones, oldest first."""
+        self._decisions: deque[_Decided] = deque(maxlen=MAX_DECISIONS)
         self.planner = RoutePlanner(pool, rng)
         """Says which models may answer for a name."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The last ones, oldest first."""
+        return [
+            Decision(
+                request_id=request_id, model=model, ts=ts, attempt=attempt, choice=choice, split=split, policy=policy
+            )
+            for request_id, model, ts, attempt, choice, split, policy in self._decisions
+        ]
 
     async def read(
         self,
@@ -152,18 +165,9 @@ class Picker:
         endpoint, choice = picked or self._pick_any(model, served, endpoints, prompt, tried, now_s)
         if split is not None and split.revision is None:
             choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
-        decision = Decision(
-            request_id=request_id,
-            model=model,
-            ts=self._wall_clock(),
-            attempt=len(tried),
-            choice=choice,
-            split=split,
-            policy=served.policy,
-        )
-        self.decisions.append(decision)
+        self._decisions.append((request_id, model, self._wall_clock(), len(tried), choice, split, served.policy))
         counts = self._metrics.of_model(model)
-        counts.level(choice.level).inc()
+        counts.level(choice.level).value += 1
         if prompt is not None and not tried:
             self._metrics.choice_s.observe(prompt.read_s + self._clock() - now_s)
         if endpoint is None:
@@ -171,8 +175,8 @@ class Picker:
         self._give(endpoint, prompt, served.adapter, now_s)
         num_tokens = choice.num_tokens or 0
         if not tried:  # a retry reads no further prompt
-            counts.prefix_tokens.inc(num_tokens)
-            counts.prefix_hit_tokens.inc(choice.matched_tokens)
+            counts.prefix_tokens.value += num_tokens
+            counts.prefix_hit_tokens.value += choice.matched_tokens
         return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
 
     def _pick_any(
