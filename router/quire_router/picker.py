@@ -79,7 +79,7 @@ class Picker:
     ) -> None:
         self._pool = pool
         self._snapshots = Snapshots(pool, index, sent)
-        self._pick_usual = usual_pick(pool, index, sent, self._snapshots, rng)
+        self._usual = usual_pick(pool, index, sent, self._snapshots, rng)
         self._sent = sent
         self._reader = reader
         self._metrics = metrics
@@ -123,7 +123,8 @@ class Picker:
         salt = fields.cache_salt if cache_salt is None else cache_salt
         keys = ExtraKeys(adapter=served.adapter or None, cache_salt=salt)
         by_digest: dict[str, PromptBlocks] = {}
-        digests = {endpoint.digest for endpoint in served.endpoints}
+        digest = self._usual.digest(served.endpoints)
+        digests = {endpoint.digest for endpoint in served.endpoints} if digest is None else {digest}
         needs_text = None in digests
         if served.policy in POLICIES_BY_CONTENT:
             for digest in digests:
@@ -161,7 +162,7 @@ class Picker:
             endpoints = _of_split(endpoints, split)
         picked = None
         if prompt is not None and served.policy == "kv_aware" and not (tried or served.adapter):
-            picked = self._pick_usual(model, endpoints, prompt, now_s)
+            picked = self._usual.pick(model, endpoints, prompt, now_s)
         endpoint, choice = picked or self._pick_any(model, served, endpoints, prompt, tried, now_s)
         if split is not None and split.revision is None:
             choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
