@@ -28,9 +28,9 @@ from quire_contract.telemetry import configure_logging, log_event
 from quire_contract.trust import Trust, TrustError
 from quire_router.access import Access
 from quire_router.admin import AdminApi, admin_listening
-from quire_router.answer import Source, layered
+from quire_router.answer import Source
 from quire_router.app import Handler, RouterApp
-from quire_router.assembly import LayerParts, build_layers, build_waiting_room
+from quire_router.assembly import Chains, LayerParts, build_waiting_room
 from quire_router.calls import CALLED_PATHS, CallHandler, CallSettings
 from quire_router.config import RouterSettings, SettingsError, parse_args, with_environment
 from quire_router.config_metrics import ConfigMetrics
@@ -196,7 +196,7 @@ async def running(
         )
         parts = LayerParts(picker=picker, tenancy=tenancy, filters=filters, saving=saving, room=room)
         proxy = build_proxy(settings, trust, pool, picker, metrics, session, live)
-        calls = build_calls(settings, trust, pool, picker, metrics, layered(build_layers(parts), proxy.answer), tenancy)
+        calls = build_calls(settings, trust, pool, picker, metrics, Chains(parts, proxy.answer, live).answer, tenancy)
         watchers = Watchers(
             live=live,
             index=index,

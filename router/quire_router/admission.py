@@ -44,7 +44,7 @@ class AdmissionLayer:
         if target is not None:
             try:
                 if call.route is None:  # as `_begin`, but no step of its own each time that the call goes on
-                    return await inner(aimed(call, target), outcome)
+                    return await inner(call if target == call.targets[0] else aimed(call, target), outcome)
                 return await self._begin(call, target, outcome, inner)
             except NobodyLeftError:
                 if not self._room.may_hold(call):
@@ -157,13 +157,14 @@ def refused_late(call: Call, outcome: Outcome, error: ApiError, used: Usage) -> 
 
 def ranked(call: Call) -> Call:
     """With its tenant's priority, and the time that its client gives it."""
-    changes: dict[str, int | float] = {}
-    if call.tenant is not None and call.priority != call.tenant.entry.priority:
-        changes["priority"] = call.tenant.entry.priority
-    timeout_s = None if call.fields is None else call.fields.timeout_s
-    if call.deadline_s is None and timeout_s is not None and timeout_s > 0:
-        changes["deadline_s"] = call.arrived_s + timeout_s
-    return msgspec.structs.replace(call, **changes) if changes else call
+    tenant, fields = call.tenant, call.fields
+    priority = call.priority if tenant is None else tenant.entry.priority
+    deadline_s = call.deadline_s
+    if deadline_s is None and fields is not None and fields.timeout_s is not None and fields.timeout_s > 0:
+        deadline_s = call.arrived_s + fields.timeout_s
+    if priority == call.priority and deadline_s is call.deadline_s:
+        return call
+    return msgspec.structs.replace(call, priority=priority, deadline_s=deadline_s)
 
 
 def aimed(call: Call, target: str) -> Call:

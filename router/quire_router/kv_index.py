@@ -4,7 +4,7 @@ Pure data structures: no sockets, no clocks (the caller passes the time), no tok
 `quire_contract.block_hash.wire_hash`). A key carries no scheme: a lookup names the endpoints it may match, and the caller names only
 those whose prompt bundle made the hashes, so hashes of one bundle are never compared with blocks of another.
 
-Both classes have twins in C++ (`native/sources/kv_index.cpp`), which take a third of the time and a quarter of the memory.
+Both classes have twins in C++ (`native/sources/kv_index.cpp`), which take less than half of the time and of the memory.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -58,6 +58,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     policy: RoutingPolicy = "kv_aware"
 
 
+_Decided = tuple[str, str, float, int, Choice, Split | None, RoutingPolicy]
+"""A decision's fields: few are ever looked at."""
+
+
 class Picker:
     """Chooses endpoints for requests. Times: seconds of `clock`, a monotonic clock; `wall_clock` only dates decisions."""
 
@@ -75,7 +79,7 @@ class Picker:
     ) -> None:
         self._pool = pool
         self._snapshots = Snapshots(pool, index, sent)
-        self._pick_usual = usual_pick(pool, index, sent, self._snapshots, rng)
+        self._usual = usual_pick(pool, index, sent, self._snapshots, rng)
         self._sent = sent
         self._reader = reader
         self._metrics = metrics
@@ -85,10 +89,19 @@ class Picker:
         self._turn = 0
         self._large = asyncio.Semaphore(1)
         """The text of a large body is looked at in a thread, of one body at a time."""
-        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
-        """The last ones, oldest first."""
+        self._decisions: deque[_Decided] = deque(maxlen=MAX_DECISIONS)
         self.planner = RoutePlanner(pool, rng)
         """Says which models may answer for a name."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The last ones, oldest first."""
+        return [
+            Decision(
+                request_id=request_id, model=model, ts=ts, attempt=attempt, choice=choice, split=split, policy=policy
+            )
+            for request_id, model, ts, attempt, choice, split, policy in self._decisions
+        ]
 
     async def read(
         self,
@@ -110,7 +123,8 @@ class Picker:
         salt = fields.cache_salt if cache_salt is None else cache_salt
         keys = ExtraKeys(adapter=served.adapter or None, cache_salt=salt)
         by_digest: dict[str, PromptBlocks] = {}
-        digests = {endpoint.digest for endpoint in served.endpoints}
+        digest = self._usual.digest(served.endpoints)
+        digests = {endpoint.digest for endpoint in served.endpoints} if digest is None else {digest}
         needs_text = None in digests
         if served.policy in POLICIES_BY_CONTENT:
             for digest in digests:
@@ -148,22 +162,13 @@ class Picker:
             endpoints = _of_split(endpoints, split)
         picked = None
         if prompt is not None and served.policy == "kv_aware" and not (tried or served.adapter):
-            picked = self._pick_usual(model, endpoints, prompt, now_s)
+            picked = self._usual.pick(model, endpoints, prompt, now_s)
         endpoint, choice = picked or self._pick_any(model, served, endpoints, prompt, tried, now_s)
         if split is not None and split.revision is None:
             choice = msgspec.structs.replace(choice, reason=f"no revision with a weight is ready; {choice.reason}")
-        decision = Decision(
-            request_id=request_id,
-            model=model,
-            ts=self._wall_clock(),
-            attempt=len(tried),
-            choice=choice,
-            split=split,
-            policy=served.policy,
-        )
-        self.decisions.append(decision)
+        self._decisions.append((request_id, model, self._wall_clock(), len(tried), choice, split, served.policy))
         counts = self._metrics.of_model(model)
-        counts.level(choice.level).inc()
+        counts.level(choice.level).value += 1
         if prompt is not None and not tried:
             self._metrics.choice_s.observe(prompt.read_s + self._clock() - now_s)
         if endpoint is None:
@@ -171,8 +176,8 @@ class Picker:
         self._give(endpoint, prompt, served.adapter, now_s)
         num_tokens = choice.num_tokens or 0
         if not tried:  # a retry reads no further prompt
-            counts.prefix_tokens.inc(num_tokens)
-            counts.prefix_hit_tokens.inc(choice.matched_tokens)
+            counts.prefix_tokens.value += num_tokens
+            counts.prefix_hit_tokens.value += choice.matched_tokens
         return self._reserve(endpoint, max(0, num_tokens - choice.matched_tokens), now_s), choice
 
     def _pick_any(

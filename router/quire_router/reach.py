@@ -56,8 +56,18 @@ class Reach:
 
     def has_room(self, line: Line, model: str, rules: AdmissionSettings, now_s: float) -> bool:
         """Whether a request of `line` for `model` may start at some worker. The one that had room last is asked first."""
-        endpoints = self._pool.serving(model) or ()
-        weights = self._pool.weights(model)
+        served = self._pool.served(model)
+        endpoints, weights = served.endpoints, served.weights
+        if weights is None and line.hint < len(endpoints):  # mostly it has room again
+            last = endpoints[line.hint]
+            if (
+                last.ready
+                and not last.draining
+                and not last.health.is_ejected
+                and last.entry.role != "prefill"
+                and is_roomy(last, rules, now_s)
+            ):
+                return True
         has_sound: bool | None = None
         for turn in range(line.hint, line.hint + len(endpoints)):
             endpoint = endpoints[turn % len(endpoints)]

@@ -63,12 +63,17 @@ class SavingLayer:
         self._memory.resize(saving.response_cache_mib * 1024 * 1024 if saving.response_cache else 0)
         self._versions.follow(config)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the configuration has answers kept, or shared."""
+        saving = self._live.settings.saving
+        return saving.response_cache or saving.coalesce
+
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, or one like it that exists already."""
-        saving = self._live.settings.saving
-        if not (saving.response_cache or saving.coalesce) or _does_not_want(call):
+        if not self.is_on or _does_not_want(call):
             return inner(call, outcome)
-        return self._saved(call, outcome, inner, saving)
+        return self._saved(call, outcome, inner, self._live.settings.saving)
 
     async def _saved(self, call: Call, outcome: Outcome, inner: Source, saving: SavingSettings) -> Answer:
         wishes = cache_wishes(call.headers)

@@ -28,7 +28,7 @@ class SavingParts(msgspec.Struct, frozen=True, kw_only=True):
 
     notes: Layer
     """What an answer tells of its route."""
-    saving: Layer
+    saving: SavingLayer
     routes: Layer
     """Fallbacks and shadow traffic."""
 

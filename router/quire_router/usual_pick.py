@@ -2,12 +2,14 @@
 (tests/router/test_usual_pick.py)."""
 
 import functools
+import logging
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry
+from quire_contract.telemetry import log_event
 from quire_router import scoring
 from quire_router.ejection import Health
 from quire_router.endpoint_pool import EndpointPool
@@ -19,9 +21,20 @@ from quire_router.snapshots import SILENT_AFTER_S, SPECULATIVE_LIFE_S, ReadableP
 from quire_router.usual_choice import Columns, choose_usual, scores_on
 from quire_router.warmup import Warmup
 
-UsualPick = Callable[[str, tuple[Endpoint, ...], ReadablePrompt, float], tuple[Endpoint, Choice] | None]
-"""The endpoint for a prompt of a model at a time, and the choice; the same that `scoring.choose` makes. None: something is out of the
-ordinary."""
+log = logging.getLogger("quire_router.usual_pick")
+
+
+class UsualPick(Protocol):
+    """The usual case of choosing."""
+
+    def pick(
+        self, model: str, endpoints: tuple[Endpoint, ...], prompt: ReadablePrompt, now_s: float
+    ) -> tuple[Endpoint, Choice] | None:
+        """The endpoint for a prompt, and the choice; the same that `scoring.choose` makes. None: something is out of the ordinary."""
+
+    def digest(self, endpoints: tuple[Endpoint, ...]) -> str | None:
+        """Of their prompt bundle, if all of them have told one and the same. None: they have not."""
+
 
 CLASSES = (Endpoint, LoadReport, Health, Warmup, EndpointEntry)
 """Whose fields the C++ reads."""
@@ -48,9 +61,12 @@ def usual_pick(
     pool: EndpointPool, index: KvIndex, sent: SentIndex, snapshots: Snapshots, rng: random.Random
 ) -> UsualPick:
     """In C++ if the indexes are."""
-    if type(index) is KvIndex or type(sent) is SentIndex:
-        return _InPython(snapshots, rng).pick
-    return _InCpp(pool, index, sent, rng).pick
+    if type(index) is not KvIndex and type(sent) is not SentIndex:
+        try:
+            return _InCpp(pool, index, sent, rng)
+        except (TypeError, AttributeError) as error:  # another Python, or msgspec, than is known: fields lie elsewhere
+            log_event(log, logging.WARNING, "native_choice", used=False, why=str(error))
+    return _InPython(snapshots, rng)
 
 
 class _InPython:
@@ -70,10 +86,16 @@ class _InPython:
         )
         return None if picked is None else (endpoints[picked[0]], picked[1])
 
+    def digest(self, endpoints: tuple[Endpoint, ...]) -> str | None:
+        digests = {endpoint.digest for endpoint in endpoints}
+        return digests.pop() if len(digests) == 1 else None
+
 
 class _InCpp:
     def __init__(self, pool: EndpointPool, index: KvIndex, sent: SentIndex, rng: random.Random) -> None:
-        self._pick = native().UsualChoice(index, sent, rng.random, CLASSES, RULES).pick
+        chooser = native().UsualChoice(index, sent, rng.random, CLASSES, RULES)
+        self._pick = chooser.pick
+        self.digest: Callable[[tuple[Endpoint, ...]], str | None] = chooser.digest
         self._pool = pool
 
     def pick(

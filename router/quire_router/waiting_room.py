@@ -73,17 +73,17 @@ class WaitingRoom:
 
     def pass_at_once(self, call: Call) -> str | None:
         """The target at which `call` may start now. None: it has to wait. Who passes takes its place before awaiting anything."""
-        now_s = self._clock()
-        self._lines.of(call.targets[0]).arrivals.note(now_s)
-        for target in self._reach.eligible(call):
+        now_s, targets = self._clock(), call.targets
+        first = self._lines.of(targets[0])
+        first.arrivals.note(now_s)
+        for target in targets if len(targets) == 1 else self._reach.eligible(call):
+            line = first if target == targets[0] else self._lines.of(target)
             if call.path in LIGHT_PATHS:
                 if self._reach.is_usable(target):
                     return target
+            elif target in line.models or line.granted:
                 continue
-            line = self._lines.of(target)
-            if target in line.models or line.granted:
-                continue
-            if self._reach.has_room(line, target, self._rules, now_s):
+            elif self._reach.has_room(line, target, self._rules, now_s):
                 line.waits.note(0.0, now_s)
                 return target
         return None

@@ -123,7 +123,7 @@ async def test_a_failure_of_our_own_counts_as_a_500(start_upstream, start_router
     worker = await start_upstream("a")
     router = await start_router(make_config(worker))
     await router.until_ready(1)
-    router.app._pool._by_model["m"] = (None,)  # any failure that nothing expects will do
+    router.app._pool._served["m"] = None  # any failure that nothing expects will do
 
     async with router.post({"model": "m", "prompt": "x"}) as answer:
         error = await error_of(answer)

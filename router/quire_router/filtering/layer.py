@@ -75,12 +75,13 @@ class FilterLayer:
         self._limits = limits
         self._count = count
         self._filters = compiler.compiled(live.settings.filters)
-        self._has_any = bool(live.settings.filters)
+        self.is_on = bool(live.settings.filters)
+        """Whether there are filters."""
         live.follow(self._follow)
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer, filtered, to the call, filtered. ApiError 400 if the prompt is blocked."""
-        if not self._has_any:
+        if not self.is_on:
             return inner(call, outcome)
         tenant = None if call.tenant is None else call.tenant.entry.id
         prompt = self._filters.applying("prompt", call.model, tenant)
@@ -106,7 +107,7 @@ class FilterLayer:
 
     def _follow(self, config: RouterConfig) -> None:
         entries = [] if config.settings is None else config.settings.filters
-        self._filters, self._has_any = self._compiler.compiled(entries), bool(entries)
+        self._filters, self.is_on = self._compiler.compiled(entries), bool(entries)
         self._moderator.keep_only(frozenset(entry.hook.url for entry in entries if entry.hook is not None))
 
     async def _filtered_call(self, call: Call, applied: Applied, findings: Findings) -> Call:
