@@ -10,7 +10,6 @@ prompt tokens), context (2 x 4,096 in; counts only the steps in which both decod
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from checkpoints import make_random_checkpoint, work_folder
-from report import BOUND, INT8, OURS, Results, Round, cost_table, row_costs, speed_table
+from report import BOUND, OURS, QUANTIZED, Results, Round, cost_table, row_costs, speed_table
 from rows import MAX_MODEL_LEN, MODELS, ROWS, Row
 from side import (
     Bystanders,
@@ -35,15 +34,13 @@ from side import (
     wait_until_quiet,
 )
 
-from quire_worker.execution.options import RunnerOptions
-
 HERE = Path(__file__).parent
 GIB = 1 << 30
 PEER, PEER_PROCESSES = "vllm", "vllm-mp"
-SIDES = (OURS, INT8, PEER, PEER_PROCESSES, "transformers", BOUND)
+SIDES = (OURS, *QUANTIZED, PEER, PEER_PROCESSES, "transformers", BOUND)
 SCRIPTS = {
     OURS: "quire_side.py",
-    INT8: "quire_side.py",
+    **dict.fromkeys(QUANTIZED, "quire_side.py"),
     PEER: "vllm_side.py",
     PEER_PROCESSES: "vllm_side.py",
     "transformers": "transformers_side.py",
@@ -58,7 +55,7 @@ def make_sides(args: argparse.Namespace, names: list[str], model_dir: Path, logs
         python = str(args.peer_python.absolute()) if is_peer else sys.executable
         command = [python, str(HERE / "sides" / SCRIPTS[name]), str(model_dir), "--threads", str(args.threads)]
         command += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-bytes", str(args.kv_gib * GIB)]
-        command += ["--quantization", "int8"] if name == INT8 else []
+        command += ["--quantization", QUANTIZED[name]] if name in QUANTIZED else []
         env = {"OMP_NUM_THREADS": str(args.threads)}
         if is_peer:
             env = vllm_env(args.threads, args.kv_gib, logs)
@@ -135,16 +132,13 @@ def progress(text: str) -> None:
 
 
 def chosen_sides(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
-    """What --sides says; by default us, the peer, the bound, and our int8 if this worker has it."""
-    has_int8 = any(field.name == "quantization" for field in dataclasses.fields(RunnerOptions))
+    """What --sides says; by default us, our int8, the peer and the bound."""
     peer = PEER if args.peer_python else "transformers"
-    names = args.sides.split(",") if args.sides else [OURS, *([INT8] if has_int8 else []), peer, BOUND]
+    names = args.sides.split(",") if args.sides else [OURS, next(iter(QUANTIZED)), peer, BOUND]
     if unknown := set(names) - set(SIDES):
         parser.error(f"--sides: {', '.join(sorted(unknown))}: choose from {', '.join(SIDES)}")
     if {PEER, PEER_PROCESSES} & set(names) and not args.peer_python:
         parser.error("--sides: vLLM needs --peer-python, an interpreter of an environment with vLLM's CPU backend")
-    if INT8 in names and not has_int8:
-        parser.error(f"--sides: {INT8}: this worker has no int8 (RunnerOptions has no `quantization`)")
     return [name for name in SIDES if name in names]
 
 

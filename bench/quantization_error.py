@@ -43,6 +43,8 @@ EXACT = Variant("float32", {"dtype": "float32", "ops": "reference"})
 VARIANTS = (
     Variant("bfloat16", {"dtype": "bfloat16"}),
     Variant("int8", {"dtype": "bfloat16", "quantization": "int8"}),
+    Variant("int8 weights only", {"dtype": "bfloat16", "quantization": "int8-weight-only"}),
+    Variant("int8 weights only, float32", {"dtype": "float32", "quantization": "int8-weight-only"}),
     Variant("fp8 weights and activations", {"dtype": "bfloat16", "quantization": "fp8", "ops": "reference"}),
     Variant("fp8 KV cache, scales 1", {"dtype": "bfloat16", "kv_cache_dtype": "fp8", "ops": "reference"}),
     Variant(

@@ -8,7 +8,8 @@ from rows import Row
 from side import Memory
 
 OURS = "quire"
-INT8 = "quire-int8"
+QUANTIZED = {"quire-int8": "int8", "quire-int8-weight-only": "int8-weight-only"}
+"""Sides that are ours, by what --quantization says."""
 BOUND = "linear"
 
 
@@ -73,10 +74,10 @@ class Results:
 
     def comparisons(self) -> list[tuple[str, str]]:
         """Pairs (side, to) worth a column: us to every peer, us to the bound, our variants to us."""
-        peers = [side for side in self.sides if side not in {OURS, INT8, BOUND}]
+        peers = [side for side in self.sides if side not in {OURS, *QUANTIZED, BOUND}]
         pairs = [(OURS, peer) for peer in peers]
         pairs += [(OURS, BOUND), (peers[0] if peers else OURS, BOUND)] if BOUND in self.sides else []
-        pairs += [(INT8, OURS)]
+        pairs += [(side, OURS) for side in QUANTIZED]
         kept = [(a, b) for a, b in pairs if a in self.sides and b in self.sides]
         return list(dict.fromkeys(kept))
 
@@ -115,7 +116,7 @@ def _ratio(values: list[float], *, is_share: bool) -> str:
 def cost_table(results: Results) -> str:
     """Start and memory of each side, as shares of each peer's."""
     engines = [side for side in results.sides if side != BOUND]
-    peers = [side for side in engines if side not in {OURS, INT8}]
+    peers = [side for side in engines if side not in {OURS, *QUANTIZED}]
     header = ["", *engines, *(f"{OURS} / {peer}" for peer in peers)]
 
     def line(name: str, shown: Callable[[str], str], share: Callable[[str], str]) -> list[str]:

@@ -54,7 +54,8 @@ def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path, programs:
         ("fpu sse2", None),
         ("avx2 fma bmi2", "avx2"),
         ("avx2 fma bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni", "avx2"),
-        ("avx2 fma bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16", "avx512"),
+        ("avx2 fma bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16", "avx2"),
+        ("avx2 fma bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512vbmi", "avx512"),
     ],
 )
 def test_the_instruction_set_is_the_best_of_which_nothing_is_missing(

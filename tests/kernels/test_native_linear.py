@@ -1,6 +1,7 @@
 """Linear layers in C++: against float64 over odd shapes, instruction sets and team sizes; a row alone as in company; int8 exactly."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ SHAPES = (
     (24, 128, 17), (40, 2, 130), (70, 199, 200), (200, 77, 64),
     (7, 1030, 40), (26, 2085, 70), (110, 1500, 33), (30, 40, 5000), (205, 30, 2100),
 )  # fmt: skip
+FORMS: tuple[dict[str, Any], ...] = (
+    {}, {"gate_up": True}, {"int8": "w8a8"}, {"int8": "weights"}, {"int8": "weights", "gate_up": True},
+)  # fmt: skip
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.bfloat16: 3e-3}
 
 
@@ -24,7 +28,7 @@ def linears(native_isa: NativeLibrary) -> NativeLinears:
 
 
 def make_layer(
-    linears: NativeLinears, weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None, **form: bool
+    linears: NativeLinears, weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None, **form: Any
 ) -> NativeLinear:
     packed = linears.empty(*weight.shape, dtype, has_bias=bias is not None, **form)
     packed.pack_rows(weight)
@@ -74,7 +78,7 @@ def test_gate_and_up_come_out_as_their_activation(linears, dtype, rows, width, s
     assert relative_error(out, expected) < RELATIVE_ERROR[dtype]
 
 
-@pytest.mark.parametrize("form", [{}, {"gate_up": True}, {"is_int8": True}])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 101, 2085])
 def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(linears, form, dtype, width):
@@ -125,12 +129,12 @@ def test_rows_and_biases_may_arrive_in_parts_and_in_any_order(linears):
     )
 
 
-@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("int8", [None, "w8a8", "weights"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("rows", [2, 20])
-def test_what_is_not_finite_stays_in_its_row(linears, is_int8, bad, rows):
+def test_what_is_not_finite_stays_in_its_row(linears, int8, bad, rows):
     x, weight = randn(14, rows, 50).to(torch.bfloat16), randn(15, 40, 50)
-    layer = make_layer(linears, weight, torch.bfloat16, is_int8=is_int8)
+    layer = make_layer(linears, weight, torch.bfloat16, int8=int8)
     clean = layer(x)
     x[1, 30] = bad
 
@@ -167,30 +171,75 @@ def test_int8_products_are_exact(linears, dtype, rows, width, outputs):
     weights, w_scales = quantised(weight)
     sums = (values @ weights.T).float()
 
-    out = make_layer(linears, weight, dtype, is_int8=True)(x, f32_out=True)
+    out = make_layer(linears, weight, dtype, int8="w8a8")(x, f32_out=True)
 
     assert torch.equal(out, (sums * x_scales) * w_scales.T)
 
 
-def test_int8_takes_a_zero_row_and_a_zero_output(linears):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate_up", [False, True])
+def test_int8_weights_give_the_bits_of_the_floats_that_they_stand_for(linears, dtype, gate_up):
+    for rows, width, size in SHAPES:
+        outputs = 2 * size if gate_up else size
+        x, bias = randn(rows, rows, width).to(dtype), randn(7, outputs)
+        # A largest value of 127 makes the scale 1.
+        weight = torch.randint(-127, 128, (outputs, width), generator=torch.Generator().manual_seed(width)).float()
+        weight[:, width // 2] = 127.0
+        expected = make_layer(linears, weight, dtype, bias, gate_up=gate_up)(x)
+
+        out = make_layer(linears, weight, dtype, bias, gate_up=gate_up, int8="weights")(x)
+
+        assert torch.equal(out, expected), (rows, width, outputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+def test_products_with_int8_weights_are_float64s_up_to_rounding(linears, dtype, weight_dtype):
+    for (rows, width, outputs), has_bias in itertools.product(SHAPES, (False, True)):
+        x, weight = randn(rows, rows, width).to(dtype), randn(outputs, outputs, width).to(weight_dtype)
+        bias = randn(7, outputs).to(dtype)
+        values, scales = quantised(weight)
+        expected = x.double() @ (values * scales.double()).T + (bias.double() if has_bias else 0)
+
+        layer = make_layer(linears, weight, dtype, bias if has_bias else None, int8="weights")
+
+        assert relative_error(layer(x), expected) < RELATIVE_ERROR[dtype], (rows, width, outputs)
+        assert relative_error(layer(x, f32_out=True), expected) < RELATIVE_ERROR[torch.float32]
+
+
+@pytest.mark.parametrize("int8", ["w8a8", "weights"])
+def test_int8_takes_a_zero_row_and_a_zero_output(linears, int8):
     x, weight, bias = randn(19, 3, 20), randn(20, 6, 20), randn(21, 6)
     x[1], weight[2] = 0.0, 0.0
 
-    out = make_layer(linears, weight, torch.float32, bias, is_int8=True)(x)
+    out = make_layer(linears, weight, torch.float32, bias, int8=int8)(x)
 
     assert torch.equal(out[1], bias)
     assert torch.equal(out[:, 2], bias[2].expand(3))
 
 
-def test_int8_is_within_two_percent_of_the_float_product(linears):
+@pytest.mark.parametrize(("int8", "most"), [("w8a8", 0.02), ("weights", 0.01)])
+def test_int8_is_within_two_percent_of_the_float_product_and_weights_alone_within_one(linears, int8, most):
     x, weight = randn(22, 33, 768).to(torch.bfloat16), randn(23, 256, 768)
 
-    out = make_layer(linears, weight, torch.bfloat16, is_int8=True)(x)
+    out = make_layer(linears, weight, torch.bfloat16, int8=int8)(x)
 
-    assert relative_error(out, x.double() @ weight.double().T) < 0.02
+    assert relative_error(out, x.double() @ weight.double().T) < most
 
 
-def test_an_int8_weight_takes_a_quarter_of_a_float32_one(linears):
-    sizes = [linears.empty(256, 512, torch.float32, is_int8=is_int8).size_bytes for is_int8 in (False, True)]
+@pytest.mark.parametrize("int8", ["w8a8", "weights"])
+def test_an_int8_weight_of_which_a_row_is_not_finite_makes_that_output_nan_alone(linears, int8):
+    x, weight = randn(24, 9, 30), randn(25, 6, 30)
+    weight[2, 7] = float("inf")
 
-    assert sizes == [256 * 512 * 4, 256 * 512 + 256 * 8]
+    out = make_layer(linears, weight, torch.float32, int8=int8)(x)
+
+    assert out[:, 2].isnan().all()
+    assert out[:, [0, 1, 3, 4, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize(("int8", "column_bytes"), [("w8a8", 8), ("weights", 4)])
+def test_an_int8_weight_takes_a_quarter_of_a_float32_one(linears, int8, column_bytes):
+    sizes = [linears.empty(256, 512, torch.float32, int8=form).size_bytes for form in (None, int8)]
+
+    assert sizes == [256 * 512 * 4, 256 * 512 + 256 * column_bytes]

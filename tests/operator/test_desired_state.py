@@ -111,6 +111,7 @@ def test_a_pod_is_given_longer_to_end_than_it_drains(document: Make) -> None:
     [
         ("{}", []),
         ("model: {uri: 'hf://a/b', quantization: int8}", ["int8"]),
+        ("model: {uri: 'hf://a/b', quantization: int8-weight-only}", ["int8-weight-only"]),
         ("{accelerator: {type: Nvidia}, model: {uri: 'hf://a/b', quantization: fp8}}", ["fp8"]),
     ],
 )

@@ -18,7 +18,7 @@ from quire_worker.operation import Operation, add_operation_flags, take_operatio
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 OPS = ("auto", "reference", "cpu", "cpu-torch", "triton")
-QUANTIZATIONS = ("none", "int8", "fp8")
+QUANTIZATIONS = ("none", "int8", "int8-weight-only", "fp8")
 KV_CACHE_DTYPES = ("auto", "fp8")
 POLICIES = ("fcfs", "priority", "sjf")
 Task = Literal["auto", "generate", "embed", "score"]
@@ -49,7 +49,8 @@ class WorkerConfig:
     dtype: str = "auto"
     """Type of weights and KV: auto (the checkpoint's), half|float16, bfloat16, float|float32."""
     quantization: str = "none"
-    """How projections are quantised while they are loaded, weights and activations: none, int8 (on a CPU) or fp8 (on a GPU)."""
+    """How projections are quantised while they are loaded: none; weights and activations, int8 (on a CPU) or fp8 (on a GPU); or weights
+    alone, int8-weight-only (on a CPU)."""
     kv_cache_dtype: str = "auto"
     """Type of cached keys and values: auto (dtype), or fp8 (on a GPU)."""
     device: str = "auto"
@@ -327,7 +328,8 @@ _FLAG_HELP = {
     "task": "what to serve the model for: text, embeddings, or scores of pairs; auto goes by the checkpoint",
     "pooling": "how hidden states become an embedding [what the checkpoint says]",
     "dtype": "type of weights and KV",
-    "quantization": "quantise projections while loading, weights and activations: int8 on a CPU, fp8 on a GPU",
+    "quantization": "quantise projections while loading: int8 or int8-weight-only on a CPU, fp8 on a GPU; all but int8-weight-only "
+    "quantise activations too",
     "kv_cache_dtype": "type of cached keys and values: that of the model, or fp8 on a GPU",
     "max_model_len": "prompt plus output at most; 8k, 32K and auto are understood [what the model and the KV pool allow]",
     "tool_call_parser": "format of the model's tool calls; auto: by chat template and vocabulary",

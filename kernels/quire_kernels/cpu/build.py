@@ -31,13 +31,16 @@ _FLAGS = (
     "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Werror=return-type",
 )  # fmt: skip
 _FLAGS_OF = {
-    "avx512": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
+    "avx512": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mprefer-vector-width=512"),
     "avx2": ("-march=x86-64-v3",),
 }
 _NEEDED = {
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx2", "fma"},
+    # Processors with BF16 and without VBMI (Cooper Lake) are few enough for the other library to do.
+    "avx512": {
+        "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi", "avx2", "fma",
+    },
     "avx2": {"avx2", "fma", "bmi2"},
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@
     weight.pack_bias(vector, first_row)
     out = NativeLinear(linears, weight)(x)
 
-A row's bits do not depend on the rows beside it. With `is_int8` the weight is int8, symmetric per output, made from float rows when they
-are packed; inputs are quantised per row when they come (symmetric, int8) and products summed exactly: W8A8. With `gate_up` the first
-half of the rows are gates and the second half ups, and silu(gate) * up comes out, rounded once.
+A row's bits do not depend on the rows beside it. With `int8` the weight is int8, symmetric per output, made from float rows when they
+are packed. "w8a8": inputs are quantised per row when they come (symmetric, int8) and products summed exactly. "weights": inputs stay as
+they are, and their products with the int8 values, which floats hold exactly, are summed in float32 and scaled at the end. With `gate_up`
+the first half of the rows are gates and the second half ups, and silu(gate) * up comes out, rounded once.
 """
 
 import ctypes
 from ctypes import c_int32, c_int64, c_void_p
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.cpu.weight_memory import WeightMemory
 
 DTYPES = (torch.float32, torch.bfloat16)
-_F32, _BF16, _I8 = 0, 1, 2
+Int8 = Literal["w8a8", "weights"]
+"""What is int8: weights and inputs, or weights alone."""
+_F32, _BF16, _I8, _I8_FOR_F32, _I8_FOR_BF16 = range(5)
 _ALIGNMENT = 64
 
 
@@ -64,12 +68,12 @@ class NativeLinears:
         *,
         has_bias: bool = False,
         gate_up: bool = False,
-        is_int8: bool = False,
+        int8: Int8 | None = None,
     ) -> "NativeWeight":
         """A weight without rows, for inputs and outputs of `dtype`."""
         assert dtype in DTYPES
         assert not gate_up or out_features % 2 == 0
-        kind = _I8 if is_int8 else _BF16 if dtype == torch.bfloat16 else _F32
+        kind = _kind(dtype, int8)
         columns = self._columns(out_features, gate_up)
         return NativeWeight(
             self,
@@ -77,8 +81,8 @@ class NativeLinears:
             dtype,
             data=self._memory.zeros(self._data_bytes(kind, out_features, in_features, gate_up)),
             bias=torch.zeros(columns) if has_bias else None,
-            scales=torch.zeros(columns) if is_int8 else None,
-            sums=torch.zeros(columns, dtype=torch.int32) if is_int8 else None,
+            scales=torch.zeros(columns) if int8 is not None else None,
+            sums=torch.zeros(columns, dtype=torch.int32) if int8 == "w8a8" else None,
         )
 
     def scratch(self, packed: PackedStruct, num_rows: int) -> int:
@@ -145,7 +149,7 @@ class NativeWeight:
 
     def _readable(self, weight: Tensor) -> Tensor:
         """Of a type and with strides that the packing code reads: int8 is made from what the checkpoint has."""
-        if self.packed.dtype != _I8:
+        if self.packed.scales is None:
             weight = weight.to(self.dtype)
         elif weight.dtype not in DTYPES:
             weight = weight.float()
@@ -173,3 +177,11 @@ class NativeLinear:
             x.dtype == torch.bfloat16, f32_out, self._linears.scratch(weight.packed, num_rows),
         )  # fmt: skip
         return out
+
+
+def _kind(dtype: torch.dtype, int8: Int8 | None) -> int:
+    """`DType` of native/gemm.h."""
+    if int8 == "w8a8":
+        return _I8
+    kinds = (_F32, _BF16) if int8 is None else (_I8_FOR_F32, _I8_FOR_BF16)
+    return kinds[dtype == torch.bfloat16]

@@ -40,8 +40,13 @@ class NotYet:
     except_for: tuple[str, ...] = ()
     """Values that there is a part for."""
 
+    def served(self, joint: str) -> str:
+        """`except_for`, which is not empty, in words: a, b `joint` c."""
+        *others, last = self.except_for
+        return f"{', '.join(others)} {joint} {last}" if others else last
+
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        which = f"Other values than {' and '.join(self.except_for)} are refused" if self.except_for else "Refused"
+        which = f"Other values than {self.served('and')} are refused" if self.except_for else "Refused"
         return {**handler(core), NOT_YET_KEY: f"{which} by this version: it needs {self.feature}."}
 
 

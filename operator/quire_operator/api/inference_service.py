@@ -99,13 +99,14 @@ class InferenceServiceSpec(ApiModel):
         Rule(
             cel="has(self.accelerator) || !has(self.model.quantization) || self.model.quantization != 'fp8'",
             check=lambda spec: spec.accelerator is not None or spec.model.quantization != "fp8",
-            message="model.quantization fp8 needs spec.accelerator; on CPUs, write int8",
+            message="model.quantization fp8 needs spec.accelerator; on CPUs, write int8 or int8-weight-only",
             field="model",
         ),
         Rule(
-            cel="!has(self.accelerator) || !has(self.model.quantization) || self.model.quantization != 'int8'",
-            check=lambda spec: spec.accelerator is None or spec.model.quantization != "int8",
-            message="model.quantization int8 computes on CPUs only; on accelerators, write fp8",
+            cel="!has(self.accelerator) || !has(self.model.quantization)"
+            " || !(self.model.quantization in ['int8', 'int8-weight-only'])",
+            check=lambda spec: spec.accelerator is None or spec.model.quantization not in ("int8", "int8-weight-only"),
+            message="model.quantization int8 and int8-weight-only compute on CPUs only; on accelerators, write fp8",
             field="model",
         ),
         Rule(

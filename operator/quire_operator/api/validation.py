@@ -115,7 +115,7 @@ def unsupported_fields(model: BaseModel, path: str = "") -> list[Problem]:
 
 
 def _remedy(marker: NotYet) -> str:
-    return f"write {' or '.join(marker.except_for)}, or remove it" if marker.except_for else "remove it"
+    return f"write {marker.served('or')}, or remove it" if marker.except_for else "remove it"
 
 
 def _not_yet(model: BaseModel, path: str) -> Iterator[tuple[str, NotYet]]:

@@ -72,10 +72,11 @@ class ModelSpec(ApiModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of weights and activations; auto takes the checkpoint's."""
     quantization: Annotated[
-        Literal["fp8", "int8", "int4", "awq", "gptq"] | None,
-        NotYet("4-bit weights in the engine", except_for=("fp8", "int8")),
+        Literal["fp8", "int8", "int8-weight-only", "int4", "awq", "gptq"] | None,
+        NotYet("4-bit weights in the engine", except_for=("fp8", "int8", "int8-weight-only")),
     ] = None
-    """How the projections of a float checkpoint are quantised while it is loaded: int8 on CPUs, fp8 on accelerators."""
+    """How the projections of a float checkpoint are quantised while it is loaded: int8 (weights and activations) or int8-weight-only on
+    CPUs, fp8 on accelerators."""
     task: Literal["auto", "generate", "embed", "score"] | None = None
     """What the model is served for; absent or auto, as its architecture and files say."""
     pooling: Literal["mean", "last", "cls"] | None = None

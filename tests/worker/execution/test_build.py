@@ -56,8 +56,9 @@ def test_the_runner_says_what_it_is(model_dir):
     runner.close()
 
 
-def test_int8_takes_a_byte_for_each_parameter_of_a_projection(model_dir):
-    runner, info = build_runner(options(model_dir, quantization="int8"))
+@pytest.mark.parametrize("quantization", ["int8", "int8-weight-only"])
+def test_int8_takes_a_byte_for_each_parameter_of_a_projection(model_dir, quantization):
+    runner, info = build_runner(options(model_dir, quantization=quantization))
 
     in_layers = 2 * (32 * (32 + 32 + 32) + 3 * 32 * 48)
     assert info.weights_size_bytes == in_layers + 4 * (info.num_parameters - in_layers)
@@ -203,13 +204,23 @@ def test_auto_means_what_the_device_does_well():
         (lambda: resolve_ops("cpu", torch.device("cuda")), "--ops cpu does not run on a GPU"),
         (
             lambda: resolve_quantization("fp4", CPU, torch.float32, "cpu", has_library=True),
-            "--quantization fp4 is unknown",
+            "--quantization fp4 is unknown: use none, int8, int8-weight-only or fp8",
         ),
         (
             lambda: resolve_quantization("int8", torch.device("cuda"), torch.float32, "triton", has_library=False),
             "use fp8 on a GPU",
         ),
         (lambda: resolve_quantization("int8", CPU, torch.float16, "cpu", has_library=True), "use --dtype bfloat16"),
+        (
+            lambda: resolve_quantization(
+                "int8-weight-only", torch.device("cuda"), torch.float32, "triton", has_library=False
+            ),
+            "--quantization int8-weight-only runs on a CPU only: use fp8 on a GPU",
+        ),
+        (
+            lambda: resolve_quantization("int8-weight-only", CPU, torch.float16, "cpu", has_library=True),
+            "--quantization int8-weight-only computes in float32 or bfloat16: use --dtype bfloat16",
+        ),
         (lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=False), r"install g\+\+"),
         (
             lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=True, is_stored_fp8=True),

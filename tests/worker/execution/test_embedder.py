@@ -152,6 +152,7 @@ COMPANY: list[tuple[str, tuple[str, dict[str, Any]], Task, dict[str, Any]]] = [
     ("encoder", ENCODERS["bert"], "embed", {}),
     ("encoder in bfloat16", ENCODERS["roberta"], "embed", {"dtype": "bfloat16"}),
     ("encoder in int8", ENCODERS["bert"], "embed", {"quantization": "int8"}),
+    ("encoder with int8 weights", ENCODERS["bert"], "embed", {"quantization": "int8-weight-only"}),
     ("encoder by C++", ENCODERS["bert"], "embed", {"ops": "cpu"}),
     ("encoder on three threads", ENCODERS["bert"], "embed", {"compute_threads": 3}),
     ("cross-encoder", CROSS_ENCODERS["bert"], "score", {}),
@@ -313,8 +314,9 @@ def minilm_inputs() -> list[EmbedInput]:
         ({"ops": "cpu-torch"}, 1e-6, 0.999999),
         ({"dtype": "bfloat16"}, 4e-3, 0.9998),
         ({"quantization": "int8"}, 4e-2, 0.98),
+        ({"quantization": "int8-weight-only"}, 3e-2, 0.995),
     ],
-    ids=["float32", "torch", "bfloat16", "int8"],
+    ids=["float32", "torch", "bfloat16", "int8", "int8 weights"],
 )
 def test_all_minilm_answers_as_its_own_package_does(
     options: dict[str, Any],

@@ -68,6 +68,10 @@ def test_an_fp8_cache_is_half_of_one_in_bfloat16_and_serves(checkpoints, plans):
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 runs on a GPU only: leave it out"),
         ({"quantization": "fp8"}, "--quantization fp8 runs on a GPU only: use --quantization int8 on a CPU"),
         ({"quantization": "int8"}, "--quantization int8: the checkpoint's weights are FP8 already: leave it out"),
+        (
+            {"quantization": "int8-weight-only"},
+            "--quantization int8-weight-only: the checkpoint's weights are FP8 already",
+        ),
     ],
 )
 def test_what_this_machine_or_checkpoint_cannot_have_is_refused_with_the_fix(checkpoints, changes, message):

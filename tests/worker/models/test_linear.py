@@ -96,7 +96,8 @@ def test_a_gated_projection_gives_the_activation_of_its_parts(tmp_path, library)
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_int8_quantises_projections_but_not_those_that_must_be_exact(tmp_path):
+@pytest.mark.parametrize("quantization", ["int8", "int8-weight-only"])
+def test_int8_quantises_projections_but_not_those_that_must_be_exact(tmp_path, quantization):
     weight = torch.randn(32, 64).bfloat16()
 
     (layer, exact), factory = load(
@@ -108,7 +109,7 @@ def test_int8_quantises_projections_but_not_those_that_must_be_exact(tmp_path):
         tmp_path,
         dtype=torch.bfloat16,
         library=LIBRARY,
-        quantization="int8",
+        quantization=quantization,
     )
 
     x = torch.randn(3, 64).bfloat16()

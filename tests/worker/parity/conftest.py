@@ -159,6 +159,7 @@ class Side:
         blocks: int = 600,
         ops: str = "cpu",
         dtype: str = "float32",
+        quantization: str = "none",
         resident: bool | None = None,
         wrap: Callable[[TorchRunner], Any] = lambda runner: runner,
     ) -> None:
@@ -166,6 +167,7 @@ class Side:
             model_dir=folder,
             device="cpu",
             dtype=dtype,
+            quantization=quantization,
             ops=ops,
             compute_threads=1,
             max_num_seqs=rows,

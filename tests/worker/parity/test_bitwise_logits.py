@@ -59,9 +59,20 @@ def random_prompt(length, seed):
     return torch.randint(0, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.fixture(params=["llama", "qwen2-mixed-windows", "qwen3", "mixtral"])
+@pytest.fixture(
+    params=[
+        ("llama", "none"),
+        ("qwen2-mixed-windows", "none"),
+        ("qwen3", "none"),
+        ("mixtral", "none"),
+        ("llama", "int8"),
+        ("qwen3", "int8-weight-only"),
+    ],
+    ids="-".join,
+)
 def computing(request, checkpoint, side):
-    return Computing(side(checkpoint(request.param), dtype="bfloat16", blocks=1200))
+    name, quantization = request.param
+    return Computing(side(checkpoint(name), dtype="bfloat16", quantization=quantization, blocks=1200))
 
 
 def test_logits_do_not_depend_on_how_a_row_was_computed(computing):

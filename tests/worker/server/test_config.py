@@ -128,12 +128,12 @@ def test_keys_of_the_environment_yield_to_the_flag_and_are_not_shown() -> None:
 
 def test_the_engine_is_told_how_to_quantise() -> None:
     told = engine_config(
-        parse_args(["m", "--quantization", "int8", "--kv-cache-dtype", "fp8"]),
+        parse_args(["m", "--quantization", "int8-weight-only", "--kv-cache-dtype", "fp8"]),
         inbound_endpoint="ipc://a",
         outbound_endpoint="ipc://b",
     )
 
-    assert (told.quantization, told.kv_cache_dtype) == ("int8", "fp8")
+    assert (told.quantization, told.kv_cache_dtype) == ("int8-weight-only", "fp8")
 
 
 def test_the_engine_is_told_how_a_gpu_is_used() -> None:

@@ -24,7 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: str = "auto"
     """"auto" | "float32" | "bfloat16" | "float16"; auto takes the checkpoint's, where the device has it."""
     quantization: str = "none"
-    """"none" | "int8" | "fp8": projections, from a checkpoint in floats."""
+    """"none" | "int8" | "int8-weight-only" | "fp8": projections, from a checkpoint in floats."""
     kv_cache_dtype: str = "auto"
     """"auto" | "fp8"; auto takes dtype."""
     ops: str = "auto"

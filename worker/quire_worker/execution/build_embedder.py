@@ -178,7 +178,7 @@ def _build_encoder(
     config = parse_encoder_config(raw, str(options.model_dir / "config.json"))
     target = _target(options, config.dtype, checkpoint, is_encoder=True)
     if target.quantization == "fp8":
-        raise LoadError("--quantization fp8 is for decoders: leave it out, or use int8 on a CPU")
+        raise LoadError("--quantization fp8 is for decoders: leave it out, or use int8 or int8-weight-only on a CPU")
     slots = WeightSlots()
     linears = LinearFactory(
         slots, target.device, target.dtype, library=target.library, quantization=target.quantization

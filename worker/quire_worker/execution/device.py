@@ -86,7 +86,10 @@ def resolve_ops(name: str, device: torch.device) -> OpsName:
 def resolve_quantization(
     name: str, device: torch.device, dtype: torch.dtype, ops: OpsName, *, has_library: bool, is_stored_fp8: bool = False
 ) -> Quantization:
-    """none | int8 | fp8. A checkpoint that is FP8 already is not quantised again: none. Raises LoadError where it cannot be computed."""
+    """none | int8 | int8-weight-only | fp8. A checkpoint that is FP8 already is not quantised again: none.
+
+    Raises LoadError where it cannot be computed.
+    """
     match name:
         case "none":
             return "none"
@@ -95,19 +98,25 @@ def resolve_quantization(
             if obstacle is not None:
                 raise LoadError(f"--quantization fp8 {obstacle}")
             return "none" if is_stored_fp8 else "fp8"
-        case "int8" if is_stored_fp8:
-            raise LoadError("--quantization int8: the checkpoint's weights are FP8 already: leave it out")
-        case "int8" if device.type != "cpu":
-            raise LoadError("--quantization int8 runs on a CPU only: use fp8 on a GPU, or leave it out")
-        case "int8" if dtype not in NATIVE_DTYPES:
-            raise LoadError("--quantization int8 computes in float32 or bfloat16: use --dtype bfloat16")
-        case "int8" if not has_library:
-            raise LoadError(
-                "--quantization int8 needs the C++ ops: install g++ (and a processor with AVX2), or leave it out"
-            )
-        case "int8":
-            return "int8"
-    raise LoadError(f"--quantization {name} is unknown: use none, int8 or fp8")
+        case "int8" | "int8-weight-only":
+            obstacle = _int8_obstacle(device, dtype, has_library=has_library, is_stored_fp8=is_stored_fp8)
+            if obstacle is not None:
+                raise LoadError(f"--quantization {name}{obstacle}")
+            return name
+    raise LoadError(f"--quantization {name} is unknown: use none, int8, int8-weight-only or fp8")
+
+
+def _int8_obstacle(device: torch.device, dtype: torch.dtype, *, has_library: bool, is_stored_fp8: bool) -> str | None:
+    """Why linear layers cannot be computed with int8 weights, to be read after what asks for it, with the fix; None: they can."""
+    if is_stored_fp8:
+        return ": the checkpoint's weights are FP8 already: leave it out"
+    if device.type != "cpu":
+        return " runs on a CPU only: use fp8 on a GPU, or leave it out"
+    if dtype not in NATIVE_DTYPES:
+        return " computes in float32 or bfloat16: use --dtype bfloat16"
+    if not has_library:
+        return " needs the C++ ops: install g++ (and a processor with AVX2), or leave it out"
+    return None
 
 
 def fp8_obstacle(device: torch.device, dtype: torch.dtype, ops: OpsName) -> str | None:

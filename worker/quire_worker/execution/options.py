@@ -15,7 +15,8 @@ class RunnerOptions:
     dtype: str = "auto"
     """auto (the checkpoint's; bfloat16 on a CPU if that is float16) | float32 | bfloat16 | float16."""
     quantization: str = "none"
-    """none | int8 (on a CPU) | fp8 (on a GPU): weights per output and activations per token, of all projections but the output head."""
+    """none | int8, int8-weight-only (on a CPU) | fp8 (on a GPU): weights per output and, but for int8-weight-only, activations per token,
+    of all projections but the output head."""
     kv_cache_dtype: str = "auto"
     """auto (dtype) | fp8 (E4M3, on a GPU)."""
     ops: str = "auto"

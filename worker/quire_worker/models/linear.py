@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
-from quire_kernels.cpu.linear import NativeLinear, NativeLinears, NativeWeight
+from quire_kernels.cpu.linear import Int8, NativeLinear, NativeLinears, NativeWeight
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.ops import Ops
 from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8
@@ -32,12 +32,14 @@ from quire_worker.models.weight_slots import WeightSlots
 
 Shard = Literal["column", "row", "replicated"]
 """How tensor parallelism splits the layer: its outputs, its inputs, not at all."""
-Quantization = Literal["none", "int8", "fp8"]
-"""Of float checkpoints, while they are loaded: W8A8, weights with a scale for each output, inputs with one for each row.
+Quantization = Literal["none", "int8", "int8-weight-only", "fp8"]
+"""Of float checkpoints, while they are loaded: weights with a scale for each output and, unless they stay as they are, inputs with one for
+each row (W8A8).
 
-int8: C++ only. fp8 (E4M3): where FP8 operations are given.
+int8, int8-weight-only: C++ only. fp8 (E4M3): where FP8 operations are given.
 """
 
+_INT8: dict[Quantization, Int8] = {"int8": "w8a8", "int8-weight-only": "weights"}
 _PLAIN_ROWS = 12
 """F.linear on a CPU is the same from so many rows on, and at none in between that is not a multiple of it."""
 
@@ -80,7 +82,7 @@ class LinearFactory:
         self.library = library if device.type == "cpu" and dtype in NATIVE_DTYPES else None
         """What multiplies; None: torch."""
         self._native = None if self.library is None else NativeLinears(self.library)
-        assert quantization != "int8" or self._native is not None
+        assert quantization not in _INT8 or self._native is not None
         assert quantization != "fp8" or fp8_ops is not None
         assert self._native is None or fp8_ops is None
         self._quantization = quantization
@@ -208,16 +210,16 @@ class LinearFactory:
         is_gated: bool = False,
     ) -> None:
         out_features = sum(part.out_features for part in parts)
-        is_int8 = self._quantization == "int8" and not is_exact
+        int8 = None if is_exact else _INT8.get(self._quantization)
         packing = Packing(
             make=lambda: native.empty(
-                out_features, in_features, self._dtype, has_bias=bias, gate_up=is_gated, is_int8=is_int8
+                out_features, in_features, self._dtype, has_bias=bias, gate_up=is_gated, int8=int8
             ),
             missing=len(parts) * (1 + bias),
             finish=lambda weight: layer.set(NativeLinear(native, weight)),
         )
         accept_bias = packing.accept_bias if bias else None
-        itemsize = 1 if is_int8 else self._dtype.itemsize
+        itemsize = self._dtype.itemsize if int8 is None else 1
         self._declare(parts, in_features, itemsize, packing.accept_weight, accept_bias)
 
     def _declare(

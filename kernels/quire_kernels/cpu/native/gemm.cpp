@@ -34,9 +34,9 @@ struct Tiles {
     int rows(int64_t tile) const { return int(size + (tile < num_larger)); }
 };
 
-template <class X>
+template <class K>
 Tiles tiles_of(int64_t num_rows) {
-    return Tiles(num_rows, num_rows <= kDirectRows ? kDirectRows : Kernel<X>::kMaxRows);
+    return Tiles(num_rows, num_rows <= kDirectRows ? kDirectRows : K::kMaxRows);
 }
 
 // The rows of x as the kernel reads them. Staged: tile after tile, [step][row of the tile][kDepth].
@@ -48,19 +48,17 @@ struct Rows {
     bool is_staged;
 };
 
-template <class X, class Out>
+template <class K, class Out>
 struct Product {
     const Packed& w;
-    Rows<X> rows;
+    Rows<typename K::Input> rows;
     Tiles tiles;
     int64_t num_steps;
     Out* out;
     int64_t out_stride;
 
-    const typename Kernel<X>::Weight* panel(int64_t p) const {
-        return static_cast<const typename Kernel<X>::Weight*>(w.data) + p * panel_size();
-    }
-    int64_t panel_size() const { return num_steps * kPanel * Kernel<X>::kDepth; }
+    const typename K::Weight* panel(int64_t p) const { return static_cast<const typename K::Weight*>(w.data) + p * panel_size(); }
+    int64_t panel_size() const { return num_steps * kPanel * K::kDepth; }
 };
 
 template <class Out>
@@ -71,6 +69,7 @@ inline void store_up_to(Out* p, F16 x, int64_t left) {
 
 // Sixteen sums of a row, of the panels' columns from `column` on, as the floats that they stand for.
 inline F16 finish(F16 sum, const Packed& w, const float*, int64_t, int64_t column) {
+    if (w.scales) sum = sum * load(w.scales + column);
     return w.bias ? sum + load(w.bias + column) : sum;
 }
 
@@ -79,11 +78,11 @@ inline F16 finish(I16 sum, const Packed& w, const float* scales, int64_t row, in
     return w.bias ? x + load(w.bias + column) : x;
 }
 
-template <class X, class Out, int R, int P>
+template <class K, class Out, int R, int P>
 void store_tile(
-    const Product<X, Out>& product, int64_t first_row, int64_t first_panel, const typename Kernel<X>::Sum (&sums)[R][P * kPanelVectors]) {
+    const Product<K, Out>& product, int64_t first_row, int64_t first_panel, const typename K::Sum (&sums)[R][P * kPanelVectors]) {
     const Packed& w = product.w;
-    const Rows<X>& rows = product.rows;
+    const Rows<typename K::Input>& rows = product.rows;
     int64_t num_outputs = w.num_outputs();
     for (int r = 0; r < R; r++) {
         Out* out = product.out + (first_row + r) * product.out_stride;
@@ -101,10 +100,9 @@ void store_tile(
     }
 }
 
-template <class X, class Out, int R, int P, bool kStaged>
-void compute_tile(const Product<X, Out>& product, int64_t first_row, int64_t first_panel) {
-    using K = Kernel<X>;
-    const Rows<X>& rows = product.rows;
+template <class K, class Out, int R, int P, bool kStaged>
+void compute_tile(const Product<K, Out>& product, int64_t first_row, int64_t first_panel) {
+    const Rows<typename K::Input>& rows = product.rows;
     int64_t row_length = product.num_steps * K::kDepth;
     typename K::Sum sums[R][P * kPanelVectors];
 #pragma GCC unroll 16
@@ -112,10 +110,11 @@ void compute_tile(const Product<X, Out>& product, int64_t first_row, int64_t fir
 #pragma GCC unroll 16
         for (int c = 0; c < P * kPanelVectors; c++) sums[r][c] = K::none();
     }
-    multiply_tile<X, R, P, false>(
+    multiply_tile<K, R, P, Also::kNothing>(
         rows.data + first_row * (kStaged ? row_length : rows.row_stride), kStaged ? K::kDepth : rows.row_stride,
-        kStaged ? R * K::kDepth : K::kDepth, product.num_steps, product.panel(first_panel), product.panel_size(), Ahead(), sums);
-    store_tile<X, Out, R, P>(product, first_row, first_panel, sums);
+        kStaged ? R * K::kDepth : K::kDepth, product.num_steps, product.panel(first_panel), product.panel_size(), Ahead(), nullptr,
+        sums);
+    store_tile<K, Out, R, P>(product, first_row, first_panel, sums);
 }
 
 // Calls f with the number as a type: 1 to kMax.
@@ -128,41 +127,69 @@ inline void with_constant(int number, F&& f) {
 }
 
 // Panels [first, last) for the tiles [first_tile, last_tile).
-template <class X, class Out, bool kStaged, int kMaxRows, int P>
-void compute_piece(const Product<X, Out>& product, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile) {
+template <class K, class Out, bool kStaged, int kMaxRows, int P>
+void compute_piece(const Product<K, Out>& product, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile) {
     for (int64_t tile = first_tile; tile < last_tile; tile++) {
         with_constant<kMaxRows>(product.tiles.rows(tile), [&](auto rows) {
             int64_t panel = first, row = product.tiles.start(tile);
-            for (; panel + P <= last; panel += P) compute_tile<X, Out, rows(), P, kStaged>(product, row, panel);
+            for (; panel + P <= last; panel += P) compute_tile<K, Out, rows(), P, kStaged>(product, row, panel);
             if constexpr (P > 1) {
-                for (; panel < last; panel++) compute_tile<X, Out, rows(), 1, kStaged>(product, row, panel);
+                for (; panel < last; panel++) compute_tile<K, Out, rows(), 1, kStaged>(product, row, panel);
             }
         });
     }
 }
 
 // Few rows: bound by the stream of weights, and pieces are panels. Two of them at once have enough sums under way.
-template <class X, class Out, bool kStaged>
-void compute_few(Team& team, const Product<X, Out>& product) {
+template <class K, class Out, bool kStaged>
+void compute_few(Team& team, const Product<K, Out>& product) {
     constexpr int kPanels = kRegisters == 32 ? 2 : 1;
     int64_t num_panels = product.w.num_panels();
     team.for_each((num_panels + kPanels - 1) / kPanels, 1, [&](int64_t i) {
         int64_t first = i * kPanels, last = std::min(first + kPanels, num_panels);
-        compute_piece<X, Out, kStaged, kDirectRows, kPanels>(product, first, last, 0, product.tiles.count);
+        compute_piece<K, Out, kStaged, kDirectRows, kPanels>(product, first, last, 0, product.tiles.count);
     });
+}
+
+// A slice of some panels, converted by the first tile of a block for the others. Where nothing is converted, nothing.
+template <class K>
+struct KeptSlice {
+    static constexpr int64_t kSize = K::kConverts ? kSliceSteps * kPanel * K::kDepth : 1;
+    alignas(64) typename K::Input panels[K::kConverts ? kPiecePanels : 1][kSize];
+};
+
+// A slice of a panel for one tile: `weights`, or what the block's first tile made of them.
+template <class K, int R>
+void multiply_slice(
+    const typename K::Input* x, int64_t num_steps, const typename K::Weight* weights, typename K::Input* kept, bool is_first, bool is_only,
+    const Ahead* ahead, typename K::Sum (&sums)[R][kPanelVectors]) {
+    auto multiply = [&]<class Reads, Also kAlso>(const typename Reads::Weight* panel) {
+        multiply_tile<Reads, R, 1, kAlso>(
+            x, K::kDepth, R * K::kDepth, num_steps, panel, 0, kAlso == Also::kAsk ? *ahead : Ahead(), kept, sums);
+    };
+    if constexpr (K::kConverts) {
+        using Converted = Kernel<typename K::Input, typename K::Input>;
+        if (is_only) return multiply.template operator()<K, Also::kNothing>(weights);
+        if (is_first) return multiply.template operator()<K, Also::kKeep>(weights);
+        if (ahead) return multiply.template operator()<Converted, Also::kAsk>(kept);
+        return multiply.template operator()<Converted, Also::kNothing>(kept);
+    } else {
+        if (ahead) return multiply.template operator()<K, Also::kAsk>(weights);
+        multiply.template operator()<K, Also::kNothing>(weights);
+    }
 }
 
 // Panels [first, last) for the tiles [first_tile, last_tile), a slice of the inputs after the other: a slice of the panels is read from
 // memory by the first tile and from the cache by the others, which meanwhile ask for the next slice. After the last slice that is the
 // first one of the panels from `later` on, which the thread is likely to compute next.
-template <class X, class Out>
+template <class K, class Out>
 void compute_block(
-    const Product<X, Out>& product, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, int64_t later) {
-    using K = Kernel<X>;
-    constexpr int kStepBytes = kPanel * K::kDepth * sizeof(typename K::Weight);
+    const Product<K, Out>& product, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile, int64_t later) {
+    constexpr int kStepBytes = kPanel * K::kDepth * sizeof(typename K::Weight), kStepLines = std::max(1, kStepBytes / 64);
     alignas(64) typename K::Sum sums[kBlockTiles][kPiecePanels][K::kMaxRows * kPanelVectors];
+    KeptSlice<K> kept;
     int64_t num_slices = (product.num_steps + kSliceSteps - 1) / kSliceSteps, row_length = product.num_steps * K::kDepth;
-    int num_asking = int(std::min<int64_t>(last_tile - first_tile - 1, 2));
+    int num_asking = int(std::min<int64_t>(last_tile - first_tile - 1, kStepLines));
     for (int64_t slice = 0; slice < num_slices; slice++) {
         int64_t start = product.num_steps * slice / num_slices, end = product.num_steps * (slice + 1) / num_slices;
         bool is_last = slice + 1 == num_slices;
@@ -173,25 +200,25 @@ void compute_block(
             with_constant<K::kMaxRows>(product.tiles.rows(tile), [&](auto rows) {
                 constexpr int R = rows();
                 int64_t row = product.tiles.start(tile);
-                const X* x = product.rows.data + row * row_length + start * R * K::kDepth;
+                const auto* x = product.rows.data + row * row_length + start * R * K::kDepth;
                 for (int64_t panel = first; panel < last; panel++) {
                     auto& sum = reinterpret_cast<typename K::Sum(&)[R][kPanelVectors]>(sums[tile - first_tile][panel - first]);
                     if (slice == 0) {
 #pragma GCC unroll 16
                         for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = K::none();
                     }
-                    const auto* weights = product.panel(panel) + start * kPanel * K::kDepth;
                     int64_t asked_panel = next_panel + panel - first;
                     bool asks = turn >= 0 && turn < num_asking && asked_panel < product.w.num_panels();
+                    Ahead ahead{};
                     if (asks) {
                         const char* from = (const char*)(product.panel(asked_panel) + next_start * kPanel * K::kDepth);
-                        Ahead ahead = num_asking == 1 ? Ahead{from, kStepBytes, 64}
-                                                      : Ahead{from + turn * (next_steps * kStepBytes / 2), kStepBytes / 2, 0};
-                        multiply_tile<X, R, 1, true>(x, K::kDepth, R * K::kDepth, end - start, weights, 0, ahead, sum);
-                    } else {
-                        multiply_tile<X, R, 1, false>(x, K::kDepth, R * K::kDepth, end - start, weights, 0, Ahead(), sum);
+                        int64_t bytes = kStepBytes / num_asking;
+                        ahead = {from + turn * next_steps * bytes, bytes, bytes > 64 ? 64 : 0};
                     }
-                    if (is_last) store_tile<X, Out, R, 1>(product, row, panel, sum);
+                    multiply_slice<K, R>(
+                        x, end - start, product.panel(panel) + start * kPanel * K::kDepth, kept.panels[K::kConverts ? panel - first : 0],
+                        turn < 0, last_tile - first_tile == 1, asks ? &ahead : nullptr, sum);
+                    if (is_last) store_tile<K, Out, R, 1>(product, row, panel, sum);
                 }
             });
         }
@@ -211,8 +238,8 @@ struct Groups {
 
 // Blocks of rows times some panels, so that both stay in the thread's cache; all blocks of the same panels one after the other: weights
 // come from memory once. Fewer panels when that leaves too few pieces.
-template <class X, class Out>
-void compute_many(Team& team, const Product<X, Out>& product) {
+template <class K, class Out>
+void compute_many(Team& team, const Product<K, Out>& product) {
     int64_t num_panels = product.w.num_panels(), num_blocks = (product.tiles.count + kBlockTiles - 1) / kBlockTiles;
     int64_t wanted_pieces = int64_t(team.size()) * kPiecesPerThread;
     Groups groups(num_panels, std::clamp<int64_t>(num_panels * num_blocks / wanted_pieces, 1, kPiecePanels), team.size());
@@ -224,13 +251,13 @@ void compute_many(Team& team, const Product<X, Out>& product) {
     });
 }
 
-template <class X, class Out>
-void compute(Team& team, const Packed& w, const Rows<X>& rows, int64_t num_rows, Out* out, int64_t out_stride) {
-    using K = Kernel<X>;
-    Product<X, Out> product{w, rows, tiles_of<X>(num_rows), (w.in_features + K::kDepth - 1) / K::kDepth, out, out_stride};
+template <class K, class Out>
+void compute(
+    Team& team, const Packed& w, const Rows<typename K::Input>& rows, int64_t num_rows, Out* out, int64_t out_stride) {
+    Product<K, Out> product{w, rows, tiles_of<K>(num_rows), (w.in_features + K::kDepth - 1) / K::kDepth, out, out_stride};
     if (num_rows > kDirectRows) compute_many(team, product);
-    else if (rows.is_staged) compute_few<X, Out, true>(team, product);
-    else compute_few<X, Out, false>(team, product);
+    else if (rows.is_staged) compute_few<K, Out, true>(team, product);
+    else compute_few<K, Out, false>(team, product);
 }
 
 // The steps, of 4 bytes, of four rows of a tile of num_rows, four by four.
@@ -252,7 +279,7 @@ void transpose_four(const X* x, int64_t x_stride, int64_t num_steps, int num_row
 // Copies some inputs of the rows of a tile to `to`, [step][row][kDepth], the missing ones 0.
 template <class X>
 void stage_tile(const X* x, int64_t x_stride, int num_rows, int64_t in_features, X* to) {
-    constexpr int kDepth = Kernel<X>::kDepth;
+    constexpr int kDepth = Kernel<X, X>::kDepth;
     int64_t whole_steps = in_features / kDepth;
     int r = 0;
     if constexpr (sizeof(X) * kDepth == 4) {
@@ -295,11 +322,11 @@ float quantise_row(const T* x, int64_t in_features, int64_t num_rows, uint8_t* t
 
 template <class T>
 Rows<T> prepare(Team& team, const T* x, int64_t x_stride, int64_t num_rows, int64_t in_features, void* scratch) {
-    constexpr int kDepth = Kernel<T>::kDepth;
+    constexpr int kDepth = Kernel<T, T>::kDepth;
     if (num_rows <= kDirectRows && in_features % kDepth == 0) return {x, x_stride, nullptr, false};
     T* staged = static_cast<T*>(scratch);
     int64_t row_length = round_up(in_features, kDepth);
-    Tiles tiles = tiles_of<T>(num_rows);
+    Tiles tiles = tiles_of<Kernel<T, T>>(num_rows);
     constexpr int64_t kInputs = kSliceSteps * kDepth;
     int64_t num_slices = (in_features + kInputs - 1) / kInputs;
     team.for_each(tiles.count * num_slices, 1, [&](int64_t i) {
@@ -316,7 +343,7 @@ Rows<uint8_t> quantise(Team& team, const T* x, int64_t x_stride, int64_t num_row
     float* scales = static_cast<float*>(scratch);
     uint8_t* staged = static_cast<uint8_t*>(scratch) + round_up(num_rows * 4, 64);
     int64_t row_length = round_up(in_features, 4);
-    Tiles tiles = tiles_of<uint8_t>(num_rows);
+    Tiles tiles = tiles_of<Kernel<uint8_t, int8_t>>(num_rows);
     team.for_each(tiles.count, 1, [&](int64_t tile) {
         int64_t first = tiles.start(tile);
         int rows = tiles.rows(tile);
@@ -334,11 +361,11 @@ void multiply_to(Team& team, const T* x, int64_t x_stride, int64_t num_rows, con
     if (num_rows == 0) return;
     if (w.dtype == DType::kI8) {
         Rows<uint8_t> rows = quantise(team, x, x_stride, num_rows, w.in_features, scratch);
-        compute(team, w, rows, num_rows, out, out_stride);
-    } else {
-        Rows<T> rows = prepare(team, x, x_stride, num_rows, w.in_features, scratch);
-        compute(team, w, rows, num_rows, out, out_stride);
+        return compute<Kernel<uint8_t, int8_t>>(team, w, rows, num_rows, out, out_stride);
     }
+    Rows<T> rows = prepare(team, x, x_stride, num_rows, w.in_features, scratch);
+    if (is_int8(w.dtype)) compute<Kernel<T, int8_t>>(team, w, rows, num_rows, out, out_stride);
+    else compute<Kernel<T, T>>(team, w, rows, num_rows, out, out_stride);
 }
 
 }  // namespace
@@ -355,7 +382,7 @@ void multiply_f32out(
 }
 
 int64_t multiply_scratch_bytes(const Packed& w, int64_t num_rows) {
-    int64_t item = w.dtype == DType::kF32 ? 4 : w.dtype == DType::kBF16 ? 2 : 1;
+    int64_t item = 4 / depth_of(w.dtype);
     return round_up(num_rows * 4, 64) + num_rows * round_up(w.in_features, 4) * item;
 }
 

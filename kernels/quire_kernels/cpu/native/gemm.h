@@ -7,7 +7,8 @@
 //
 //   float32    [panel][in]             [kPanel]
 //   bfloat16   [panel][in / 2 rounded up][kPanel][2]
-//   int8       [panel][in / 4 rounded up][kPanel][4]      symmetric per output, scales beside it
+//   int8       [panel][in / 4 rounded up][kPanel][4]      symmetric per output, scales beside it; inputs become int8 too (W8A8)
+//   int8 weights only: as float32 or bfloat16, whichever the inputs are, each element a byte; within a step as int8_floats.h has it
 //
 // Columns and inputs that are missing at the ends are zeros. Of a gate_up weight each panel's first half is gates, its second half
 // their ups, so that a piece of the work has both in its registers.
@@ -20,19 +21,29 @@
 
 namespace quire {
 
-enum class DType : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2 };
+// kI8: inputs are quantised per row when they come. kI8ForF32, kI8ForBF16: int8 weights that become floats in registers, which hold them
+// exactly; inputs stay as they are, and the sums are scaled.
+enum class DType : int32_t { kF32 = 0, kBF16 = 1, kI8 = 2, kI8ForF32 = 3, kI8ForBF16 = 4 };
+
+inline bool is_int8(DType dtype) { return dtype != DType::kF32 && dtype != DType::kBF16; }
+
+// Bytes of a packed element, and inputs that lie together.
+inline int64_t item_of(DType dtype) { return is_int8(dtype) ? 1 : dtype == DType::kF32 ? 4 : 2; }
+inline int64_t depth_of(DType dtype) {
+    return dtype == DType::kI8 ? 4 : dtype == DType::kBF16 || dtype == DType::kI8ForBF16 ? 2 : 1;
+}
 
 constexpr int kPanel = 32;
 
 // A packed weight. Python lays this out too (native_linear.py): keep both alike. It owns nothing.
 struct Packed {
-    DType dtype;            // kI8: inputs are quantised per row when they come
+    DType dtype;
     int32_t gate_up;        // 1: the weight is 2F gates then ups, and F columns silu(gate) * up come out
     int64_t out_features;   // rows of the weight
     int64_t in_features;
     const void* data;       // aligned to 64 bytes
     const float* bias;      // in the panels' order and padded like them, or null
-    const float* scales;    // kI8, like bias: value = int8 * scale
+    const float* scales;    // of int8, like bias: value = int8 * scale; else null
     const int32_t* sums;    // kI8, like bias: 128 * the sum of the column, which is what u8 = s8 + 128 adds to a product
 
     int64_t num_outputs() const { return gate_up ? out_features / 2 : out_features; }
@@ -40,9 +51,9 @@ struct Packed {
     int64_t num_panels() const { return (num_outputs() + outputs_per_panel() - 1) / outputs_per_panel(); }
 };
 
-// In a run, by every thread alike; strides in elements. T is float (kF32, kI8) or bf16 (kBF16, kI8). `scratch` is aligned to 64 bytes
-// and holds `multiply_scratch_bytes`; it is free again on return. Writes out[:, :num_outputs] and nothing else; ends with a wait.
-// Inputs of an int8 weight that are not finite make their whole row NaN.
+// In a run, by every thread alike; strides in elements. T is float (kF32, kI8, kI8ForF32) or bf16 (kBF16, kI8, kI8ForBF16).
+// `scratch` is aligned to 64 bytes and holds `multiply_scratch_bytes`; it is free again on return. Writes out[:, :num_outputs] and nothing
+// else; ends with a wait. Inputs of a kI8 weight that are not finite make their whole row NaN.
 template <class T>
 void multiply(Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, T* out, int64_t out_stride, void* scratch);
 

@@ -4,11 +4,11 @@
 #include <cmath>
 #include <type_traits>
 
+#include "int8_floats.h"
+
 namespace quire {
 
 namespace {
-
-int64_t depth_of(DType dtype) { return dtype == DType::kF32 ? 1 : dtype == DType::kBF16 ? 2 : 4; }
 
 // Where a row of the weight goes, counted over all panels' columns.
 int64_t column_of(int64_t row, const Packed& w) {
@@ -28,9 +28,9 @@ void scatter(const T* row, int64_t in_features, T* column) {
     for (int64_t k = step * kDepth; k < in_features; k++) column[step * kPanel * kDepth + k % kDepth] = row[k];
 }
 
-// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be.
-template <class T>
-void quantise_column(const T* row, int64_t in_features, int8_t* column, float& scale, int32_t& sum) {
+// Symmetric: the largest becomes 127. A row that is not finite gets a scale of NaN, as its outputs would be. put(k, int8) takes the values.
+template <class T, class Put>
+void quantise_row(const T* row, int64_t in_features, float& scale, Put&& put) {
     float largest = 0;
     bool is_finite = true;
     for (int64_t k = 0; k < in_features; k++) {
@@ -39,15 +39,30 @@ void quantise_column(const T* row, int64_t in_features, int8_t* column, float& s
         largest = std::max(largest, x);
     }
     float inverse = largest > 0 && is_finite ? 127.0f / largest : 0.0f;
-    int32_t total = 0;
     for (int64_t k = 0; k < in_features; k++) {
         int32_t q = is_finite ? int32_t(std::nearbyint(to_float(row[k]) * inverse)) : 0;
-        q = std::min(127, std::max(-127, q));
-        total += q;
-        column[k / 4 * kPanel * 4 + k % 4] = int8_t(q);
+        put(k, std::min(127, std::max(-127, q)));
     }
     scale = is_finite ? largest / 127.0f : NAN;
-    sum = 128 * total;
+}
+
+// A row of the weight into its column, counted within the panel.
+template <class T>
+void pack_int8(const T* row, const Packed& w, int8_t* panel, int64_t column, float& scale, int32_t* sum) {
+    if (w.dtype == DType::kI8) {
+        int32_t total = 0;
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) {
+            panel[(k / 4 * kPanel + column) * 4 + k % 4] = int8_t(q);
+            total += q;
+        });
+        *sum = 128 * total;
+    } else if (w.dtype == DType::kI8ForF32) {
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) { panel[k * kPanel + column] = int8_t(q); });
+    } else {
+        quantise_row(row, w.in_features, scale, [&](int64_t k, int32_t q) {
+            panel[k / 2 * kPanel * 2 + place_in_step(column, k % 2)] = coded(q);
+        });
+    }
 }
 
 }  // namespace
@@ -60,9 +75,8 @@ int64_t packed_columns(int64_t out_features, bool gate_up) {
 }
 
 int64_t packed_data_bytes(DType dtype, int64_t out_features, int64_t in_features, bool gate_up) {
-    int64_t item = dtype == DType::kF32 ? 4 : dtype == DType::kBF16 ? 2 : 1;
     int64_t depth = depth_of(dtype);
-    return packed_columns(out_features, gate_up) * ((in_features + depth - 1) / depth * depth) * item;
+    return packed_columns(out_features, gate_up) * ((in_features + depth - 1) / depth * depth) * item_of(dtype);
 }
 
 template <class T>
@@ -74,13 +88,14 @@ void pack_rows(Team& team, const T* weight, int64_t stride, int64_t first, int64
         int64_t last = std::min(num_rows, (piece + 1) * 16);
         for (int64_t i = piece * 16; i < last; i++) {
             int64_t column = column_of(first + i, w);
-            int64_t place = column / kPanel * panel_size + column % kPanel * depth;
             const T* row = weight + i * stride;
-            if (w.dtype == DType::kI8) {
-                quantise_column(row, w.in_features, static_cast<int8_t*>(const_cast<void*>(w.data)) + place,
-                                const_cast<float*>(w.scales)[column], const_cast<int32_t*>(w.sums)[column]);
+            void* data = const_cast<void*>(w.data);
+            if (is_int8(w.dtype)) {
+                pack_int8(row, w, static_cast<int8_t*>(data) + column / kPanel * panel_size, column % kPanel,
+                          const_cast<float*>(w.scales)[column], w.sums ? const_cast<int32_t*>(w.sums) + column : nullptr);
             } else {
-                scatter<std::is_same_v<T, float> ? 1 : 2>(row, w.in_features, static_cast<T*>(const_cast<void*>(w.data)) + place);
+                T* to = static_cast<T*>(data) + column / kPanel * panel_size + column % kPanel * depth;
+                scatter<std::is_same_v<T, float> ? 1 : 2>(row, w.in_features, to);
             }
         }
     });

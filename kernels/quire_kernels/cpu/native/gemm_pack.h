@@ -10,7 +10,7 @@ int64_t packed_data_bytes(DType dtype, int64_t out_features, int64_t in_features
 int64_t packed_columns(int64_t out_features, bool gate_up);
 
 // In a run, by every thread alike: rows [first, first + num_rows) of the weight into the panels, which were zeros. `w` has its sizes and
-// pointers. float to kF32, bf16 to kBF16, either to kI8, which also writes the rows' scales and sums. Ends with a wait.
+// pointers. float to kF32, bf16 to kBF16, either to int8, which also writes the rows' scales and, of kI8, sums. Ends with a wait.
 template <class T>
 void pack_rows(Team& team, const T* weight, int64_t stride, int64_t first, int64_t num_rows, const Packed& w);
 
