@@ -1,14 +1,13 @@
 """Our linear layers alone, in each form that weights have on a CPU: bf16, W8A8, int8 weights only.
 
-    python bench/linear_layers.py [--shape 88m] [--rows 1,8,32,64] [--rounds 15] [--threads 2] [--lock FILE]
+    python bench/linear_layers.py [--shape 88m] [--rows 1,8,32,64] [--rounds 15] [--lock FILE]
 
 A pass is every projection of every layer once, without the output head, which is never quantised. In every round each form makes one pass,
 in turn, on the same inputs; what counts is the median over rounds of the ratio within a round. Weights are larger than the caches, as a
-model's are.
+model's are. One thread, by its processor time: work beside it on the machine takes memory bandwidth from it, but no time.
 """
 
 import argparse
-import os
 import statistics
 import time
 from pathlib import Path
@@ -38,10 +37,10 @@ def layers_of(linears: NativeLinears, shape: str, int8: Int8 | None) -> list[Nat
 
 
 def pass_ms(layers: list[NativeLinear], inputs: dict[int, torch.Tensor]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     for layer in layers:
         layer(inputs[layer.weight.packed.in_features])
-    return 1e3 * (time.perf_counter() - began)
+    return 1e3 * (time.process_time() - began)
 
 
 def main() -> None:
@@ -49,18 +48,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(MODELS), default="88m")
     parser.add_argument("--rows", default="1,8,32,64")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--lock", type=Path, help="file to lock while measuring, a number of rows at a time")
     args = parser.parse_args()
     library = native_library()
     if library is None:
         parser.error("no C++ ops on this machine: install g++")
-    library.set_num_threads(args.threads)
+    library.set_num_threads(1)
     torch.set_num_threads(1)
     linears = NativeLinears(library)
     forms = {name: layers_of(linears, args.shape, int8) for name, int8 in FORMS.items()}
     widths = {int(layer.weight.packed.in_features) for layer in forms["bf16"]}
-    print(f"{processor()}, {args.threads} threads; {MODELS[args.shape][1]}; {args.rounds} interleaved rounds\n")
+    print(f"{processor()}, one thread; {MODELS[args.shape][1]}; {args.rounds} interleaved rounds\n")
     print("| rows | " + " | ".join(f"{name}, ms" for name in forms) + " | int8 / bf16 | int8 weights only / bf16 |")
     print("| --- " * (len(forms) + 3) + "|")
     for num_rows in map(int, args.rows.split(",")):
