@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpu.cases import Case, Inputs, dtype_name, seeded
+from gpu.compare import Difference, difference
 from quire_kernels.ops import Ops, load_ops
 from quire_kernels.prepare_inputs import RowState
 from quire_kernels.rotary import RotaryConfig, rotary_cos_sin
@@ -18,7 +19,15 @@ FUSED_SHAPES = [(1, 1, 1, 32, 32, 16), (5, 7, 1, 80, 20, 32), (3, 6, 2, 96, 96, 
 """Tokens, heads, KV heads, dim, dims that turn, slots of a block."""
 
 
-QUANTISE_SHAPES = [(1, 64, None), (5, 100, None), (3, 384, 128), (65, 4096, 128), (300, 14336, None)]
+QUANTISE_SHAPES = [
+    (1, 64, None),
+    (5, 100, None),
+    (3, 384, 128),
+    (65, 4096, 128),
+    (300, 14336, None),
+    (7, 14336, 128),
+    (3, 28672, None),
+]
 """Tokens, width, group."""
 MOE_SHAPES = [(1, 1, 3, 32, 16), (3, 4, 16, 80, 72), (70, 2, 4, 128, 100), (300, 8, 128, 512, 192)]
 """Tokens, experts of each, experts, width, an expert's width."""
@@ -137,7 +146,21 @@ def _quantise_cases(tokens: int, size: int, group: int | None, dtype: torch.dtyp
         return list(ops.silu_mul_fp8(inputs["wide"], group))
 
     for op, run in (("quantize_fp8", quantise), ("silu_mul_fp8", activate), ("rms_norm_fp8", norm)):
-        yield Case(op=op, name=name, make=make, run=run, is_small=is_small, group="fp8 activations")
+        judge = _judge_quantised
+        yield Case(op=op, name=name, make=make, run=run, judge=judge, is_small=is_small, group="fp8 activations")
+
+
+def _judge_quantised(inputs: Inputs, found: list[Tensor], expected: list[Tensor]) -> Difference:
+    """Values at most one step apart, scales one unit of bf16, as the largest number may have been rounded to its other neighbour."""
+    (values, scales), (right_values, right_scales) = found[:2], expected[:2]
+    if values.dtype != right_values.dtype or values.shape != right_values.shape or scales.shape != right_scales.shape:
+        return Difference(error=float("inf"), units=float("inf"))
+    steps = (values.view(torch.uint8).int() - right_values.view(torch.uint8).int()).abs()
+    most = int(torch.where((values.float() == 0) & (right_values.float() == 0), 0, steps).max())
+    of_scales = ((scales - right_scales).abs() / right_scales).max()
+    others = [difference(f, e) for f, e in zip(found[2:], expected[2:], strict=True)]
+    units = max(float(most), float(of_scales) * 2**7, *(other.units for other in others), 0.0)
+    return Difference(error=float((values.float() - right_values.float()).abs().max()), units=units)
 
 
 def _moe_case(tokens: int, k: int, num_experts: int, size: int, width: int, dtype: torch.dtype) -> Case:

@@ -163,11 +163,23 @@ def compile_fused_kernels() -> None:
     compile_kernel("tokens", prepare_inputs.tokens_kernel, types, NUM_GROUPS=2, BLOCK_SIZE=16, BLOCK=128)
     compile_kernel("rows", prepare_inputs.rows_kernel, "*i64 *i32 *i64 *i32 *i32 *i32 i32 i64 i64", BLOCK=1024)
     quantize = quantize_fp8.quantize_fp8_kernel
-    for work, size, group in ((0, 4096, 4096), (1, 14336, 14336), (1, 14336, 128)):
-        given = {"weight": None, "residual": None, "SIZE": size, "GROUP": group, "WORK": work}
-        compile_kernel("quantize_fp8", quantize, "*bf16 *fp8e4nv *fp32 i64 fp32", num_warps=16, is_hot=True, **given)
+    widest = quantize_fp8.WIDEST
+    for work, size, group in (
+        (0, 4096, 4096),
+        (1, 14336, 14336),
+        (1, 14336, 128),
+        (0, widest, widest),
+        (1, widest, widest),
+    ):
+        together = min(size // group, quantize_fp8.GROUPS_TOGETHER)
+        given = {"weight": None, "residual": None, "SIZE": size, "GROUP": group, "WORK": work, "TOGETHER": together}
+        given["num_warps"] = launch_configs.warps_for(together * group)
+        compile_kernel(f"quantize_fp8/{work}", quantize, "*bf16 *fp8e4nv *fp32 i64 fp32", is_hot=True, **given)
     types = "*bf16 *bf16 *bf16 *fp8e4nv *fp32 i64 fp32"
-    compile_kernel("rms_norm_fp8", quantize, types, num_warps=16, is_hot=True, SIZE=4096, GROUP=128, WORK=2)
+    for size, group in ((4096, 128), (4096, 4096), (widest, widest), (widest, 128)):
+        given = {"SIZE": size, "GROUP": group, "WORK": 2, "TOGETHER": size // group}
+        given["num_warps"] = launch_configs.warps_for(size)
+        compile_kernel("rms_norm_fp8", quantize, types, is_hot=True, **given)
 
 
 def compile_products() -> None:

@@ -1,6 +1,6 @@
 """Linear layers behind one factory: how a weight is stored, packed and multiplied is decided here and nowhere else.
 
-    x    [T, in]     any stride over T
+    x    [T, in]     any stride over T; into FP8 projections also quantised already (fp8_rows.py)
     out  [T, out]    contiguous
 
 Every projection of a model comes from `LinearFactory`; several tensors of the checkpoint may be rows of one projection (q, k and v; gate
@@ -15,18 +15,20 @@ float32, 4,096 in bfloat16); plain ones in float32 at up to 11 rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
-from quire_kernels.cpu.linear import NativeLinear, NativeLinears, NativeWeight
+from quire_kernels.cpu.linear import NativeLinear, NativeLinears
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.ops import Ops
-from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8
+from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8, fp8_form
+from quire_worker.models.fp8_rows import Rows
 from quire_worker.models.fp8_weights import StoredFp8, dequantise
+from quire_worker.models.loaded_linear import GatedLinear, Linear, LoadedLinear, LoadedWeight
 from quire_worker.models.weight_assembly import Assembly, Packing
 from quire_worker.models.weight_slots import WeightSlots
 
@@ -40,12 +42,6 @@ int8: C++ only. fp8 (E4M3): where FP8 operations are given.
 
 _PLAIN_ROWS = 12
 """F.linear on a CPU is the same from so many rows on, and at none in between that is not a multiple of it."""
-
-
-class Linear(Protocol):
-    """A loaded projection."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +98,17 @@ class LinearFactory:
         parts: tuple[Part, ...] = (),
         bias: bool = False,
         is_exact: bool = False,
-    ) -> "LoadedLinear":
+    ) -> LoadedLinear:
         """The projection whose weight is `name`.weight, or the weights of `parts` one below the other, likewise biases.
 
         is_exact: not quantised, whatever the model is.
         """
         parts = parts or (Part(name=name, out_features=out_features),)
         assert sum(part.out_features for part in parts) == out_features
-        layer = LoadedLinear()
         if self._fp8_ops is not None and self._is_fp8(parts, in_features, is_exact=is_exact):
-            self._assemble_fp8(layer, self._fp8_ops, parts, in_features, bias)
-        elif self._native is None:
+            return self._assemble_fp8(self._fp8_ops, parts, in_features, bias)
+        layer = LoadedLinear()
+        if self._native is None:
             self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
         else:
             self._pack_natively(layer, self._native, parts, in_features, bias, is_exact=is_exact)
@@ -123,10 +119,10 @@ class LinearFactory:
         name: str,
         in_features: int,
         parts: tuple[Part, Part],
-        silu_mul: Callable[[Tensor], Tensor],
+        silu_mul: Callable[[Tensor], Rows],
         *,
         bias: bool = False,
-    ) -> "LoadedLinear":
+    ) -> GatedLinear:
         """silu(x @ gate) * (x @ up) of `parts`, gate and up, as many columns as each has.
 
         silu_mul: for where it is an operation of its own.
@@ -134,10 +130,9 @@ class LinearFactory:
         if self._native is not None:
             layer = LoadedLinear()
             self._pack_natively(layer, self._native, parts, in_features, bias, is_gated=True)
-            return layer
+            return GatedLinear(layer, None)
         width = parts[0].out_features
-        product = self.linear(name, in_features, 2 * width, "column", parts=parts, bias=bias)
-        return LoadedLinear(lambda x: silu_mul(product(x)))
+        return GatedLinear(self.linear(name, in_features, 2 * width, "column", parts=parts, bias=bias), silu_mul)
 
     def copy(self, weight: Tensor) -> Linear:
         """A projection with a weight [out, in] that also has another use; not quantised."""
@@ -148,7 +143,7 @@ class LinearFactory:
         packed.pack_rows(weight)
         return NativeLinear(self._native, packed)
 
-    def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> "LoadedWeight":
+    def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> LoadedWeight:
         """The weights of `parts` one below the other, as they are, for an operation that takes many layers at once."""
         stack = LoadedWeight()
         self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
@@ -165,14 +160,14 @@ class LinearFactory:
     def _is_stored_fp8(self, name: str) -> bool:
         return self._stored_fp8 is not None and name in self._stored_fp8.layers
 
-    def _assemble_fp8(
-        self, layer: "LoadedLinear", ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool
-    ) -> None:
+    def _assemble_fp8(self, ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool) -> LoadedLinear:
         stored = self._stored_fp8 if self._is_stored_fp8(parts[0].name) else None
+        is_blocks = stored is not None and stored.format.is_blocks
+        layer = LoadedLinear(form=fp8_form(is_blocks=is_blocks))
         assembly = Fp8Assembly(
             ops=ops,
             shape=(sum(part.out_features for part in parts), in_features),
-            is_blocks=stored is not None and stored.format.is_blocks,
+            is_blocks=is_blocks,
             has_bias=bias,
             device=self._device,
             dtype=self._dtype,
@@ -182,6 +177,7 @@ class LinearFactory:
         accept_bias = assembly.accept_bias if bias else None
         accept_fp8 = None if stored is None else assembly.accept_fp8
         self._declare(parts, in_features, 1, assembly.accept_weight, accept_bias, accept_fp8)
+        return layer
 
     def _assemble(
         self, parts: tuple[Part, ...], in_features: int, bias: bool, use: Callable[[Tensor, Tensor | None], None]
@@ -198,7 +194,7 @@ class LinearFactory:
 
     def _pack_natively(
         self,
-        layer: "LoadedLinear",
+        layer: LoadedLinear,
         native: NativeLinears,
         parts: tuple[Part, ...],
         in_features: int,
@@ -266,35 +262,6 @@ def _from_row(accept: _Accept, first_row: int) -> Callable[[Tensor], None]:
 
 def _pair_from_row(accept: _AcceptFp8, first_row: int) -> Callable[[Tensor, Tensor], None]:
     return lambda values, scales: accept(values, scales, first_row)
-
-
-class LoadedLinear:
-    """A projection that gets its weight later. Calling it before is an error."""
-
-    def __init__(self, run: Linear | None = None) -> None:
-        self._run = run
-
-    def set(self, run: Linear) -> None:
-        self._run = run
-
-    @property
-    def native(self) -> NativeWeight | None:
-        """The packed weight, for C++ that runs more than this layer; None if torch multiplies."""
-        return self._run.weight if isinstance(self._run, NativeLinear) else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self._run is not None, "the weights are not loaded yet"
-        return self._run(x)
-
-
-class LoadedWeight:
-    """A weight that comes later."""
-
-    def __init__(self) -> None:
-        self.tensor = torch.empty(0)
-
-    def set(self, tensor: Tensor) -> None:
-        self.tensor = tensor
 
 
 def pack(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from quire_kernels.ops import Ops
 from quire_worker.models.config import ModelConfig, MoeConfig
-from quire_worker.models.linear import Linear, LinearFactory, Part
+from quire_worker.models.fp8_rows import Rows
+from quire_worker.models.linear import LinearFactory, Part
+from quire_worker.models.loaded_linear import GatedLinear, LoadedLinear
 
 
 class MoeBlock:
@@ -26,7 +28,8 @@ class MoeBlock:
         experts = _SeparateExperts if ops.moe is None else _StackedExperts
         self._experts = experts(block, config.hidden_size, moe, linears, ops)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Rows) -> Tensor:
+        assert isinstance(x, Tensor), "the router reads floats"
         return self._experts(x, *self._route(x))
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +71,8 @@ class _SeparateExperts:
     def __init__(self, block: str, hidden_size: int, moe: MoeConfig, linears: LinearFactory, ops: Ops) -> None:
         self._ops = ops
         self._num_experts = moe.num_experts
-        self._gate_ups: list[Linear] = []
-        self._downs: list[Linear] = []
+        self._gate_ups: list[GatedLinear] = []
+        self._downs: list[LoadedLinear] = []
         width = moe.intermediate_size
         for expert in range(moe.num_experts):
             prefix = f"{block}.experts.{expert}"
