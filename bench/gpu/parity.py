@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpu.cases import Verdict
 from gpu.models import TINY_MODELS, TINY_VOCABULARY, write_fp8_checkpoint, write_tiny_checkpoint
-from gpu.sides import Outcome, Side
+from gpu.sides import Outcome, Side, Watched
 from quire_kernels.sampling import SamplingTensors, perturbed_logits
 from quire_worker.execution.device import FP8_CAPABILITY
 from quire_worker.execution.options import RunnerOptions
@@ -231,11 +231,17 @@ class _ModelBench:
 
     def _check_tokens(self, sampling: Callable[[int], SamplingParams], *, depth: int, chunk: int) -> _Found:
         side = self._under_test(chunk=chunk)
-        side.fresh(depth=depth)
+        watched = Watched(side.runner)
+        side.fresh(depth=depth, wrap=lambda _: watched)
         outcomes = side.generate(self._submits(sampling))
         side.close()
         self._outputs[sampling.__name__] = [outcomes[str(i)].token_ids for i in range(len(self._prompts))]
-        return self._judge(self._oracle, outcomes, sampling)
+        judged = self._judge(self._oracle, outcomes, sampling)
+        is_recorded = self._device.type == "cuda" and sampling == self._greedy
+        if judged.passes and is_recorded and not watched.num_chosen:
+            return _Found(passes=False, message="no step chose by itself: the check does not check")
+        message = judged.message or f"{watched.num_chosen} steps chose by themselves"
+        return _Found(passes=judged.passes, error=judged.error, message=message)
 
     def _check_preempted(self) -> _Found:
         """Blocks for the longest request and little more."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels import (
+    append_tokens,
     copy_blocks,
     logprobs,
     matmul_fp8,
@@ -204,6 +205,8 @@ class Ops:
     sample: Sample
     argmax: Argmax
     """What sample gives at temperature 0."""
+    append_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    """(row_ids, sampled, token_ids, num_tokens)"""
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits, slots, prompt_mask, output_counts, repetition, frequency, presence)"""
     count_tokens: Callable[[Tensor, Tensor, Tensor], None]
@@ -258,6 +261,7 @@ def _reference_ops() -> Ops:
         matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=sampling.sample_reference,
         argmax=sampling.argmax_reference,
+        append_tokens=append_tokens.append_tokens_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -288,6 +292,7 @@ def _cpu_ops(name: OpsName) -> Ops:
         matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=cpu_sampling.sample_cpu,
         argmax=sampling.argmax_reference,
+        append_tokens=append_tokens.append_tokens_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -332,6 +337,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         raise ModuleNotFoundError(
             "ops='triton' needs the triton package: pip install 'quire[gpu]', or choose ops='cpu'"
         )
+    from quire_kernels.gpu import append_tokens as gpu_append_tokens
     from quire_kernels.gpu import copy_blocks as gpu_copy_blocks
     from quire_kernels.gpu import logprobs as gpu_logprobs
     from quire_kernels.gpu import matmul_fp8 as gpu_matmul_fp8
@@ -369,6 +375,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         matmul_fp8_blocks=gpu_matmul_fp8.matmul_fp8_blocks_triton,
         sample=gpu_sampling.sample_triton,
         argmax=sampling.argmax_reference,
+        append_tokens=gpu_append_tokens.append_tokens_triton,
         apply_penalties=gpu_penalties.apply_penalties_triton,
         count_tokens=gpu_penalties.count_tokens_triton,
         apply_bias=gpu_token_bias.apply_bias_triton,

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 from quire_kernels import launch_configs
 from quire_kernels.gpu import (
+    append_tokens,
     copy_blocks,
     decode_attention,
     decode_plan,
@@ -131,6 +132,7 @@ def compile_small_kernels() -> None:
     penalty_types = "*fp32 *i64 *i1 *i32 *fp32 *fp32 *fp32 i64 i32"
     compile_kernel("penalties", penalties.penalties_kernel, penalty_types, BLOCK=1024)
     compile_kernel("count_tokens", penalties.count_tokens_kernel, "*i32 *i64 *i64 i32 i32", BLOCK=128)
+    compile_kernel("append_tokens", append_tokens.append_tokens_kernel, "*i64 *i64 *i32 *i64 i32 i64", BLOCK=128)
     compile_kernel("bias", token_bias.bias_kernel, "*fp32 *i64 *i64 *fp32 i32 i32 i64", BLOCK=128)
     compile_kernel("bitmask", token_bias.bitmask_kernel, "*fp32 *i64 *i32 i64 i32 i32", BLOCK=1024)
     compile_sampling()

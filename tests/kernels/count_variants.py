@@ -71,6 +71,7 @@ def choose(rows: int) -> None:
     OPS.sample(logits, params)
     OPS.top_logprobs(logits, index, 5)
     OPS.apply_penalties(logits, index, torch.zeros(8, VOCABULARY, dtype=torch.bool), int32(8, VOCABULARY), *penalties)
+    OPS.append_tokens(index, index, int32(MOST_ROWS, 5000), int64(MOST_ROWS))
     OPS.count_tokens(int32(8, VOCABULARY), index, index)
     OPS.apply_bias(logits, index, index, torch.zeros(rows))
     OPS.apply_bitmask(logits, index, int32(rows, VOCABULARY // 32))

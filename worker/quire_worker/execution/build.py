@@ -241,7 +241,7 @@ def _make_runner(
         first = _LEAST_RECORDED_TOKENS // shape.block_size if options.batch_invariant else None
         widths = table_widths(rows_shape.num_blocks, first)
         graphs = DecodeGraphs(recorder, max_rows=options.max_num_seqs, widths=widths)
-    rows = DeviceRows(rows_shape, target.device)
+    rows = DeviceRows(rows_shape, target.device, target.ops.append_tokens)
     steps = DeviceSteps(model=model, rows=rows, params=params, ops=target.ops, graphs=graphs)
     # Rows that are resident on a CPU are a GPU's without one, whose KV pool is the host's.
     dormancy = DeviceDormancy(model=model, kv_cache=kv_cache, steps=steps) if target.device.type == "cuda" else None
