@@ -1,4 +1,4 @@
-"""Checks of what is fused or quantised: rotary with writing KV, input preparation, FP8 activations and products, experts."""
+"""Checks of what is fused or quantised: rotary with writing KV, input preparation, FP8 activations and products."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu.cases import Case, Inputs, dtype_name, seeded
 from gpu.compare import Difference, difference
-from quire_kernels.ops import Ops, load_ops
+from quire_kernels.ops import Ops
 from quire_kernels.prepare_inputs import RowState
 from quire_kernels.rotary import RotaryConfig, rotary_cos_sin
 from quire_kernels.rotate_and_store import CacheTarget
@@ -29,8 +29,6 @@ QUANTISE_SHAPES = [
     (3, 28672, None),
 ]
 """Tokens, width, group."""
-MOE_SHAPES = [(1, 1, 3, 32, 16), (3, 4, 16, 80, 72), (70, 2, 4, 128, 100), (300, 8, 128, 512, 192)]
-"""Tokens, experts of each, experts, width, an expert's width."""
 MATMUL_SHAPES = [(1, 128, 128), (5, 320, 208), (40, 256, 144), (260, 4096, 6144)]
 """Tokens, inputs, outputs."""
 STEPS = ([(1, 0)], [(1, 9), (17, 3), (1, 700), (40, 0)], [(1, i % 600) for i in range(300)])
@@ -41,8 +39,6 @@ def fused_cases() -> Iterator[Case]:
     """All of them."""
     yield from _rotate_cases()
     yield from _fp8_cases()
-    for moe_shape, dtype in product(MOE_SHAPES, _DTYPES):
-        yield _moe_case(*moe_shape, dtype)
     for rows, padding in product(STEPS, (0, 3)):
         yield _inputs_case(rows, padding)
     for (num_rows, vocab_size), dtype in product(((1, 5), (3, 9001), (256, 128_256)), _DTYPES):
@@ -161,36 +157,6 @@ def _judge_quantised(inputs: Inputs, found: list[Tensor], expected: list[Tensor]
     others = [difference(f, e) for f, e in zip(found[2:], expected[2:], strict=True)]
     units = max(float(most), float(of_scales) * 2**7, *(other.units for other in others), 0.0)
     return Difference(error=float((values.float() - right_values.float()).abs().max()), units=units)
-
-
-def _moe_case(tokens: int, k: int, num_experts: int, size: int, width: int, dtype: torch.dtype) -> Case:
-    def make(device: torch.device) -> Inputs:
-        generator = seeded("moe", tokens, k, num_experts, size, dtype)
-        experts = torch.rand(tokens, num_experts, generator=generator).topk(k).indices.sort().values
-        if tokens > 2 and k > 1:
-            experts[1, 0] = -1
-        return {
-            "x": _randn(generator, device, dtype, tokens, size + 8)[:, :size],
-            "weights": torch.randn(tokens, k, generator=generator).softmax(-1).to(device),
-            "experts": experts.to(device),
-            "gate_up": (torch.randn(num_experts, 2 * width, size, generator=generator) / size**0.5)
-            .to(dtype)
-            .to(device),
-            "down": (torch.randn(num_experts, size, width, generator=generator) / width**0.5).to(dtype).to(device),
-        }
-
-    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
-        assert ops.moe is not None, "this backend has no experts in one call"
-        return [ops.moe(*inputs.values())]
-
-    def magnitude(inputs: Inputs) -> list[Tensor]:
-        # Sums of terms of about 1 in three roundings: the result's size and twice what its terms add up to at most.
-        moe = load_ops("reference").moe
-        assert moe is not None
-        return [moe(*inputs.values()).float().abs() + 2.0]
-
-    name = f"{dtype_name(dtype)} {tokens} tokens, {k} of {num_experts}, {size} x {width}"
-    return Case(op="moe", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens < 4)
 
 
 def _fp8(generator: torch.Generator, device: torch.device, rows: int, columns: int) -> Tensor:

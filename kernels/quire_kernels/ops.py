@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Literal, Protocol, overload
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from quire_kernels import (
@@ -21,6 +20,7 @@ from quire_kernels import (
     logprobs,
     matmul_fp8,
     moe,
+    moe_fp8,
     paged_attention,
     penalties,
     prepare_inputs,
@@ -45,132 +45,22 @@ from quire_kernels.cpu.native_library import native_library
 from quire_kernels.cpu.native_rotary import NativeRotary
 from quire_kernels.cpu.native_sampling import NativeSampling
 from quire_kernels.logprobs import TopLogprobs
-from quire_kernels.prepare_inputs import RowState, StepTensors
-from quire_kernels.rotate_and_store import CacheTarget
-from quire_kernels.sampling import SamplingTensors
+from quire_kernels.moe_fp8 import Fp8Experts
+from quire_kernels.signatures import (
+    Argmax,
+    MatmulFp8,
+    PagedAttention,
+    PagedAttentionFp8,
+    PlanAttention,
+    PrepareInputs,
+    QuantizeFp8,
+    RmsNorm,
+    RmsNormFp8,
+    RotateAndStore,
+    Sample,
+)
 
 OpsName = Literal["reference", "cpu", "cpu-torch", "triton"]
-
-
-class PagedAttention(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        seq_lens: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        max_query_len: int,
-        max_seq_len: int,
-        plan: object = None,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
-
-
-class PagedAttentionFp8(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        seq_lens: Tensor,
-        *,
-        kv_scales: Tensor,
-        scale: float,
-        window: int | None,
-        max_query_len: int,
-        max_seq_len: int,
-        plan: object = None,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
-
-
-class PlanAttention(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self, k_cache: Tensor, block_tables: Tensor, query_starts: Tensor, seq_lens: Tensor, *, window: int | None
-    ) -> object: ...
-
-
-class RmsNorm(Protocol):
-    """See quire_kernels.rms_norm."""
-
-    @overload
-    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: None = None) -> Tensor: ...
-    @overload
-    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class RotateAndStore(Protocol):
-    """See quire_kernels.rotate_and_store."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_THD: Tensor,
-        v_THD: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        target: CacheTarget,
-        *,
-        norms: tuple[Tensor, Tensor] | None = None,
-        eps: float = 0.0,
-    ) -> Tensor: ...
-
-
-class PrepareInputs(Protocol):
-    """See quire_kernels.prepare_inputs."""
-
-    def __call__(
-        self, row_ids: Tensor, query_starts: Tensor, state: RowState, *, num_tokens: int, num_blocks: int
-    ) -> StepTensors: ...
-
-
-class QuantizeFp8(Protocol):
-    """See quire_kernels.quantize_fp8."""
-
-    def __call__(self, x_TE: Tensor, group: int | None = None, /) -> tuple[Tensor, Tensor]: ...
-
-
-class RmsNormFp8(Protocol):
-    """See quire_kernels.quantize_fp8."""
-
-    def __call__(
-        self, x_TE: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, group: int | None = None
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-class MatmulFp8(Protocol):
-    """See quire_kernels.matmul_fp8."""
-
-    def __call__(
-        self, x_TK: Tensor, x_scales: Tensor, weight_NK: Tensor, w_scales: Tensor, dtype: torch.dtype = torch.bfloat16
-    ) -> Tensor: ...
-
-
-class Sample(Protocol):
-    """See quire_kernels.sampling."""
-
-    def __call__(
-        self, logits_RV: Tensor, params: SamplingTensors, purpose: int = 0, broken: Tensor | None = None
-    ) -> Tensor: ...
-
-
-class Argmax(Protocol):
-    """See quire_kernels.sampling."""
-
-    def __call__(self, logits_RV: Tensor, broken: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +87,8 @@ class Ops:
     """(gate_up) -> out"""
     moe: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     """(x, weights, experts, gate_up, down) -> out; None where one layer after the other is faster, as packed weights are on a CPU"""
+    moe_fp8: Callable[[Tensor, Tensor, Tensor, Fp8Experts], Tensor] | None
+    """(x, weights, experts, stacks) -> out; None where moe is"""
     quantize_fp8: QuantizeFp8
     silu_mul_fp8: QuantizeFp8
     rms_norm_fp8: RmsNormFp8
@@ -254,6 +146,7 @@ def _reference_ops() -> Ops:
         prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
         moe=moe.moe_reference,
+        moe_fp8=moe_fp8.moe_fp8_reference,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -285,6 +178,7 @@ def _cpu_ops(name: OpsName) -> Ops:
         prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
         moe=None,
+        moe_fp8=None,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -342,6 +236,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
     from quire_kernels.gpu import logprobs as gpu_logprobs
     from quire_kernels.gpu import matmul_fp8 as gpu_matmul_fp8
     from quire_kernels.gpu import moe as gpu_moe
+    from quire_kernels.gpu import moe_fp8 as gpu_moe_fp8
     from quire_kernels.gpu import paged_attention as gpu_paged_attention
     from quire_kernels.gpu import penalties as gpu_penalties
     from quire_kernels.gpu import prepare_inputs as gpu_prepare_inputs
@@ -368,6 +263,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         prepare_inputs=gpu_prepare_inputs.prepare_inputs_triton,
         silu_mul=gpu_silu_mul.silu_mul_triton,
         moe=gpu_moe.moe_triton,
+        moe_fp8=gpu_moe_fp8.moe_fp8_triton,
         quantize_fp8=gpu_quantize_fp8.quantize_fp8_triton,
         silu_mul_fp8=gpu_quantize_fp8.silu_mul_fp8_triton,
         rms_norm_fp8=gpu_quantize_fp8.rms_norm_fp8_triton,

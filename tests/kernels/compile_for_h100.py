@@ -23,6 +23,7 @@ from quire_kernels.gpu import (
     matmul_fp8,
     moe,
     moe_align,
+    moe_fp8,
     paged_attention,
     penalties,
     prefill_attention,
@@ -195,6 +196,14 @@ def compile_products() -> None:
             types = "*bf16 *bf16 *bf16 *i32 *i32 i32 i32 i64"
             name = f"experts/{block_m}/{is_gated}"
             compile_kernel(name, moe.expert_kernel, types, is_hot=True, BLOCK_M=block_m, **launch, **given)
+            launch, types = (
+                moe_fp8.tile_shape(block_m, is_gated=is_gated),
+                "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 *i32 *i32 i32 i32",
+            )
+            for is_blocks in (True, False):
+                fp8 = {"BLOCK_M": block_m, "IS_BLOCKS": is_blocks, **given, **launch}
+                name = f"experts_fp8/{block_m}/{is_gated}/{is_blocks}"
+                compile_kernel(name, moe_fp8.expert_fp8_kernel, types, is_hot=True, **fp8)
     compile_kernel("combine", moe.combine_kernel, "*bf16 *fp32 *i64 *bf16 i32", PAIRS_PER_ROW=8, BLOCK=1024)
     for num_tokens in (1, 64, 512):
         launch, size = matmul_fp8.tile_shape(num_tokens), {"SIZE_N": 4096, "SIZE_K": 4096, "TOGETHER": 8}

@@ -206,7 +206,7 @@ def _load_model(
         num_positions=longest + SURPLUS_TOKENS,
         linears=linears,
     )
-    _log_quantization(config, target, linears)
+    _log_quantization(target, linears)
     slots.load(checkpoint, str(options.model_dir))
     return model
 
@@ -289,7 +289,7 @@ def _free_bytes(
     )
 
 
-def _log_quantization(config: ModelConfig, target: _Target, linears: LinearFactory) -> None:
+def _log_quantization(target: _Target, linears: LinearFactory) -> None:
     """What is not as the checkpoint or the flag says."""
     if linears.dequantised:
         _log.warning(
@@ -297,12 +297,15 @@ def _log_quantization(config: ModelConfig, target: _Target, linears: LinearFacto
             len(linears.dequantised),
             target.dtype,
             linears.dequantised[0],
-            "experts and odd shapes have no FP8 kernel"
-            if target.computes_fp8
-            else "needs a GPU with FP8, and bfloat16",
+            "no FP8 kernel takes their shapes" if target.computes_fp8 else "needs a GPU with FP8, and bfloat16",
         )
-    if target.quantization == "fp8" and config.moe is not None:
-        _log.warning("quantization=fp8 leaves the experts in %s: they have no FP8 kernel", target.dtype)
+    if linears.left_in_floats:
+        _log.warning(
+            "quantization=fp8 leaves layers=%d of experts in %s, first=%s: no FP8 kernel takes their shapes",
+            len(linears.left_in_floats),
+            target.dtype,
+            linears.left_in_floats[0],
+        )
 
 
 def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, info: ModelInfo) -> None:

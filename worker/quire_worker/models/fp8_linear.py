@@ -64,9 +64,9 @@ class Fp8Assembly:
         device: torch.device,
         dtype: torch.dtype,
         missing: int,
-        finish: Callable[[Fp8Linear], None],
+        finish: Callable[[Tensor, Tensor, Tensor | None], None],
     ) -> None:
-        """`dtype`: the bias's. `missing`: tensors to come, a weight and its scales counted as one."""
+        """`dtype`: the bias's. `missing`: tensors to come, a weight and its scales counted as one. `finish(values, scales, bias)`."""
         self._ops, self._shape, self._is_blocks, self._has_bias = ops, shape, is_blocks, has_bias
         self._device, self._dtype = device, dtype
         self._values = self._scales = self._bias = torch.empty(0)
@@ -102,6 +102,6 @@ class Fp8Assembly:
     def _one_arrived(self) -> None:
         self._missing -= 1
         if self._missing == 0:
-            layer = Fp8Linear(self._ops, self._values, self._scales, self._bias if self._has_bias else None)
+            values, scales, bias = self._values, self._scales, self._bias if self._has_bias else None
             self._values = self._scales = self._bias = torch.empty(0)
-            self._finish(layer)
+            self._finish(values, scales, bias)

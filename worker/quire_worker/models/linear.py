@@ -25,10 +25,10 @@ from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.cpu.linear import NativeLinear, NativeLinears
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.ops import Ops
-from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8, fp8_form
+from quire_worker.models.fp8_linear import Fp8Assembly, Fp8Linear, can_be_fp8, fp8_form
 from quire_worker.models.fp8_rows import Rows
 from quire_worker.models.fp8_weights import StoredFp8, dequantise
-from quire_worker.models.loaded_linear import GatedLinear, Linear, LoadedLinear, LoadedWeight
+from quire_worker.models.loaded_linear import GatedLinear, Linear, LoadedFp8Weight, LoadedLinear, LoadedWeight
 from quire_worker.models.weight_assembly import Assembly, Packing
 from quire_worker.models.weight_slots import WeightSlots
 
@@ -84,6 +84,8 @@ class LinearFactory:
         self._fp8_ops = fp8_ops
         self.dequantised: list[str] = []
         """Layers that are FP8 in the checkpoint and floats here."""
+        self.left_in_floats: list[str] = []
+        """Layers of a mixture's experts that were to be quantised to FP8 and cannot be."""
         self.num_parameters = 0
         self.size_bytes = 0
         """Of the weights declared, without padding."""
@@ -106,7 +108,7 @@ class LinearFactory:
         parts = parts or (Part(name=name, out_features=out_features),)
         assert sum(part.out_features for part in parts) == out_features
         if self._fp8_ops is not None and self._is_fp8(parts, in_features, is_exact=is_exact):
-            return self._assemble_fp8(self._fp8_ops, parts, in_features, bias)
+            return self._fp8_linear(self._fp8_ops, parts, in_features, bias)
         layer = LoadedLinear()
         if self._native is None:
             self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
@@ -144,9 +146,25 @@ class LinearFactory:
         return NativeLinear(self._native, packed)
 
     def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> LoadedWeight:
-        """The weights of `parts` one below the other, as they are, for an operation that takes many layers at once."""
+        """The weights of `parts` one below the other, in floats, for an operation that takes many layers at once."""
+        if self._quantization == "fp8":
+            self.left_in_floats += [part.name for part in parts]
         stack = LoadedWeight()
         self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
+        return stack
+
+    def has_fp8_stack(self, in_features: int, parts: tuple[Part, ...]) -> bool:
+        """Whether `parts`, all of one size, can be an `fp8_stack`: they are to be FP8, and each begins a block of its own."""
+        as_if_one_followed = (*parts, parts[-1])
+        return self._fp8_ops is not None and self._is_fp8(as_if_one_followed, in_features, is_exact=False)
+
+    def fp8_stack(self, in_features: int, parts: tuple[Part, ...]) -> LoadedFp8Weight:
+        """Of parts that `has_fp8_stack`: one below the other, with scales [out], or by blocks [out / 128, in / 128]."""
+        assert self._fp8_ops is not None
+        stack = LoadedFp8Weight()
+        self._assemble_fp8(
+            self._fp8_ops, parts, in_features, False, lambda values, scales, _: stack.set(values, scales)
+        )
         return stack
 
     def _is_fp8(self, parts: tuple[Part, ...], in_features: int, *, is_exact: bool) -> bool:
@@ -160,24 +178,42 @@ class LinearFactory:
     def _is_stored_fp8(self, name: str) -> bool:
         return self._stored_fp8 is not None and name in self._stored_fp8.layers
 
-    def _assemble_fp8(self, ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool) -> LoadedLinear:
-        stored = self._stored_fp8 if self._is_stored_fp8(parts[0].name) else None
-        is_blocks = stored is not None and stored.format.is_blocks
-        layer = LoadedLinear(form=fp8_form(is_blocks=is_blocks))
+    def _fp8_linear(self, ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool) -> LoadedLinear:
+        layer = LoadedLinear(form=fp8_form(is_blocks=self._has_blocks(parts)))
+        self._assemble_fp8(
+            ops,
+            parts,
+            in_features,
+            bias,
+            lambda values, scales, vector: layer.set(Fp8Linear(ops, values, scales, vector)),
+        )
+        return layer
+
+    def _has_blocks(self, parts: tuple[Part, ...]) -> bool:
+        stored = self._stored_fp8
+        return stored is not None and stored.format.is_blocks and self._is_stored_fp8(parts[0].name)
+
+    def _assemble_fp8(
+        self,
+        ops: Ops,
+        parts: tuple[Part, ...],
+        in_features: int,
+        bias: bool,
+        finish: Callable[[Tensor, Tensor, Tensor | None], None],
+    ) -> None:
         assembly = Fp8Assembly(
             ops=ops,
             shape=(sum(part.out_features for part in parts), in_features),
-            is_blocks=is_blocks,
+            is_blocks=self._has_blocks(parts),
             has_bias=bias,
             device=self._device,
             dtype=self._dtype,
             missing=len(parts) * (1 + bias),
-            finish=layer.set,
+            finish=finish,
         )
         accept_bias = assembly.accept_bias if bias else None
-        accept_fp8 = None if stored is None else assembly.accept_fp8
+        accept_fp8 = assembly.accept_fp8 if self._is_stored_fp8(parts[0].name) else None
         self._declare(parts, in_features, 1, assembly.accept_weight, accept_bias, accept_fp8)
-        return layer
 
     def _assemble(
         self, parts: tuple[Part, ...], in_features: int, bias: bool, use: Callable[[Tensor, Tensor | None], None]

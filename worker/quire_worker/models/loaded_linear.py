@@ -64,6 +64,16 @@ class GatedLinear:
         return product if self._silu_mul is None else self._silu_mul(product)
 
 
+class LoadedFp8Weight:
+    """An FP8 weight and its scales that come later."""
+
+    def __init__(self) -> None:
+        self.values = self.scales = torch.empty(0)
+
+    def set(self, values: Tensor, scales: Tensor) -> None:
+        self.values, self.scales = values, scales
+
+
 class LoadedWeight:
     """A weight that comes later."""
 
