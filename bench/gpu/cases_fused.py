@@ -1,6 +1,7 @@
 """Checks of what is fused or quantised: rotary with writing KV, input preparation, FP8 activations and products."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from gpu.cases import Case, Inputs, dtype_name, seeded
 from gpu.compare import Difference, difference
-from quire_kernels.ops import Ops
+from quire_kernels.ops import Ops, load_ops
 from quire_kernels.prepare_inputs import RowState
 from quire_kernels.rotary import RotaryConfig, rotary_cos_sin
 from quire_kernels.rotate_and_store import CacheTarget
@@ -56,6 +57,9 @@ def _fp8_cases() -> Iterator[Case]:
     for (tokens, size, group), dtype in product(QUANTISE_SHAPES, _DTYPES):
         yield from _quantise_cases(tokens, size, group, dtype)
     for tokens, size, outputs in MATMUL_SHAPES:
+        yield from (_linear_case(tokens, size, outputs, dtype) for dtype in _DTYPES)
+        yield _invariant_case(tokens, size, outputs, is_blocks=False)
+        yield _invariant_case(tokens, size + 12, outputs + 2, is_blocks=True)
         yield _matmul_case(tokens, size, outputs, one_scale=False)
         yield _matmul_case(tokens, size, outputs, one_scale=True)
         yield _matmul_blocks_case(tokens, size + 12, outputs + 2)
@@ -182,6 +186,59 @@ def _matmul_case(tokens: int, size: int, outputs: int, *, one_scale: bool) -> Ca
 
     name = f"{tokens} x {size} x {outputs}" + (", one scale" if one_scale else "")
     return Case(op="matmul_fp8", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens * size < 200)
+
+
+def _linear_case(tokens: int, size: int, outputs: int, dtype: torch.dtype) -> Case:
+    """The library's and that of batch-invariant mode, which must give a row its bits whatever is beside it."""
+
+    def make(device: torch.device) -> Inputs:
+        generator = seeded("linear", tokens, size, outputs, dtype)
+        return {
+            "x": _randn(generator, device, dtype, tokens, size + 8)[:, :size],
+            "weight": (torch.randn(outputs, size, generator=generator) / size**0.5).to(dtype).to(device),
+            "bias": _randn(generator, device, dtype, outputs),
+        }
+
+    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
+        x, weight, bias = inputs.values()
+        invariant = load_ops("triton", batch_invariant=True) if ops.name == "triton" else ops
+        together = invariant.linear(x, weight, bias)
+        alone = torch.cat([invariant.linear(x[i : i + 1], weight, bias) for i in (0, tokens // 2, tokens - 1)])
+        expected = together[torch.tensor([0, tokens // 2, tokens - 1], device=x.device)]
+        same = (alone == expected).all() if ops.name == "triton" else torch.tensor(True)
+        return [ops.linear(x, weight, bias), together, invariant.linear(x, weight), same]
+
+    def magnitude(inputs: Inputs) -> list[Tensor]:
+        x, weight, bias = (tensor.float().abs() for tensor in inputs.values())
+        products = x @ weight.T
+        return [products + bias, products + bias, products, torch.tensor(True)]
+
+    name = f"{dtype_name(dtype)} {tokens} x {size} x {outputs}"
+    return Case(op="linear", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens == 1)
+
+
+def _invariant_case(tokens: int, size: int, outputs: int, *, is_blocks: bool) -> Case:
+    """FP8 products in batch-invariant mode: right, and rows alone have the bits they have together."""
+    ordinary = (
+        _matmul_blocks_case(tokens, size, outputs)
+        if is_blocks
+        else _matmul_case(tokens, size, outputs, one_scale=False)
+    )
+
+    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
+        invariant = load_ops("triton", batch_invariant=True) if ops.name == "triton" else ops
+        multiply = invariant.matmul_fp8_blocks if is_blocks else invariant.matmul_fp8
+        x, x_scales, *weight = inputs.values()
+        together, last = multiply(x, x_scales, *weight), tokens - 1
+        alone = multiply(x[last:], x_scales[last:], *weight)
+        same = (alone == together[last:]).all() if ops.name == "triton" else torch.tensor(True)
+        return [together, same]
+
+    def magnitude(inputs: Inputs) -> list[Tensor]:
+        assert ordinary.magnitude is not None
+        return [*ordinary.magnitude(inputs), torch.tensor(True)]
+
+    return replace(ordinary, name=f"batch-invariant {ordinary.name}", run=run, magnitude=magnitude)
 
 
 def _matmul_blocks_case(tokens: int, size: int, outputs: int) -> Case:

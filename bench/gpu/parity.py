@@ -128,6 +128,7 @@ CHECK_NAMES = (
     "greedy, depth 2, preempted",
     "seeded sampling, depth 2, chunked",
     "two runs have the same bits",
+    "batch-invariant: the same bits alone and in company",
     "bfloat16 logits",
     "logits quantised to FP8",
     "logits of an FP8 checkpoint",
@@ -163,6 +164,7 @@ class _ModelBench:
             self._check_preempted,
             lambda: self._check_tokens(self._seeded, depth=2, chunk=48),
             self._check_repeatable,
+            self._check_invariant,
             lambda: self._compare_errors(self._folder, dtype="bfloat16"),
             self._check_quantised,
             self._check_fp8_checkpoint,
@@ -268,6 +270,24 @@ class _ModelBench:
             results.append(side.generate(self._submits(sampling)))
         side.close()
         return _Found(passes=results[0] == results[1])
+
+    def _check_invariant(self) -> _Found:
+        """Requests together, in chunks two steps ahead, and each by itself: tokens and log-probabilities, prompts and decode steps."""
+        if self._ops == "cpu":
+            return _Found(passes=True, message="always so in this backend")
+        tokens = min(4, self._scale.max_tokens)
+        # So many log-probabilities are one kernel's; more are torch's, whose sums depend on the number of rows.
+        submits = self._submits(lambda _: SamplingParams(max_tokens=tokens, temperature=0.0, logprobs=20))
+        found = []
+        for chunk, depth, parts in ((4096, 1, [submits]), (48, 2, [submits]), (4096, 1, [[one] for one in submits])):
+            side = self._under_test(chunk=chunk, dtype="bfloat16", batch_invariant=True)
+            outcomes: dict[str, Outcome] = {}
+            for part in parts:
+                side.fresh(depth=depth, caching=False)
+                outcomes |= side.generate(part)
+            side.close()
+            found.append(outcomes)
+        return _Found(passes=found[0] == found[1] == found[2])
 
     def _check_quantised(self) -> _Found:
         return self._computes_no_fp8() or self._compare_errors(self._folder, dtype="bfloat16", quantization="fp8")

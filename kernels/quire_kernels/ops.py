@@ -17,6 +17,7 @@ from torch import Tensor
 from quire_kernels import (
     append_tokens,
     copy_blocks,
+    linear,
     logprobs,
     matmul_fp8,
     moe,
@@ -48,6 +49,7 @@ from quire_kernels.logprobs import TopLogprobs
 from quire_kernels.moe_fp8 import Fp8Experts
 from quire_kernels.signatures import (
     Argmax,
+    Linear,
     MatmulFp8,
     PagedAttention,
     PagedAttentionFp8,
@@ -89,6 +91,7 @@ class Ops:
     """(x, weights, experts, gate_up, down) -> out; None where one layer after the other is faster, as packed weights are on a CPU"""
     moe_fp8: Callable[[Tensor, Tensor, Tensor, Fp8Experts], Tensor] | None
     """(x, weights, experts, stacks) -> out; None where moe is"""
+    linear: Linear
     quantize_fp8: QuantizeFp8
     silu_mul_fp8: QuantizeFp8
     rms_norm_fp8: RmsNormFp8
@@ -147,6 +150,7 @@ def _reference_ops() -> Ops:
         silu_mul=silu_mul.silu_mul_reference,
         moe=moe.moe_reference,
         moe_fp8=moe_fp8.moe_fp8_reference,
+        linear=linear.linear_reference,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -179,6 +183,7 @@ def _cpu_ops(name: OpsName) -> Ops:
         silu_mul=silu_mul.silu_mul_reference,
         moe=None,
         moe_fp8=None,
+        linear=linear.linear_reference,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -233,6 +238,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         )
     from quire_kernels.gpu import append_tokens as gpu_append_tokens
     from quire_kernels.gpu import copy_blocks as gpu_copy_blocks
+    from quire_kernels.gpu import invariant_matmul
     from quire_kernels.gpu import logprobs as gpu_logprobs
     from quire_kernels.gpu import matmul_fp8 as gpu_matmul_fp8
     from quire_kernels.gpu import moe as gpu_moe
@@ -249,7 +255,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
     from quire_kernels.gpu import store_kv as gpu_store_kv
     from quire_kernels.gpu import token_bias as gpu_token_bias
 
-    return Ops(
+    ops = Ops(
         name="triton",
         store_kv=gpu_store_kv.store_kv_triton,
         store_kv_fp8=gpu_store_kv.store_kv_triton,
@@ -262,13 +268,14 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         rotate_and_store=gpu_rotate_and_store.rotate_and_store_triton,
         prepare_inputs=gpu_prepare_inputs.prepare_inputs_triton,
         silu_mul=gpu_silu_mul.silu_mul_triton,
-        moe=gpu_moe.moe_triton,
-        moe_fp8=gpu_moe_fp8.moe_fp8_triton,
+        moe=partial(gpu_moe.moe_triton, batch_invariant=batch_invariant),
+        moe_fp8=partial(gpu_moe_fp8.moe_fp8_triton, batch_invariant=batch_invariant),
+        linear=linear.linear_reference,
         quantize_fp8=gpu_quantize_fp8.quantize_fp8_triton,
         silu_mul_fp8=gpu_quantize_fp8.silu_mul_fp8_triton,
         rms_norm_fp8=gpu_quantize_fp8.rms_norm_fp8_triton,
         matmul_fp8=matmul_fp8.matmul_fp8_torch,
-        matmul_fp8_blocks=gpu_matmul_fp8.matmul_fp8_blocks_triton,
+        matmul_fp8_blocks=partial(gpu_matmul_fp8.matmul_fp8_blocks_triton, batch_invariant=batch_invariant),
         sample=gpu_sampling.sample_triton,
         argmax=sampling.argmax_reference,
         append_tokens=gpu_append_tokens.append_tokens_triton,
@@ -278,3 +285,6 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         apply_bitmask=gpu_token_bias.apply_bitmask_triton,
         top_logprobs=gpu_logprobs.top_logprobs_triton,
     )
+    if not batch_invariant:
+        return ops
+    return replace(ops, linear=invariant_matmul.linear_invariant, matmul_fp8=invariant_matmul.matmul_fp8_invariant)

@@ -109,6 +109,12 @@ class RmsNormFp8(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class Linear(Protocol):
+    """See quire_kernels.linear."""
+
+    def __call__(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, /) -> Tensor: ...
+
+
 class MatmulFp8(Protocol):
     """See quire_kernels.matmul_fp8."""
 

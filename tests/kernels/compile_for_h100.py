@@ -19,6 +19,7 @@ from quire_kernels.gpu import (
     copy_blocks,
     decode_attention,
     decode_plan,
+    invariant_matmul,
     logprobs,
     matmul_fp8,
     moe,
@@ -205,6 +206,18 @@ def compile_products() -> None:
                 name = f"experts_fp8/{block_m}/{is_gated}/{is_blocks}"
                 compile_kernel(name, moe_fp8.expert_fp8_kernel, types, is_hot=True, **fp8)
     compile_kernel("combine", moe.combine_kernel, "*bf16 *fp32 *i64 *bf16 i32", PAIRS_PER_ROW=8, BLOCK=1024)
+    for num_outputs, types in ((4096, "bf16"), (28672, "bf16"), (4096, "fp8e4nv"), (28672, "fp8e4nv"), (4096, "fp32")):
+        launch = invariant_matmul.tile_shape(num_outputs, {"bf16": 2, "fp8e4nv": 1, "fp32": 4}[types])
+        given = {"SIZE_N": num_outputs, "SIZE_K": 4096, "TOGETHER": 8, **launch}
+        if types != "fp8e4nv":
+            signature, given = (
+                f"*{types} *{types} *{types} *{types} i32 i64",
+                {**given, "x_scales": None, "w_scales": None},
+            )
+        else:
+            signature, given = "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 i32 i64", {**given, "bias": None}
+        kernel = invariant_matmul.invariant_matmul_kernel
+        compile_kernel(f"invariant_matmul/{num_outputs}/{types}", kernel, signature, is_hot=True, **given)
     for num_tokens in (1, 64, 512):
         launch, size = matmul_fp8.tile_shape(num_tokens), {"SIZE_N": 4096, "SIZE_K": 4096, "TOGETHER": 8}
         types = "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 i32"

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire_kernels.gpu.moe import TILES_TOGETHER, combine_kernel, load_weights, pairs_per_tile
+from quire_kernels.gpu.moe import INVARIANT_PAIRS, TILES_TOGETHER, combine_kernel, load_weights, pairs_per_tile
 from quire_kernels.gpu.moe_align import align
 from quire_kernels.gpu.quantize_fp8 import quantize_fp8_triton
 from quire_kernels.moe_fp8 import Fp8Experts
@@ -98,8 +98,10 @@ def expert_fp8_kernel(
         tl.store(out_at, result, mask=is_pair[:, None] & (n < SIZE_N)[None, :])
 
 
-def moe_fp8_triton(x_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, stacks: Fp8Experts) -> Tensor:
-    """See quire_kernels.moe_fp8."""
+def moe_fp8_triton(
+    x_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, stacks: Fp8Experts, *, batch_invariant: bool = False
+) -> Tensor:
+    """See quire_kernels.moe_fp8. batch_invariant: one shape of tile, whatever the number of pairs."""
     num_tokens, size = x_TE.shape
     num_experts, _, width = stacks.down.shape
     assert weights_TK.is_contiguous() and weights_TK.dtype == torch.float32
@@ -108,7 +110,7 @@ def moe_fp8_triton(x_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, stacks:
     if num_tokens == 0:
         return out
     num_pairs, per_token = experts_TK.numel(), experts_TK.shape[1]
-    block_m = pairs_per_tile(num_pairs, num_experts)
+    block_m = INVARIANT_PAIRS if batch_invariant else pairs_per_tile(num_pairs, num_experts)
     pairs, tiles = align(experts_TK, num_experts, block_m)
     hidden = torch.empty((num_pairs, width), dtype=x_TE.dtype, device=x_TE.device)
     outputs = torch.empty((num_pairs, size), dtype=x_TE.dtype, device=x_TE.device)

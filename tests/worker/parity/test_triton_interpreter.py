@@ -81,6 +81,7 @@ def test_what_fails_through_triton_fails_alone(damaged, side, mixed_prompts):
     assert [found[i][0] for i in (0, 1, 2, 3)] == [side(damaged).greedy([mixed_prompts[3]], 3)[0], [], [], []]
 
 
+@pytest.mark.slow
 def test_an_fp8_checkpoint_through_triton_gives_what_the_reference_gives(tmp_path):
     fp8, _ = make_checkpoints(tmp_path)
     rng = random.Random(5)
@@ -93,3 +94,17 @@ def test_an_fp8_checkpoint_through_triton_gives_what_the_reference_gives(tmp_pat
     for (_, logprobs, _), (_, right, _) in zip(found, expected, strict=True):
         # Of logits of about 30, whose roundings to FP8 differ here and there.
         assert logprobs == pytest.approx(right, abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe"])
+def test_batch_invariant_logits_are_the_same_bits_alone_in_company_and_in_chunks(name, checkpoint, mixed_prompts):
+    prompts = [mixed_prompts[i][:40] for i in (2, 8, 11)]
+    asked = {"max_tokens": 2, "temperature": 0.0, "prompt_logprobs": 0}
+    options = {"dtype": "bfloat16", "batch_invariant": True}
+
+    together = through_triton(checkpoint(name), [(prompt, asked) for prompt in prompts], **options)
+    alone = through_triton(checkpoint(name), [(prompts[2], asked)], **options, max_num_batched_tokens=100)
+
+    assert alone[0][:2] == together[2][:2]
+    assert len(alone[0][1]) == len(prompts[2]) - 1

@@ -195,6 +195,7 @@ def _load_model(
         quantization=target.quantization,
         stored_fp8=find_stored_fp8(config.fp8, checkpoint),
         fp8_ops=target.ops if target.computes_fp8 else None,
+        product=target.ops.linear if options.batch_invariant and target.ops.name == "triton" else None,
     )
     model = Decoder(
         config,

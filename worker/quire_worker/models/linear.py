@@ -25,6 +25,7 @@ from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
 from quire_kernels.cpu.linear import NativeLinear, NativeLinears
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.ops import Ops
+from quire_kernels.signatures import Linear as LinearOp
 from quire_worker.models.fp8_linear import Fp8Assembly, Fp8Linear, can_be_fp8, fp8_form
 from quire_worker.models.fp8_rows import Rows
 from quire_worker.models.fp8_weights import StoredFp8, dequantise
@@ -65,10 +66,12 @@ class LinearFactory:
         quantization: Quantization = "none",
         stored_fp8: StoredFp8 | None = None,
         fp8_ops: Ops | None = None,
+        product: LinearOp | None = None,
     ) -> None:
         """`library`: the C++ kernels of this CPU, if there are any. `stored_fp8`: the checkpoint's FP8 weights, if it has any.
 
         fp8_ops: what computes FP8 layers; None: none are, and FP8 weights are dequantised as they come.
+        product: what multiplies all others, on whatever device; None: what is fastest there.
         """
         self._slots = slots
         self._device = device
@@ -78,7 +81,8 @@ class LinearFactory:
         self._native = None if self.library is None else NativeLinears(self.library)
         assert quantization != "int8" or self._native is not None
         assert quantization != "fp8" or fp8_ops is not None
-        assert self._native is None or fp8_ops is None
+        assert self._native is None or (fp8_ops is None and product is None)
+        self._product = product
         self._quantization = quantization
         self._stored_fp8 = stored_fp8
         self._fp8_ops = fp8_ops
@@ -111,7 +115,7 @@ class LinearFactory:
             return self._fp8_linear(self._fp8_ops, parts, in_features, bias)
         layer = LoadedLinear()
         if self._native is None:
-            self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
+            self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(self._packed(weight, vector)))
         else:
             self._pack_natively(layer, self._native, parts, in_features, bias, is_exact=is_exact)
         return layer
@@ -139,7 +143,7 @@ class LinearFactory:
     def copy(self, weight: Tensor) -> Linear:
         """A projection with a weight [out, in] that also has another use; not quantised."""
         if self._native is None:
-            return pack(weight, None)
+            return self._packed(weight, None)
         out_features, in_features = weight.shape
         packed = self._native.empty(out_features, in_features, self._dtype)
         packed.pack_rows(weight)
@@ -152,6 +156,9 @@ class LinearFactory:
         stack = LoadedWeight()
         self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
         return stack
+
+    def _packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return pack(weight, bias) if self._product is None else DenseLinear(weight, bias, self._product)
 
     def has_fp8_stack(self, in_features: int, parts: tuple[Part, ...]) -> bool:
         """Whether `parts`, all of one size, can be an `fp8_stack`: they are to be FP8, and each begins a block of its own."""
@@ -310,13 +317,13 @@ def pack(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 class DenseLinear:
-    """torch's own."""
+    """The weight as it is; torch's product, unless told another."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: LinearOp = F.linear) -> None:
+        self._weight, self._bias, self._product = weight, bias, product
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return self._product(x, self._weight, self._bias)
 
 
 class PaddedLinear:
