@@ -75,7 +75,7 @@ def compile_kernel(
 
 def compile_attention(window: int, *, every_entry: bool) -> None:
     for (op, head_dim, size), config in launch_configs.attention_configs().items():
-        if every_entry or (head_dim, size) == (128, 2):
+        if every_entry or head_dim == 128:
             compile_attention_entry(op, config, head_dim, ELEMENT[size], ELEMENT[size], window)
     if window:
         return
@@ -96,7 +96,7 @@ def compile_attention_entry(op: str, config, head_dim: int, element: str, cached
         "BLOCK_M": config.block_m,
         "BLOCK_N": paged_attention.keys_per_tile(16, config.block_n),
     } | ({} if scales else {"kv_scales": None})
-    launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "is_hot": element == "bf16"}
+    launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "is_hot": True}
     name = f"{op}/{head_dim}/{element}/{window}"
     if op.startswith("prefill"):
         types = f"{q} {cache} {cache} {scales} {q} *i32 *i32 *i32 fp32 i32 i64 i64 i64"
@@ -142,9 +142,11 @@ def compile_small_kernels() -> None:
 
 def compile_sampling() -> None:
     vocabulary = launch_configs.row_config("vocabulary")
-    launch = {"num_warps": vocabulary.num_warps, "BLOCK": vocabulary.block}
+    launch = {"num_warps": vocabulary.num_warps, "BLOCK": vocabulary.block, "is_hot": True}
     tiles, splits = {"TILES": sampling.TILES_PER_SPLIT}, {"BLOCK_S": 16}
-    compile_kernel("sample/top", sampling.top_kernel, "*bf16 *fp32 *fp32 *i32 i64 i32", **launch, **tiles)
+    for logits in ("bf16", "fp32"):
+        types = f"*{logits} *fp32 *fp32 *i32 i64 i32"
+        compile_kernel(f"sample/top/{logits}", sampling.top_kernel, types, **launch, **tiles)
     types = "*bf16 *fp32 *i32 *fp32 *fp32 *i32 *i32 *fp32 *i32 i64 i32 i32"
     room = {"ROOM": sampling.MAX_CANDIDATES}
     compile_kernel("sample/pivot", sampling_pivots.pivot_kernel, types, **launch, **splits, **room)
