@@ -61,6 +61,18 @@ class NoWaiting(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class NothingLaunched(TorchFunctionMode):
+    """Refuses every function of torch: on a GPU each would launch something."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name not in ("__get__", "shape"):
+            raise AssertionError(f"{name} was launched")
+        return func(*args, **(kwargs or {}))
+
+
 def _waits(func: Any, args: tuple[Any, ...]) -> bool:
     name = getattr(func, "__name__", "")
     if name in ("__getitem__", "__setitem__", "index_put_", "index_put"):

@@ -1,12 +1,14 @@
-"""Checks of what is fused or quantised: rotary with writing KV, input preparation, FP8 activations and products, experts."""
+"""Checks of what is fused or quantised: rotary with writing KV, input preparation, FP8 activations and products."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from gpu.cases import Case, Inputs, dtype_name, seeded
+from gpu.compare import Difference, difference
 from quire_kernels.ops import Ops, load_ops
 from quire_kernels.prepare_inputs import RowState
 from quire_kernels.rotary import RotaryConfig, rotary_cos_sin
@@ -18,10 +20,16 @@ FUSED_SHAPES = [(1, 1, 1, 32, 32, 16), (5, 7, 1, 80, 20, 32), (3, 6, 2, 96, 96, 
 """Tokens, heads, KV heads, dim, dims that turn, slots of a block."""
 
 
-QUANTISE_SHAPES = [(1, 64, None), (5, 100, None), (3, 384, 128), (65, 4096, 128), (300, 14336, None)]
+QUANTISE_SHAPES = [
+    (1, 64, None),
+    (5, 100, None),
+    (3, 384, 128),
+    (65, 4096, 128),
+    (300, 14336, None),
+    (7, 14336, 128),
+    (3, 28672, None),
+]
 """Tokens, width, group."""
-MOE_SHAPES = [(1, 1, 3, 32, 16), (3, 4, 16, 80, 72), (70, 2, 4, 128, 100), (300, 8, 128, 512, 192)]
-"""Tokens, experts of each, experts, width, an expert's width."""
 MATMUL_SHAPES = [(1, 128, 128), (5, 320, 208), (40, 256, 144), (260, 4096, 6144)]
 """Tokens, inputs, outputs."""
 STEPS = ([(1, 0)], [(1, 9), (17, 3), (1, 700), (40, 0)], [(1, i % 600) for i in range(300)])
@@ -32,8 +40,6 @@ def fused_cases() -> Iterator[Case]:
     """All of them."""
     yield from _rotate_cases()
     yield from _fp8_cases()
-    for moe_shape, dtype in product(MOE_SHAPES, _DTYPES):
-        yield _moe_case(*moe_shape, dtype)
     for rows, padding in product(STEPS, (0, 3)):
         yield _inputs_case(rows, padding)
     for (num_rows, vocab_size), dtype in product(((1, 5), (3, 9001), (256, 128_256)), _DTYPES):
@@ -51,6 +57,9 @@ def _fp8_cases() -> Iterator[Case]:
     for (tokens, size, group), dtype in product(QUANTISE_SHAPES, _DTYPES):
         yield from _quantise_cases(tokens, size, group, dtype)
     for tokens, size, outputs in MATMUL_SHAPES:
+        yield from (_linear_case(tokens, size, outputs, dtype) for dtype in _DTYPES)
+        yield _invariant_case(tokens, size, outputs, is_blocks=False)
+        yield _invariant_case(tokens, size + 12, outputs + 2, is_blocks=True)
         yield _matmul_case(tokens, size, outputs, one_scale=False)
         yield _matmul_case(tokens, size, outputs, one_scale=True)
         yield _matmul_blocks_case(tokens, size + 12, outputs + 2)
@@ -137,37 +146,21 @@ def _quantise_cases(tokens: int, size: int, group: int | None, dtype: torch.dtyp
         return list(ops.silu_mul_fp8(inputs["wide"], group))
 
     for op, run in (("quantize_fp8", quantise), ("silu_mul_fp8", activate), ("rms_norm_fp8", norm)):
-        yield Case(op=op, name=name, make=make, run=run, is_small=is_small, group="fp8 activations")
+        judge = _judge_quantised
+        yield Case(op=op, name=name, make=make, run=run, judge=judge, is_small=is_small, group="fp8 activations")
 
 
-def _moe_case(tokens: int, k: int, num_experts: int, size: int, width: int, dtype: torch.dtype) -> Case:
-    def make(device: torch.device) -> Inputs:
-        generator = seeded("moe", tokens, k, num_experts, size, dtype)
-        experts = torch.rand(tokens, num_experts, generator=generator).topk(k).indices.sort().values
-        if tokens > 2 and k > 1:
-            experts[1, 0] = -1
-        return {
-            "x": _randn(generator, device, dtype, tokens, size + 8)[:, :size],
-            "weights": torch.randn(tokens, k, generator=generator).softmax(-1).to(device),
-            "experts": experts.to(device),
-            "gate_up": (torch.randn(num_experts, 2 * width, size, generator=generator) / size**0.5)
-            .to(dtype)
-            .to(device),
-            "down": (torch.randn(num_experts, size, width, generator=generator) / width**0.5).to(dtype).to(device),
-        }
-
-    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
-        assert ops.moe is not None, "this backend has no experts in one call"
-        return [ops.moe(*inputs.values())]
-
-    def magnitude(inputs: Inputs) -> list[Tensor]:
-        # Sums of terms of about 1 in three roundings: the result's size and twice what its terms add up to at most.
-        moe = load_ops("reference").moe
-        assert moe is not None
-        return [moe(*inputs.values()).float().abs() + 2.0]
-
-    name = f"{dtype_name(dtype)} {tokens} tokens, {k} of {num_experts}, {size} x {width}"
-    return Case(op="moe", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens < 4)
+def _judge_quantised(inputs: Inputs, found: list[Tensor], expected: list[Tensor]) -> Difference:
+    """Values at most one step apart, scales one unit of bf16, as the largest number may have been rounded to its other neighbour."""
+    (values, scales), (right_values, right_scales) = found[:2], expected[:2]
+    if values.dtype != right_values.dtype or values.shape != right_values.shape or scales.shape != right_scales.shape:
+        return Difference(error=float("inf"), units=float("inf"))
+    steps = (values.view(torch.uint8).int() - right_values.view(torch.uint8).int()).abs()
+    most = int(torch.where((values.float() == 0) & (right_values.float() == 0), 0, steps).max())
+    of_scales = ((scales - right_scales).abs() / right_scales).max()
+    others = [difference(f, e) for f, e in zip(found[2:], expected[2:], strict=True)]
+    units = max(float(most), float(of_scales) * 2**7, *(other.units for other in others), 0.0)
+    return Difference(error=float((values.float() - right_values.float()).abs().max()), units=units)
 
 
 def _fp8(generator: torch.Generator, device: torch.device, rows: int, columns: int) -> Tensor:
@@ -193,6 +186,59 @@ def _matmul_case(tokens: int, size: int, outputs: int, *, one_scale: bool) -> Ca
 
     name = f"{tokens} x {size} x {outputs}" + (", one scale" if one_scale else "")
     return Case(op="matmul_fp8", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens * size < 200)
+
+
+def _linear_case(tokens: int, size: int, outputs: int, dtype: torch.dtype) -> Case:
+    """The library's and that of batch-invariant mode, which must give a row its bits whatever is beside it."""
+
+    def make(device: torch.device) -> Inputs:
+        generator = seeded("linear", tokens, size, outputs, dtype)
+        return {
+            "x": _randn(generator, device, dtype, tokens, size + 8)[:, :size],
+            "weight": (torch.randn(outputs, size, generator=generator) / size**0.5).to(dtype).to(device),
+            "bias": _randn(generator, device, dtype, outputs),
+        }
+
+    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
+        x, weight, bias = inputs.values()
+        invariant = load_ops("triton", batch_invariant=True) if ops.name == "triton" else ops
+        together = invariant.linear(x, weight, bias)
+        alone = torch.cat([invariant.linear(x[i : i + 1], weight, bias) for i in (0, tokens // 2, tokens - 1)])
+        expected = together[torch.tensor([0, tokens // 2, tokens - 1], device=x.device)]
+        same = (alone == expected).all() if ops.name == "triton" else torch.tensor(True)
+        return [ops.linear(x, weight, bias), together, invariant.linear(x, weight), same]
+
+    def magnitude(inputs: Inputs) -> list[Tensor]:
+        x, weight, bias = (tensor.float().abs() for tensor in inputs.values())
+        products = x @ weight.T
+        return [products + bias, products + bias, products, torch.tensor(True)]
+
+    name = f"{dtype_name(dtype)} {tokens} x {size} x {outputs}"
+    return Case(op="linear", name=name, make=make, run=run, magnitude=magnitude, is_small=tokens == 1)
+
+
+def _invariant_case(tokens: int, size: int, outputs: int, *, is_blocks: bool) -> Case:
+    """FP8 products in batch-invariant mode: right, and rows alone have the bits they have together."""
+    ordinary = (
+        _matmul_blocks_case(tokens, size, outputs)
+        if is_blocks
+        else _matmul_case(tokens, size, outputs, one_scale=False)
+    )
+
+    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
+        invariant = load_ops("triton", batch_invariant=True) if ops.name == "triton" else ops
+        multiply = invariant.matmul_fp8_blocks if is_blocks else invariant.matmul_fp8
+        x, x_scales, *weight = inputs.values()
+        together, last = multiply(x, x_scales, *weight), tokens - 1
+        alone = multiply(x[last:], x_scales[last:], *weight)
+        same = (alone == together[last:]).all() if ops.name == "triton" else torch.tensor(True)
+        return [together, same]
+
+    def magnitude(inputs: Inputs) -> list[Tensor]:
+        assert ordinary.magnitude is not None
+        return [*ordinary.magnitude(inputs), torch.tensor(True)]
+
+    return replace(ordinary, name=f"batch-invariant {ordinary.name}", run=run, magnitude=magnitude)
 
 
 def _matmul_blocks_case(tokens: int, size: int, outputs: int) -> Case:

@@ -27,6 +27,8 @@ def sampling_cases() -> Iterator[Case]:
         yield _penalty_case(vocab_size)
         yield _mask_case(vocab_size)
     yield _count_case()
+    for num_rows in (3, 300):
+        yield _append_case(num_rows)
     yield _bias_case()
 
 
@@ -165,6 +167,27 @@ def _count_case() -> Case:
         return [inputs["output_counts"]]
 
     return Case(op="count_tokens", name="400 rows, many on one count", make=make, run=run, is_small=True)
+
+
+def _append_case(num_rows: int) -> Case:
+    """Every third token is padding."""
+
+    def make(device: torch.device) -> Inputs:
+        generator = seeded("append", num_rows)
+        rows = torch.randperm(2 * num_rows, generator=generator)[:num_rows]
+        rows[::3] = -1
+        return {
+            "row_ids": rows.to(device),
+            "sampled": torch.randint(0, 128_256, (num_rows,), generator=generator).to(device),
+            "token_ids": torch.zeros(2 * num_rows, 70, dtype=torch.int32, device=device),
+            "num_tokens": torch.randint(0, 70, (2 * num_rows,), generator=generator).to(device),
+        }
+
+    def run(ops: Ops, inputs: Inputs) -> list[Tensor]:
+        ops.append_tokens(*inputs.values())
+        return [inputs["token_ids"], inputs["num_tokens"]]
+
+    return Case(op="append_tokens", name=f"{num_rows} rows", make=make, run=run, is_small=num_rows < 10)
 
 
 def _bias_case() -> Case:

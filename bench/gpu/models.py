@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpu.sizes import Sizes
 from quire_kernels.ops import load_ops
+from quire_kernels.quantize_fp8 import FP8, FP8_MAX
 from quire_worker.models.config import parse_model_config
 from quire_worker.models.decoder import Decoder
 from quire_worker.models.kv_groups import decide_kv_layout
@@ -95,24 +96,58 @@ def write_tiny_checkpoint(folder: Path, name: str) -> Path:
     return folder
 
 
+_FP8_WIDTHS = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+"""Of tiny models whose weights are scaled by blocks of 128 x 128."""
+_FP8_CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def write_fp8_checkpoint(folder: Path, name: str) -> Path:
+    """A wider TINY_MODELS[name], its projections in FP8 with a scale for each 128 x 128 numbers."""
+    config = tiny_config(name) | _FP8_WIDTHS
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    tensors = {}
+    for tensor_name, shape in tensor_shapes(config).items():
+        values = torch.randn(shape, generator=generator) * 0.05 + tensor_name.endswith("norm.weight")
+        is_projection = len(shape) == 2 and ".layers." in tensor_name and not tensor_name.endswith(".gate.weight")
+        if is_projection:
+            blocks = values.view(shape[0] // 128, 128, shape[1] // 128, 128)
+            scales = blocks.abs().amax((1, 3)) / FP8_MAX
+            tensors[f"{tensor_name}_scale_inv"] = scales
+            values = (blocks / scales[:, None, :, None]).to(FP8).view(shape)
+        tensors[tensor_name] = values
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": _FP8_CONFIG}))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+_TYPE_NAMES = {torch.float32: "F32", FP8: "F8_E4M3"}
+
+
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Float32 tensors in the format of https://huggingface.co/docs/safetensors: needs no package."""
+    """Tensors of float32 and FP8 in the format of https://huggingface.co/docs/safetensors: needs no package."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32
         header[name] = {
-            "dtype": "F32",
+            "dtype": _TYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.numel() * 4],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += tensor.numel() * 4
+        offset += tensor.nbytes
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
-            file.write(tensor.contiguous().numpy().tobytes())
+            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from gpu.cases import Verdict
-from gpu.models import TINY_MODELS, TINY_VOCABULARY, write_tiny_checkpoint
-from gpu.sides import Outcome, Side
+from gpu.models import TINY_MODELS, TINY_VOCABULARY, write_fp8_checkpoint, write_tiny_checkpoint
+from gpu.sides import Outcome, Side, Watched
 from quire_kernels.sampling import SamplingTensors, perturbed_logits
+from quire_worker.execution.device import FP8_CAPABILITY
 from quire_worker.execution.options import RunnerOptions
 from quire_worker.request import SamplingParams, Submit
 
@@ -102,7 +103,7 @@ def logprobs_of(side: Side, prompts: Sequence[Sequence[int]]) -> Tensor:
 def engine_verdicts(model: str, device: torch.device, ops: str, scale: Scale) -> Iterator[Verdict]:
     """Every check of one model."""
     with tempfile.TemporaryDirectory() as name:
-        bench = _ModelBench(write_tiny_checkpoint(Path(name), model), device, ops, scale)
+        bench = _ModelBench(write_tiny_checkpoint(Path(name), model), model, device, ops, scale)
         for check_name, check in bench.checks().items():
             start = time.perf_counter()
             try:
@@ -127,7 +128,10 @@ CHECK_NAMES = (
     "greedy, depth 2, preempted",
     "seeded sampling, depth 2, chunked",
     "two runs have the same bits",
+    "batch-invariant: the same bits alone and in company",
     "bfloat16 logits",
+    "logits quantised to FP8",
+    "logits of an FP8 checkpoint",
     "transformers: greedy and seeded",
 )
 
@@ -140,8 +144,9 @@ class _Found:
 
 
 class _ModelBench:
-    def __init__(self, folder: Path, device: torch.device, ops: str, scale: Scale) -> None:
+    def __init__(self, folder: Path, model: str, device: torch.device, ops: str, scale: Scale) -> None:
         self._folder, self._device, self._ops, self._scale = folder, device, ops, scale
+        self._model = model
         generator = torch.Generator().manual_seed(1)
         self._prompts = [
             torch.randint(0, TINY_VOCABULARY, (n,), generator=generator).tolist() for n in scale.prompt_lengths
@@ -159,7 +164,10 @@ class _ModelBench:
             self._check_preempted,
             lambda: self._check_tokens(self._seeded, depth=2, chunk=48),
             self._check_repeatable,
-            self._check_bfloat16,
+            self._check_invariant,
+            lambda: self._compare_errors(self._folder, dtype="bfloat16"),
+            self._check_quantised,
+            self._check_fp8_checkpoint,
             self._check_transformers,
         ]
         return dict(zip(CHECK_NAMES, runs, strict=True))
@@ -187,14 +195,20 @@ class _ModelBench:
         ]
 
     def _side(
-        self, device: str, ops: str, *, dtype: str = "float32", chunk: int = 4096, blocks: int | None = None
+        self,
+        device: str,
+        ops: str,
+        *,
+        folder: Path | None = None,
+        chunk: int = 4096,
+        blocks: int | None = None,
+        **changes: Any,
     ) -> Side:
         longest = max(self._scale.prompt_lengths) + self._scale.max_tokens
         return Side(
             RunnerOptions(
-                model_dir=self._folder,
+                model_dir=folder or self._folder,
                 device=device,
-                dtype=dtype,
                 ops=ops,
                 compute_threads=1,
                 max_model_len=longest,
@@ -202,6 +216,7 @@ class _ModelBench:
                 max_num_batched_tokens=chunk,
                 block_size=BLOCK_SIZE,
                 num_gpu_blocks_override=blocks or 1200,
+                **{"dtype": "float32", **changes},
             )
         )
 
@@ -218,11 +233,17 @@ class _ModelBench:
 
     def _check_tokens(self, sampling: Callable[[int], SamplingParams], *, depth: int, chunk: int) -> _Found:
         side = self._under_test(chunk=chunk)
-        side.fresh(depth=depth)
+        watched = Watched(side.runner)
+        side.fresh(depth=depth, wrap=lambda _: watched)
         outcomes = side.generate(self._submits(sampling))
         side.close()
         self._outputs[sampling.__name__] = [outcomes[str(i)].token_ids for i in range(len(self._prompts))]
-        return self._judge(self._oracle, outcomes, sampling)
+        judged = self._judge(self._oracle, outcomes, sampling)
+        is_recorded = self._device.type == "cuda" and sampling == self._greedy
+        if judged.passes and is_recorded and not watched.num_chosen:
+            return _Found(passes=False, message="no step chose by itself: the check does not check")
+        message = judged.message or f"{watched.num_chosen} steps chose by themselves"
+        return _Found(passes=judged.passes, error=judged.error, message=message)
 
     def _check_preempted(self) -> _Found:
         """Blocks for the longest request and little more."""
@@ -250,16 +271,49 @@ class _ModelBench:
         side.close()
         return _Found(passes=results[0] == results[1])
 
-    def _check_bfloat16(self) -> _Found:
-        """At most twice as far from float32 as the reference ops in bfloat16 are."""
-        exact = logprobs_of(self._reference, self._prompts)
-        errors = []
-        for side in (self._under_test(dtype="bfloat16"), self._side("cpu", "reference", dtype="bfloat16")):
-            errors.append(float((logprobs_of(side, self._prompts) - exact).abs().max()))
+    def _check_invariant(self) -> _Found:
+        """Requests together, in chunks two steps ahead, and each by itself: tokens and log-probabilities, prompts and decode steps."""
+        if self._ops == "cpu":
+            return _Found(passes=True, message="always so in this backend")
+        tokens = min(4, self._scale.max_tokens)
+        # So many log-probabilities are one kernel's; more are torch's, whose sums depend on the number of rows.
+        submits = self._submits(lambda _: SamplingParams(max_tokens=tokens, temperature=0.0, logprobs=20))
+        found = []
+        for chunk, depth, parts in ((4096, 1, [submits]), (48, 2, [submits]), (4096, 1, [[one] for one in submits])):
+            side = self._under_test(chunk=chunk, dtype="bfloat16", batch_invariant=True)
+            outcomes: dict[str, Outcome] = {}
+            for part in parts:
+                side.fresh(depth=depth, caching=False)
+                outcomes |= side.generate(part)
             side.close()
-        found, reference = errors
-        message = f"reference ops in bfloat16: {reference:.3g}"
-        return _Found(passes=found <= 2 * reference, error=found, message=message)
+            found.append(outcomes)
+        return _Found(passes=found[0] == found[1] == found[2])
+
+    def _check_quantised(self) -> _Found:
+        return self._computes_no_fp8() or self._compare_errors(self._folder, dtype="bfloat16", quantization="fp8")
+
+    def _check_fp8_checkpoint(self) -> _Found:
+        if (found := self._computes_no_fp8()) is not None:
+            return found
+        return self._compare_errors(write_fp8_checkpoint(self._folder / "fp8", self._model), dtype="bfloat16")
+
+    def _computes_no_fp8(self) -> _Found | None:
+        if self._ops == "cpu":
+            return _Found(passes=True, message="not in this backend")
+        if self._device.type == "cuda" and torch.cuda.get_device_capability(self._device) < FP8_CAPABILITY:
+            return _Found(passes=True, message="not on this device")
+        return None
+
+    def _compare_errors(self, folder: Path, **changes: Any) -> _Found:
+        """At most twice as far from float32 as the reference ops with these options are."""
+        # Ops of a CPU dequantise what is FP8.
+        sides = [self._side("cpu", "cpu-torch", folder=folder)]
+        sides += [self._under_test(folder=folder, **changes), self._side("cpu", "reference", folder=folder, **changes)]
+        exact, *others = [logprobs_of(side, self._prompts) for side in sides]
+        for side in sides:
+            side.close()
+        found, reference = (float((logprobs - exact).abs().max()) for logprobs in others)
+        return _Found(passes=found <= 2 * reference, error=found, message=f"reference ops: {reference:.3g}")
 
     def _check_transformers(self) -> _Found:
         try:

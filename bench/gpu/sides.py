@@ -7,11 +7,12 @@ from pathlib import Path
 
 from quire_worker.engine.engine import Engine
 from quire_worker.execution.build import build_runner
+from quire_worker.execution.handle import StepHandle
 from quire_worker.execution.options import RunnerOptions
 from quire_worker.kv.block_manager import BlockManager
 from quire_worker.kv.block_pool import BlockPool
 from quire_worker.models.safetensors_reader import Checkpoint, open_checkpoint
-from quire_worker.plan import Runner
+from quire_worker.plan import Handle, Runner, StepPlan
 from quire_worker.request import Submit, TokenLogprobs
 from quire_worker.scheduling.limits import SchedulerLimits
 from quire_worker.scheduling.scheduler import Scheduler
@@ -23,6 +24,23 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+class Watched:
+    """A runner whose steps are counted."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.sample = runner.sample
+        self.close = runner.close
+        self.num_chosen = 0
+        """Steps that chose their tokens by themselves."""
+
+    def launch(self, plan: StepPlan) -> Handle:
+        """As the runner's."""
+        handle = self._runner.launch(plan)
+        self.num_chosen += isinstance(handle, StepHandle) and handle.chosen is not None
+        return handle
 
 
 class Side:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from gpu.cases import Case
 from gpu.cases_attention import attention_cases
+from gpu.cases_experts import expert_cases
 from gpu.cases_fused import fused_cases
 from gpu.cases_rows import row_cases
 from gpu.cases_sampling import sampling_cases
@@ -26,7 +27,7 @@ class Shard:
 
 def all_cases(*, small: bool) -> list[Case]:
     """Of every operation."""
-    cases = [*attention_cases(), *row_cases(), *fused_cases(), *sampling_cases()]
+    cases = [*attention_cases(), *row_cases(), *fused_cases(), *expert_cases(), *sampling_cases()]
     return [case for case in cases if case.is_small] if small else cases
 
 

@@ -10,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Literal, Protocol, overload
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from quire_kernels import (
+    append_tokens,
     copy_blocks,
+    linear,
     logprobs,
     matmul_fp8,
     moe,
+    moe_fp8,
     paged_attention,
     penalties,
     prepare_inputs,
@@ -44,132 +46,23 @@ from quire_kernels.cpu.native_library import native_library
 from quire_kernels.cpu.native_rotary import NativeRotary
 from quire_kernels.cpu.native_sampling import NativeSampling
 from quire_kernels.logprobs import TopLogprobs
-from quire_kernels.prepare_inputs import RowState, StepTensors
-from quire_kernels.rotate_and_store import CacheTarget
-from quire_kernels.sampling import SamplingTensors
+from quire_kernels.moe_fp8 import Fp8Experts
+from quire_kernels.signatures import (
+    Argmax,
+    Linear,
+    MatmulFp8,
+    PagedAttention,
+    PagedAttentionFp8,
+    PlanAttention,
+    PrepareInputs,
+    QuantizeFp8,
+    RmsNorm,
+    RmsNormFp8,
+    RotateAndStore,
+    Sample,
+)
 
 OpsName = Literal["reference", "cpu", "cpu-torch", "triton"]
-
-
-class PagedAttention(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        seq_lens: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        max_query_len: int,
-        max_seq_len: int,
-        plan: object = None,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
-
-
-class PagedAttentionFp8(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        query_starts: Tensor,
-        seq_lens: Tensor,
-        *,
-        kv_scales: Tensor,
-        scale: float,
-        window: int | None,
-        max_query_len: int,
-        max_seq_len: int,
-        plan: object = None,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
-
-
-class PlanAttention(Protocol):
-    """See quire_kernels.paged_attention."""
-
-    def __call__(
-        self, k_cache: Tensor, block_tables: Tensor, query_starts: Tensor, seq_lens: Tensor, *, window: int | None
-    ) -> object: ...
-
-
-class RmsNorm(Protocol):
-    """See quire_kernels.rms_norm."""
-
-    @overload
-    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: None = None) -> Tensor: ...
-    @overload
-    def __call__(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class RotateAndStore(Protocol):
-    """See quire_kernels.rotate_and_store."""
-
-    def __call__(
-        self,
-        q_THD: Tensor,
-        k_THD: Tensor,
-        v_THD: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        target: CacheTarget,
-        *,
-        norms: tuple[Tensor, Tensor] | None = None,
-        eps: float = 0.0,
-    ) -> Tensor: ...
-
-
-class PrepareInputs(Protocol):
-    """See quire_kernels.prepare_inputs."""
-
-    def __call__(
-        self, row_ids: Tensor, query_starts: Tensor, state: RowState, *, num_tokens: int, num_blocks: int
-    ) -> StepTensors: ...
-
-
-class QuantizeFp8(Protocol):
-    """See quire_kernels.quantize_fp8."""
-
-    def __call__(self, x_TE: Tensor, group: int | None = None, /) -> tuple[Tensor, Tensor]: ...
-
-
-class RmsNormFp8(Protocol):
-    """See quire_kernels.quantize_fp8."""
-
-    def __call__(
-        self, x_TE: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, group: int | None = None
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-class MatmulFp8(Protocol):
-    """See quire_kernels.matmul_fp8."""
-
-    def __call__(
-        self, x_TK: Tensor, x_scales: Tensor, weight_NK: Tensor, w_scales: Tensor, dtype: torch.dtype = torch.bfloat16
-    ) -> Tensor: ...
-
-
-class Sample(Protocol):
-    """See quire_kernels.sampling."""
-
-    def __call__(
-        self, logits_RV: Tensor, params: SamplingTensors, purpose: int = 0, broken: Tensor | None = None
-    ) -> Tensor: ...
-
-
-class Argmax(Protocol):
-    """See quire_kernels.sampling."""
-
-    def __call__(self, logits_RV: Tensor, broken: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +89,9 @@ class Ops:
     """(gate_up) -> out"""
     moe: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     """(x, weights, experts, gate_up, down) -> out; None where one layer after the other is faster, as packed weights are on a CPU"""
+    moe_fp8: Callable[[Tensor, Tensor, Tensor, Fp8Experts], Tensor] | None
+    """(x, weights, experts, stacks) -> out; None where moe is"""
+    linear: Linear
     quantize_fp8: QuantizeFp8
     silu_mul_fp8: QuantizeFp8
     rms_norm_fp8: RmsNormFp8
@@ -204,6 +100,8 @@ class Ops:
     sample: Sample
     argmax: Argmax
     """What sample gives at temperature 0."""
+    append_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    """(row_ids, sampled, token_ids, num_tokens)"""
     apply_penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits, slots, prompt_mask, output_counts, repetition, frequency, presence)"""
     count_tokens: Callable[[Tensor, Tensor, Tensor], None]
@@ -251,6 +149,8 @@ def _reference_ops() -> Ops:
         prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
         moe=moe.moe_reference,
+        moe_fp8=moe_fp8.moe_fp8_reference,
+        linear=linear.linear_reference,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -258,6 +158,7 @@ def _reference_ops() -> Ops:
         matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=sampling.sample_reference,
         argmax=sampling.argmax_reference,
+        append_tokens=append_tokens.append_tokens_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -281,6 +182,8 @@ def _cpu_ops(name: OpsName) -> Ops:
         prepare_inputs=prepare_inputs.prepare_inputs_reference,
         silu_mul=silu_mul.silu_mul_reference,
         moe=None,
+        moe_fp8=None,
+        linear=linear.linear_reference,
         quantize_fp8=quantize_fp8.quantize_fp8_reference,
         silu_mul_fp8=quantize_fp8.silu_mul_fp8_reference,
         rms_norm_fp8=quantize_fp8.rms_norm_fp8_reference,
@@ -288,6 +191,7 @@ def _cpu_ops(name: OpsName) -> Ops:
         matmul_fp8_blocks=matmul_fp8.matmul_fp8_blocks_reference,
         sample=cpu_sampling.sample_cpu,
         argmax=sampling.argmax_reference,
+        append_tokens=append_tokens.append_tokens_reference,
         apply_penalties=penalties.apply_penalties_reference,
         count_tokens=penalties.count_tokens_reference,
         apply_bias=token_bias.apply_bias_reference,
@@ -332,10 +236,13 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         raise ModuleNotFoundError(
             "ops='triton' needs the triton package: pip install 'quire[gpu]', or choose ops='cpu'"
         )
+    from quire_kernels.gpu import append_tokens as gpu_append_tokens
     from quire_kernels.gpu import copy_blocks as gpu_copy_blocks
+    from quire_kernels.gpu import invariant_matmul
     from quire_kernels.gpu import logprobs as gpu_logprobs
     from quire_kernels.gpu import matmul_fp8 as gpu_matmul_fp8
     from quire_kernels.gpu import moe as gpu_moe
+    from quire_kernels.gpu import moe_fp8 as gpu_moe_fp8
     from quire_kernels.gpu import paged_attention as gpu_paged_attention
     from quire_kernels.gpu import penalties as gpu_penalties
     from quire_kernels.gpu import prepare_inputs as gpu_prepare_inputs
@@ -348,7 +255,7 @@ def _triton_ops(batch_invariant: bool) -> Ops:
     from quire_kernels.gpu import store_kv as gpu_store_kv
     from quire_kernels.gpu import token_bias as gpu_token_bias
 
-    return Ops(
+    ops = Ops(
         name="triton",
         store_kv=gpu_store_kv.store_kv_triton,
         store_kv_fp8=gpu_store_kv.store_kv_triton,
@@ -361,17 +268,23 @@ def _triton_ops(batch_invariant: bool) -> Ops:
         rotate_and_store=gpu_rotate_and_store.rotate_and_store_triton,
         prepare_inputs=gpu_prepare_inputs.prepare_inputs_triton,
         silu_mul=gpu_silu_mul.silu_mul_triton,
-        moe=gpu_moe.moe_triton,
+        moe=partial(gpu_moe.moe_triton, batch_invariant=batch_invariant),
+        moe_fp8=partial(gpu_moe_fp8.moe_fp8_triton, batch_invariant=batch_invariant),
+        linear=linear.linear_reference,
         quantize_fp8=gpu_quantize_fp8.quantize_fp8_triton,
         silu_mul_fp8=gpu_quantize_fp8.silu_mul_fp8_triton,
         rms_norm_fp8=gpu_quantize_fp8.rms_norm_fp8_triton,
         matmul_fp8=matmul_fp8.matmul_fp8_torch,
-        matmul_fp8_blocks=gpu_matmul_fp8.matmul_fp8_blocks_triton,
+        matmul_fp8_blocks=partial(gpu_matmul_fp8.matmul_fp8_blocks_triton, batch_invariant=batch_invariant),
         sample=gpu_sampling.sample_triton,
         argmax=sampling.argmax_reference,
+        append_tokens=gpu_append_tokens.append_tokens_triton,
         apply_penalties=gpu_penalties.apply_penalties_triton,
         count_tokens=gpu_penalties.count_tokens_triton,
         apply_bias=gpu_token_bias.apply_bias_triton,
         apply_bitmask=gpu_token_bias.apply_bitmask_triton,
         top_logprobs=gpu_logprobs.top_logprobs_triton,
     )
+    if not batch_invariant:
+        return ops
+    return replace(ops, linear=invariant_matmul.linear_invariant, matmul_fp8=invariant_matmul.matmul_fp8_invariant)

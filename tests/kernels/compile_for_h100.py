@@ -15,13 +15,16 @@ from triton.compiler import ASTSource
 
 from quire_kernels import launch_configs
 from quire_kernels.gpu import (
+    append_tokens,
     copy_blocks,
     decode_attention,
     decode_plan,
+    invariant_matmul,
     logprobs,
     matmul_fp8,
     moe,
     moe_align,
+    moe_fp8,
     paged_attention,
     penalties,
     prefill_attention,
@@ -72,7 +75,7 @@ def compile_kernel(
 
 def compile_attention(window: int, *, every_entry: bool) -> None:
     for (op, head_dim, size), config in launch_configs.attention_configs().items():
-        if every_entry or (head_dim, size) == (128, 2):
+        if every_entry or head_dim == 128:
             compile_attention_entry(op, config, head_dim, ELEMENT[size], ELEMENT[size], window)
     if window:
         return
@@ -93,7 +96,7 @@ def compile_attention_entry(op: str, config, head_dim: int, element: str, cached
         "BLOCK_M": config.block_m,
         "BLOCK_N": paged_attention.keys_per_tile(16, config.block_n),
     } | ({} if scales else {"kv_scales": None})
-    launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "is_hot": element == "bf16"}
+    launch = {"num_warps": config.num_warps, "num_stages": config.num_stages, "is_hot": True}
     name = f"{op}/{head_dim}/{element}/{window}"
     if op.startswith("prefill"):
         types = f"{q} {cache} {cache} {scales} {q} *i32 *i32 *i32 fp32 i32 i64 i64 i64"
@@ -131,6 +134,7 @@ def compile_small_kernels() -> None:
     penalty_types = "*fp32 *i64 *i1 *i32 *fp32 *fp32 *fp32 i64 i32"
     compile_kernel("penalties", penalties.penalties_kernel, penalty_types, BLOCK=1024)
     compile_kernel("count_tokens", penalties.count_tokens_kernel, "*i32 *i64 *i64 i32 i32", BLOCK=128)
+    compile_kernel("append_tokens", append_tokens.append_tokens_kernel, "*i64 *i64 *i32 *i64 i32 i64", BLOCK=128)
     compile_kernel("bias", token_bias.bias_kernel, "*fp32 *i64 *i64 *fp32 i32 i32 i64", BLOCK=128)
     compile_kernel("bitmask", token_bias.bitmask_kernel, "*fp32 *i64 *i32 i64 i32 i32", BLOCK=1024)
     compile_sampling()
@@ -138,9 +142,11 @@ def compile_small_kernels() -> None:
 
 def compile_sampling() -> None:
     vocabulary = launch_configs.row_config("vocabulary")
-    launch = {"num_warps": vocabulary.num_warps, "BLOCK": vocabulary.block}
+    launch = {"num_warps": vocabulary.num_warps, "BLOCK": vocabulary.block, "is_hot": True}
     tiles, splits = {"TILES": sampling.TILES_PER_SPLIT}, {"BLOCK_S": 16}
-    compile_kernel("sample/top", sampling.top_kernel, "*bf16 *fp32 *fp32 *i32 i64 i32", **launch, **tiles)
+    for logits in ("bf16", "fp32"):
+        types = f"*{logits} *fp32 *fp32 *i32 i64 i32"
+        compile_kernel(f"sample/top/{logits}", sampling.top_kernel, types, **launch, **tiles)
     types = "*bf16 *fp32 *i32 *fp32 *fp32 *i32 *i32 *fp32 *i32 i64 i32 i32"
     room = {"ROOM": sampling.MAX_CANDIDATES}
     compile_kernel("sample/pivot", sampling_pivots.pivot_kernel, types, **launch, **splits, **room)
@@ -163,11 +169,23 @@ def compile_fused_kernels() -> None:
     compile_kernel("tokens", prepare_inputs.tokens_kernel, types, NUM_GROUPS=2, BLOCK_SIZE=16, BLOCK=128)
     compile_kernel("rows", prepare_inputs.rows_kernel, "*i64 *i32 *i64 *i32 *i32 *i32 i32 i64 i64", BLOCK=1024)
     quantize = quantize_fp8.quantize_fp8_kernel
-    for work, size, group in ((0, 4096, 4096), (1, 14336, 14336), (1, 14336, 128)):
-        given = {"weight": None, "residual": None, "SIZE": size, "GROUP": group, "WORK": work}
-        compile_kernel("quantize_fp8", quantize, "*bf16 *fp8e4nv *fp32 i64 fp32", num_warps=16, is_hot=True, **given)
+    widest = quantize_fp8.WIDEST
+    for work, size, group in (
+        (0, 4096, 4096),
+        (1, 14336, 14336),
+        (1, 14336, 128),
+        (0, widest, widest),
+        (1, widest, widest),
+    ):
+        together = min(size // group, quantize_fp8.GROUPS_TOGETHER)
+        given = {"weight": None, "residual": None, "SIZE": size, "GROUP": group, "WORK": work, "TOGETHER": together}
+        given["num_warps"] = launch_configs.warps_for(together * group)
+        compile_kernel(f"quantize_fp8/{work}", quantize, "*bf16 *fp8e4nv *fp32 i64 fp32", is_hot=True, **given)
     types = "*bf16 *bf16 *bf16 *fp8e4nv *fp32 i64 fp32"
-    compile_kernel("rms_norm_fp8", quantize, types, num_warps=16, is_hot=True, SIZE=4096, GROUP=128, WORK=2)
+    for size, group in ((4096, 128), (4096, 4096), (widest, widest), (widest, 128)):
+        given = {"SIZE": size, "GROUP": group, "WORK": 2, "TOGETHER": size // group}
+        given["num_warps"] = launch_configs.warps_for(size)
+        compile_kernel("rms_norm_fp8", quantize, types, is_hot=True, **given)
 
 
 def compile_products() -> None:
@@ -181,7 +199,27 @@ def compile_products() -> None:
             types = "*bf16 *bf16 *bf16 *i32 *i32 i32 i32 i64"
             name = f"experts/{block_m}/{is_gated}"
             compile_kernel(name, moe.expert_kernel, types, is_hot=True, BLOCK_M=block_m, **launch, **given)
+            launch, types = (
+                moe_fp8.tile_shape(block_m, is_gated=is_gated),
+                "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 *i32 *i32 i32 i32",
+            )
+            for is_blocks in (True, False):
+                fp8 = {"BLOCK_M": block_m, "IS_BLOCKS": is_blocks, **given, **launch}
+                name = f"experts_fp8/{block_m}/{is_gated}/{is_blocks}"
+                compile_kernel(name, moe_fp8.expert_fp8_kernel, types, is_hot=True, **fp8)
     compile_kernel("combine", moe.combine_kernel, "*bf16 *fp32 *i64 *bf16 i32", PAIRS_PER_ROW=8, BLOCK=1024)
+    for num_outputs, types in ((4096, "bf16"), (28672, "bf16"), (4096, "fp8e4nv"), (28672, "fp8e4nv"), (4096, "fp32")):
+        launch = invariant_matmul.tile_shape(num_outputs, {"bf16": 2, "fp8e4nv": 1, "fp32": 4}[types])
+        given = {"SIZE_N": num_outputs, "SIZE_K": 4096, "TOGETHER": 8, **launch}
+        if types != "fp8e4nv":
+            signature, given = (
+                f"*{types} *{types} *{types} *{types} i32 i64",
+                {**given, "x_scales": None, "w_scales": None},
+            )
+        else:
+            signature, given = "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 i32 i64", {**given, "bias": None}
+        kernel = invariant_matmul.invariant_matmul_kernel
+        compile_kernel(f"invariant_matmul/{num_outputs}/{types}", kernel, signature, is_hot=True, **given)
     for num_tokens in (1, 64, 512):
         launch, size = matmul_fp8.tile_shape(num_tokens), {"SIZE_N": 4096, "SIZE_K": 4096, "TOGETHER": 8}
         types = "*fp8e4nv *fp32 *fp8e4nv *fp32 *bf16 i32"

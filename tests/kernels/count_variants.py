@@ -11,12 +11,14 @@ from collections import Counter
 import torch
 from gpu.offline import compiling_only
 
+from quire_kernels.moe_fp8 import Fp8Experts
 from quire_kernels.ops import load_ops
 from quire_kernels.prepare_inputs import RowState
 from quire_kernels.rotate_and_store import CacheTarget
 from quire_kernels.sampling import SamplingTensors
 
 OPS = load_ops("triton")
+INVARIANT = load_ops("triton", batch_invariant=True)
 HEADS, KV_HEADS, DIM, BLOCK_SIZE, HIDDEN, VOCABULARY, GROUPS, MOST_ROWS = 8, 2, 64, 16, 512, 4096, 2, 256
 PREFILLS = ((1, 9, 1), (1, 64, 16), (3, 3, 7), (16, 100, 16), (5, 63, 250))
 """Rows, tokens of the first one, blocks of the longest."""
@@ -71,15 +73,40 @@ def choose(rows: int) -> None:
     OPS.sample(logits, params)
     OPS.top_logprobs(logits, index, 5)
     OPS.apply_penalties(logits, index, torch.zeros(8, VOCABULARY, dtype=torch.bool), int32(8, VOCABULARY), *penalties)
+    OPS.append_tokens(index, index, int32(MOST_ROWS, 5000), int64(MOST_ROWS))
     OPS.count_tokens(int32(8, VOCABULARY), index, index)
     OPS.apply_bias(logits, index, index, torch.zeros(rows))
     OPS.apply_bitmask(logits, index, int32(rows, VOCABULARY // 32))
+
+
+def compute_invariantly(tokens: int) -> None:
+    """The products of batch-invariant mode: one variant for each weight, and by it one shape of tile."""
+    x = torch.zeros(tokens, HIDDEN, dtype=torch.bfloat16)
+    INVARIANT.linear(x, torch.zeros(2 * HIDDEN, HIDDEN, dtype=torch.bfloat16))
+    for group in (None, 128):
+        values, scales = INVARIANT.quantize_fp8(x, group)
+        weight = torch.zeros(2 * HIDDEN, HIDDEN).to(torch.float8_e4m3fn)
+        if group is None:
+            INVARIANT.matmul_fp8(values, scales, weight, torch.zeros(2 * HIDDEN))
+        else:
+            INVARIANT.matmul_fp8_blocks(values, scales, weight, torch.zeros(2 * HIDDEN // 128, HIDDEN // 128))
+    routes = torch.zeros(tokens, 2), int64(tokens, 2)
+    gate_up, down = (torch.zeros(4, *shape, dtype=torch.bfloat16) for shape in ((256, HIDDEN), (HIDDEN, 128)))
+    assert INVARIANT.moe is not None and INVARIANT.moe_fp8 is not None
+    INVARIANT.moe(x, *routes, gate_up, down)
+    stacks = Fp8Experts(
+        gate_up=gate_up.to(torch.float8_e4m3fn), gate_up_scales=torch.zeros(4, 256),
+        down=down.to(torch.float8_e4m3fn), down_scales=torch.zeros(4, HIDDEN),
+    )  # fmt: skip
+    INVARIANT.moe_fp8(x, *routes, stacks)
 
 
 def main() -> None:
     with compiling_only() as found, torch.inference_mode():
         for sizes in (*DECODES, *PREFILLS):
             compute(*sizes)
+        for tokens in (1, 3, 16, 64, 200, 3000):
+            compute_invariantly(tokens)
         for rows in (1, 2, 3, 4, 15, 16, 200):
             choose(rows)
     for name, variants in sorted(Counter(kernel.name for kernel in found).items()):

@@ -31,7 +31,9 @@ def assert_within_one_step(found: tuple[Tensor, Tensor], expected: tuple[Tensor,
 
 @BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "size", "group"), [(1, 64, None), (5, 100, None), (3, 384, 128), (4, 96, 32)])
+@pytest.mark.parametrize(
+    ("tokens", "size", "group"), [(1, 64, None), (5, 100, None), (3, 384, 128), (4, 96, 32), (2, 2432, 128)]
+)
 def test_each_groups_largest_number_becomes_448_and_the_others_keep_their_share(
     name: OpsName, dtype: torch.dtype, tokens: int, size: int, group: int | None
 ) -> None:
@@ -51,7 +53,9 @@ def test_each_groups_largest_number_becomes_448_and_the_others_keep_their_share(
 
 @pytest.mark.parametrize("name", ["cpu", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "size", "group"), [(5, 100, None), (3, 384, 128)])
+@pytest.mark.parametrize(
+    ("tokens", "size", "group"), [(5, 100, None), (3, 384, 128), (2, 2432, 128), (2, 16500, None), (2, 16512, 128)]
+)
 def test_an_operation_that_ends_in_fp8_quantises_what_it_would_have_given(
     name: OpsName, dtype: torch.dtype, tokens: int, size: int, group: int | None
 ) -> None:

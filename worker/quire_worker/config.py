@@ -354,7 +354,7 @@ _FLAG_HELP = {
     "log_level": "how much to log",
     "device": "where to compute",
     "ops": "which kernels to compute with",
-    "batch_invariant": "attention on a GPU gives a request the same bits whatever runs beside it, at some cost; on a CPU all does",
+    "batch_invariant": "a GPU gives a request's logits the same bits whatever runs beside it, at some cost; a CPU always does",
     "enforce_eager": "no CUDA graphs: slower steps, less memory",
     "max_num_seqs": "choices that run at once [engine's default]",
     "max_num_batched_tokens": "tokens of one step [engine's default]",

@@ -59,6 +59,8 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     replaced_block_ids: list[tuple[int, int, int, int]]
     """(row, group, index, block id): table entries that change without growing, after a copy (shared block copied before it is
     written) or with block id 0 (fell behind the window). Applied before the step."""
+    has_masks: bool = False
+    """Some sampled row's token depends on a mask that `sample` is given: the step may not choose by itself."""
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

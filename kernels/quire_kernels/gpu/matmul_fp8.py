@@ -13,6 +13,8 @@ from torch import Tensor
 from quire_kernels.matmul_fp8 import SCALE_BLOCK
 
 TILES_TOGETHER = 8
+INVARIANT_TOKENS = 128
+"""So many tokens' tile serves all, where a tile's shape may not depend on them: 64 rows, as many as the matrix instructions take."""
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -63,15 +65,21 @@ def matmul_fp8_blocks_kernel(
 
 
 def matmul_fp8_blocks_triton(
-    x_TK: Tensor, x_scales: Tensor, weight_NK: Tensor, w_scales: Tensor, dtype: torch.dtype = torch.bfloat16
+    x_TK: Tensor,
+    x_scales: Tensor,
+    weight_NK: Tensor,
+    w_scales: Tensor,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
-    """See quire_kernels.matmul_fp8."""
+    """See quire_kernels.matmul_fp8. batch_invariant: one shape of tile, whatever the number of tokens."""
     (num_tokens, size), num_outputs = x_TK.shape, weight_NK.shape[0]
     assert all(tensor.is_contiguous() for tensor in (x_TK, x_scales, weight_NK, w_scales))
     assert x_scales.shape[1] == w_scales.shape[1] == -(-size // SCALE_BLOCK)
     out = torch.empty((num_tokens, num_outputs), dtype=dtype, device=x_TK.device)
     if num_tokens:
-        shape = tile_shape(num_tokens)
+        shape = tile_shape(INVARIANT_TOKENS if batch_invariant else num_tokens)
         grid = triton.cdiv(num_tokens, shape["BLOCK_M"]) * triton.cdiv(num_outputs, shape["BLOCK_N"])
         matmul_fp8_blocks_kernel[(grid,)](
             x_TK,

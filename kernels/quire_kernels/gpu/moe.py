@@ -17,6 +17,10 @@ TILES_TOGETHER = 8
 """Tiles of pairs that run side by side over the same columns, so that an expert's weights are read from memory once."""
 
 
+INVARIANT_PAIRS = 64
+"""Pairs of a tile where its shape may not depend on their number: as many rows as the matrix instructions take."""
+
+
 @triton.jit
 def load_weights(at, inside_k, IS_WHOLE: tl.constexpr):
     """[BLOCK_K, BLOCK_N]; without a mask if the tile is whole."""
@@ -93,8 +97,16 @@ def combine_kernel(outputs, weights, experts, out, size, PAIRS_PER_ROW: tl.const
     tl.store(out + token * size + i, total.to(out.dtype.element_ty), mask=i < size)
 
 
-def moe_triton(x_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_XFE: Tensor, down_XEF: Tensor) -> Tensor:
-    """See quire_kernels.moe."""
+def moe_triton(
+    x_TE: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    gate_up_XFE: Tensor,
+    down_XEF: Tensor,
+    *,
+    batch_invariant: bool = False,
+) -> Tensor:
+    """See quire_kernels.moe. batch_invariant: one shape of tile, whatever the number of pairs."""
     num_tokens, size = x_TE.shape
     num_experts, _, width = down_XEF.shape
     assert x_TE.stride(1) == 1 and gate_up_XFE.is_contiguous() and down_XEF.is_contiguous()
@@ -103,7 +115,7 @@ def moe_triton(x_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, gate_up_XFE
     if num_tokens == 0:
         return out
     num_pairs, per_token = experts_TK.numel(), experts_TK.shape[1]
-    block_m = pairs_per_tile(num_pairs, num_experts)
+    block_m = INVARIANT_PAIRS if batch_invariant else pairs_per_tile(num_pairs, num_experts)
     pairs, tiles = align(experts_TK, num_experts, block_m)
     hidden = torch.empty((num_pairs, width), dtype=x_TE.dtype, device=x_TE.device)
     outputs = torch.empty((num_pairs, size), dtype=x_TE.dtype, device=x_TE.device)

@@ -26,6 +26,8 @@ INVARIANT_SPLIT_LEN = 1024
 """Partial results of a long context stay few, and a context of 8 of them still spreads over the device."""
 INVARIANT_BLOCK_M = 64
 """The same matrix instructions for one query as for many: wgmma takes 64 rows."""
+INVARIANT_FLOAT32_BLOCK_M = 32
+"""Float32 has no matrix instructions, and registers for no more rows."""
 MAX_DECODE_LANES = 64
 """Lanes of a decode program; a row of more takes several programs."""
 
@@ -103,6 +105,8 @@ def keys_per_tile(block_size: int, most: int) -> int:
 def invariant_config(head_dim: int, element_bytes: int) -> AttentionConfig:
     """Of both kernels in batch-invariant mode."""
     table = attention_config("prefill", head_dim, element_bytes)
+    if element_bytes == 4:
+        return replace(table, block_m=min(table.block_m, INVARIANT_FLOAT32_BLOCK_M))
     return replace(table, block_m=INVARIANT_BLOCK_M, num_warps=8)
 
 

@@ -255,8 +255,10 @@ class MaskLog:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.masked: list[list[int]] = []
+        self.announced: list[bool] = []
 
     def launch(self, plan: StepPlan) -> Handle:
+        self.announced.append(plan.has_masks)
         return self._runner.launch(plan)
 
     def sample(self, handle: Handle, masks: TokenMasks | None) -> None:
@@ -267,7 +269,7 @@ class MaskLog:
         self._runner.close()
 
 
-def test_only_rows_that_are_sampled_under_a_grammar_have_masks(engine: Any) -> None:
+def test_only_rows_that_are_sampled_under_a_grammar_have_masks_and_their_plans_say_so(engine: Any) -> None:
     made = engine(wrap=MaskLog, budget=16)
     made.submit("long", 'start: "ab"', prompt=40)
     made.submit("free", prompt=4, max_tokens=2)
@@ -278,3 +280,4 @@ def test_only_rows_that_are_sampled_under_a_grammar_have_masks(engine: Any) -> N
     assert masked[:2] == [[], []]
     assert [0] in masked
     assert all(rows in ([], [0]) for rows in masked)
+    assert [bool(rows) for rows in masked] == made.rig.runner.announced

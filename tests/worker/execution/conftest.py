@@ -91,7 +91,7 @@ class Plans:
         )
 
     @staticmethod
-    def step(rows, num_tokens, *, new=(), freed=(), copies=(), grown=(), replaced=()):
+    def step(rows, num_tokens, *, new=(), freed=(), copies=(), grown=(), replaced=(), has_masks=False):
         return StepPlan(
             step_id=0,
             freed_rows=list(freed),
@@ -101,6 +101,7 @@ class Plans:
             num_tokens=list(num_tokens),
             new_blocks=list(grown),
             replaced_block_ids=list(replaced),
+            has_masks=has_masks,
         )
 
     @staticmethod

@@ -38,7 +38,7 @@ def road(model_dir, recorder=None, **changes):
     return build_runner(options, open_recorder=None if recorder is None else lambda: recorder)[0]
 
 
-def generate(runner, *, depth, blocks=40, num_requests=9):
+def generate(runner, *, depth, blocks=40, num_requests=9, kinds=KINDS):
     """(tokens, logprobs) of requests of all kinds; with few blocks some are preempted."""
     rng = random.Random(1)
     kv = BlockManager(BlockPool(blocks, 1), 16, [KVGroup(num_layers=2)])
@@ -54,7 +54,7 @@ def generate(runner, *, depth, blocks=40, num_requests=9):
     engine = Engine(scheduler, runner, depth=depth)
     for i in range(num_requests):
         prompt = [rng.randrange(96) for _ in range(rng.choice((1, 2, 15, 16, 17, 33, 50)))]
-        sampling = SamplingParams(max_tokens=rng.randrange(5, 30), **KINDS[i % len(KINDS)])
+        sampling = SamplingParams(max_tokens=rng.randrange(5, 30), **kinds[i % len(kinds)])
         assert scheduler.add(Submit(request_id=str(i), prompt_token_ids=prompt, sampling=sampling)) is None
     tokens: list[list[int]] = [[] for _ in range(num_requests)]
     logprobs: list[list[object]] = [[] for _ in range(num_requests)]

@@ -61,6 +61,46 @@ def make_checkpoints(root):
     return save(root / "fp8", FP8_CONFIG, fp8), save(root / "plain", CONFIG, plain)
 
 
+EXPERTS, WIDTH = 4, 128
+MOE_CONFIG = CONFIG | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "head_dim": HEAD_DIM,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": WIDTH,
+    "norm_topk_prob": True,
+}
+
+
+def make_moe_checkpoints(root):
+    """As make_checkpoints, of a mixture of experts."""
+    generator = torch.Generator().manual_seed(1)
+    exact = {
+        f"{name}.weight": torch.randn(VOCAB, HIDDEN, generator=generator) for name in ("model.embed_tokens", "lm_head")
+    }
+    exact["model.norm.weight"] = torch.ones(HIDDEN)
+    projections = {}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}"
+        for name, size in (("input_layernorm", HIDDEN), ("post_attention_layernorm", HIDDEN)):
+            exact[f"{prefix}.{name}.weight"] = torch.ones(size)
+        for name in ("q_norm", "k_norm"):
+            exact[f"{prefix}.self_attn.{name}.weight"] = torch.ones(HEAD_DIM)
+        exact[f"{prefix}.mlp.gate.weight"] = torch.randn(EXPERTS, HIDDEN, generator=generator) * 0.2
+        attention = {"q_proj": HIDDEN, "k_proj": KV_HEADS * HEAD_DIM, "v_proj": KV_HEADS * HEAD_DIM, "o_proj": HIDDEN}
+        projections |= {f"{prefix}.self_attn.{name}": (size, HIDDEN) for name, size in attention.items()}
+        for expert in range(EXPERTS):
+            shapes = {"gate_proj": (WIDTH, HIDDEN), "up_proj": (WIDTH, HIDDEN), "down_proj": (HIDDEN, WIDTH)}
+            projections |= {f"{prefix}.mlp.experts.{expert}.{name}": shape for name, shape in shapes.items()}
+    fp8, plain = dict(exact), dict(exact)
+    for name, shape in projections.items():
+        values, scales = quantised(torch.randn(shape, generator=generator) * 0.05)
+        fp8[f"{name}.weight"], fp8[f"{name}.weight_scale_inv"] = values, scales
+        plain[f"{name}.weight"] = values.float() * scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    quantization = {"quantization_config": FP8_CONFIG["quantization_config"]}
+    return save(root / "moe-fp8", MOE_CONFIG | quantization, fp8), save(root / "moe-plain", MOE_CONFIG, plain)
+
+
 def save(folder, config, tensors):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))

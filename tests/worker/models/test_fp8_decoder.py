@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,8 +33,8 @@ def checkpoints(tmp_path_factory):
     return make_checkpoints(tmp_path_factory.mktemp("fp8"))
 
 
-def load(folder, *, kv_dtype=torch.float32, extra=None, **settings):
-    """A decoder in float32 with reference ops and its cache; `extra` are more tensors of the checkpoint."""
+def load(folder, *, kv_dtype=torch.float32, extra=None, ops=REFERENCE, **settings):
+    """A decoder in float32 and its cache; `extra` are more tensors of the checkpoint."""
     config = load_model_config(folder)
     if extra:
         save_file({name: tensor.clone() for name, tensor in extra.items()}, folder / "extra.safetensors")
@@ -44,7 +46,7 @@ def load(folder, *, kv_dtype=torch.float32, extra=None, **settings):
     stored = find_stored_fp8(config.fp8, checkpoint)
     decoder = Decoder(
         config,
-        ops=REFERENCE,
+        ops=ops,
         slots=slots,
         places=layout.places,
         device=CPU,
@@ -58,7 +60,7 @@ def load(folder, *, kv_dtype=torch.float32, extra=None, **settings):
     return decoder, cache
 
 
-def step(decoder, start, end):
+def step(decoder, start, end, *, samples=True):
     """Logits of the tokens from start to end, whose predecessors are in the cache. Block 0 is left out, as the pool does."""
     positions = torch.arange(start, end)
     attention = AttentionInputs(
@@ -74,9 +76,9 @@ def step(decoder, start, end):
             positions=positions,
             slots=(positions + BLOCK_SIZE,),
             attention=attention,
-            sampled_tokens=None,
+            sampled_tokens=None if samples else torch.zeros(0, dtype=torch.int64),
             sampled_attention=attention,
-            num_sampled=end - start,
+            num_sampled=end - start if samples else 0,
         )
     )
 
@@ -103,6 +105,62 @@ def test_an_fp8_checkpoint_that_is_computed_as_it_is_loses_only_what_its_activat
     logits = logits_of(load(checkpoints[0], fp8_ops=REFERENCE)[0])
 
     assert 0.005 < error(logits, exact) < 0.04
+
+
+def counting(counts):
+    """Reference ops that count their calls by name."""
+
+    def counted(name):
+        operation = getattr(REFERENCE, name)
+
+        def call(*arguments):
+            counts[name] += 1
+            return operation(*arguments)
+
+        return call
+
+    names = ("rms_norm", "rms_norm_fp8", "silu_mul", "silu_mul_fp8", "quantize_fp8")
+    return replace(REFERENCE, **{name: counted(name) for name in names})
+
+
+def test_what_goes_into_fp8_projections_is_quantised_by_the_operation_before_but_for_what_attention_gives(checkpoints):
+    counts = Counter()
+    ops = counting(counts)
+    decoder, _ = load(checkpoints[0], ops=ops, fp8_ops=ops)
+
+    step(decoder, 0, 20)
+
+    assert counts == {"rms_norm_fp8": 2 * LAYERS, "silu_mul_fp8": LAYERS, "quantize_fp8": LAYERS, "rms_norm": 1}
+
+
+def test_in_a_model_of_floats_nothing_is_quantised(checkpoints):
+    counts = Counter()
+    ops = counting(counts)
+    decoder, _ = load(checkpoints[1], ops=ops, fp8_ops=ops)
+
+    step(decoder, 0, 20)
+
+    assert counts == {"rms_norm": 2 * LAYERS + 1, "silu_mul": LAYERS}
+
+
+def test_quantising_in_the_operation_before_changes_no_bit(checkpoints):
+    together, apart = (load(checkpoints[0], fp8_ops=REFERENCE)[0] for _ in range(2))
+    for layer in apart._layers:
+        layer._input_norm._form = layer._mlp_norm._form = None
+        layer._mlp.gate_up._silu_mul = REFERENCE.silu_mul
+
+    assert torch.equal(logits_of(together), logits_of(apart))
+
+
+def test_a_step_that_samples_nothing_stores_keys_all_the_same(checkpoints):
+    decoder, cache = load(checkpoints[0], fp8_ops=REFERENCE)
+    whole, expected = load(checkpoints[0], fp8_ops=REFERENCE)
+    step(whole, 0, 20)
+
+    logits = step(decoder, 0, 20, samples=False)
+
+    assert logits is None
+    assert torch.equal(cache, expected)
 
 
 def test_floats_quantised_while_loading_lose_more_and_not_much_more(checkpoints):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from quire_worker.request import FAILED_NO_TOKEN, FAILED_NOT_FINITE, SamplingParams, Submit
+from tests.worker.models.fp8_checkpoints import VOCAB, make_checkpoints
 
 pytest.importorskip("triton")
 
@@ -32,10 +34,10 @@ KINDS = (
 )
 
 
-def through_triton(folder, requests):
-    """(tokens, the prompt's log-probabilities, error codes) of each (prompt, sampling parameters)."""
+def through_triton(folder, requests, **options):
+    """(tokens, the prompt's log-probabilities, error codes) of each (prompt, sampling parameters); `options` are RunnerOptions."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
+        [sys.executable, str(SCRIPT), str(folder), json.dumps(options)],
         input=json.dumps(requests),
         capture_output=True,
         text=True,
@@ -77,3 +79,32 @@ def test_what_fails_through_triton_fails_alone(damaged, side, mixed_prompts):
 
     assert [errors for _, _, errors in found] == [[], [FAILED_NOT_FINITE], [FAILED_NO_TOKEN], [FAILED_NOT_FINITE]]
     assert [found[i][0] for i in (0, 1, 2, 3)] == [side(damaged).greedy([mixed_prompts[3]], 3)[0], [], [], []]
+
+
+@pytest.mark.slow
+def test_an_fp8_checkpoint_through_triton_gives_what_the_reference_gives(tmp_path):
+    fp8, _ = make_checkpoints(tmp_path)
+    rng = random.Random(5)
+    prompts = [[rng.randrange(VOCAB) for _ in range(length)] for length in (3, 17)]
+    requests = [(prompt, {"max_tokens": 2, "temperature": 0.0, "prompt_logprobs": 0}) for prompt in prompts]
+
+    found, expected = (through_triton(fp8, requests, dtype="bfloat16", ops=ops) for ops in ("triton", "reference"))
+
+    assert [tokens for tokens, _, _ in found] == [tokens for tokens, _, _ in expected]
+    for (_, logprobs, _), (_, right, _) in zip(found, expected, strict=True):
+        # Of logits of about 30, whose roundings to FP8 differ here and there.
+        assert logprobs == pytest.approx(right, abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe"])
+def test_batch_invariant_logits_are_the_same_bits_alone_in_company_and_in_chunks(name, checkpoint, mixed_prompts):
+    prompts = [mixed_prompts[i][:40] for i in (2, 8, 11)]
+    asked = {"max_tokens": 2, "temperature": 0.0, "prompt_logprobs": 0}
+    options = {"dtype": "bfloat16", "batch_invariant": True}
+
+    together = through_triton(checkpoint(name), [(prompt, asked) for prompt in prompts], **options)
+    alone = through_triton(checkpoint(name), [(prompts[2], asked)], **options, max_num_batched_tokens=100)
+
+    assert alone[0][:2] == together[2][:2]
+    assert len(alone[0][1]) == len(prompts[2]) - 1

@@ -1,7 +1,7 @@
 """Our engine with Triton's ops under the interpreter, on a GPU's road: resident rows, recorded decode steps, nothing that waits.
 
     python triton_side.py FOLDER     prompts with sampling parameters as JSON on standard input; on standard output, for each of them, its
-                                     tokens, the log-probabilities of its prompt and its error code
+        [OPTIONS]                    tokens, the log-probabilities of its prompt and its error code; OPTIONS: other RunnerOptions, as JSON
 
 A process of its own, because the interpreter must be chosen, and mended as tests/kernels/conftest.py does it, before Triton's kernels are
 imported.
@@ -54,19 +54,18 @@ def main() -> None:
     runpy.run_path(str(Path(__file__).parents[2] / "kernels" / "conftest.py"))
     folder = Path(sys.argv[1])
     requests = json.load(sys.stdin)
-    options = RunnerOptions(
-        model_dir=folder,
-        device="cpu",
-        dtype="float32",
-        ops="triton",
-        compute_threads=1,
-        max_num_seqs=4,
-        max_num_batched_tokens=24,
-        max_model_len=128,
-        num_gpu_blocks_override=40,
-        is_resident=True,
-    )
-    runner, info = build_runner(options, open_recorder=CallRecorder)
+    settings = {
+        "device": "cpu",
+        "dtype": "float32",
+        "ops": "triton",
+        "compute_threads": 1,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 24,
+        "max_model_len": 128,
+        "num_gpu_blocks_override": 40,
+        "is_resident": True,
+    } | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")
+    runner, info = build_runner(RunnerOptions(model_dir=folder, **settings), open_recorder=CallRecorder)
     kv = BlockManager(BlockPool(info.num_blocks, len(info.groups)), info.block_size, info.groups)
     limits = SchedulerLimits(
         max_num_seqs=4,

@@ -195,6 +195,7 @@ def _load_model(
         quantization=target.quantization,
         stored_fp8=find_stored_fp8(config.fp8, checkpoint),
         fp8_ops=target.ops if target.computes_fp8 else None,
+        product=target.ops.linear if options.batch_invariant and target.ops.name == "triton" else None,
     )
     model = Decoder(
         config,
@@ -206,7 +207,7 @@ def _load_model(
         num_positions=longest + SURPLUS_TOKENS,
         linears=linears,
     )
-    _log_quantization(config, target, linears)
+    _log_quantization(target, linears)
     slots.load(checkpoint, str(options.model_dir))
     return model
 
@@ -241,7 +242,7 @@ def _make_runner(
         first = _LEAST_RECORDED_TOKENS // shape.block_size if options.batch_invariant else None
         widths = table_widths(rows_shape.num_blocks, first)
         graphs = DecodeGraphs(recorder, max_rows=options.max_num_seqs, widths=widths)
-    rows = DeviceRows(rows_shape, target.device)
+    rows = DeviceRows(rows_shape, target.device, target.ops.append_tokens)
     steps = DeviceSteps(model=model, rows=rows, params=params, ops=target.ops, graphs=graphs)
     # Rows that are resident on a CPU are a GPU's without one, whose KV pool is the host's.
     dormancy = DeviceDormancy(model=model, kv_cache=kv_cache, steps=steps) if target.device.type == "cuda" else None
@@ -289,7 +290,7 @@ def _free_bytes(
     )
 
 
-def _log_quantization(config: ModelConfig, target: _Target, linears: LinearFactory) -> None:
+def _log_quantization(target: _Target, linears: LinearFactory) -> None:
     """What is not as the checkpoint or the flag says."""
     if linears.dequantised:
         _log.warning(
@@ -297,12 +298,15 @@ def _log_quantization(config: ModelConfig, target: _Target, linears: LinearFacto
             len(linears.dequantised),
             target.dtype,
             linears.dequantised[0],
-            "experts and odd shapes have no FP8 kernel"
-            if target.computes_fp8
-            else "needs a GPU with FP8, and bfloat16",
+            "no FP8 kernel takes their shapes" if target.computes_fp8 else "needs a GPU with FP8, and bfloat16",
         )
-    if target.quantization == "fp8" and config.moe is not None:
-        _log.warning("quantization=fp8 leaves the experts in %s: they have no FP8 kernel", target.dtype)
+    if linears.left_in_floats:
+        _log.warning(
+            "quantization=fp8 leaves layers=%d of experts in %s, first=%s: no FP8 kernel takes their shapes",
+            len(linears.left_in_floats),
+            target.dtype,
+            linears.left_in_floats[0],
+        )
 
 
 def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, info: ModelInfo) -> None:

@@ -239,6 +239,7 @@ def _build_decoder(
             library=target.library,
             quantization=target.quantization,
             stored_fp8=stored_fp8,
+            product=ops.linear if options.batch_invariant and ops.name == "triton" else None,
         ),
     )
     slots.load(checkpoint, str(options.model_dir))

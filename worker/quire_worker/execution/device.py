@@ -122,8 +122,9 @@ def _int8_obstacle(device: torch.device, dtype: torch.dtype, *, has_library: boo
 def fp8_obstacle(device: torch.device, dtype: torch.dtype, ops: OpsName) -> str | None:
     """Why linear layers cannot be computed in FP8, to be read after what asks for it, with the fix; None: they can."""
     if device.type == "cpu":
-        # The reference computes the same numbers, slowly, for whoever wants to compare.
-        return None if ops == "reference" else "runs on a GPU only: use --quantization int8 on a CPU, or leave it out"
+        # The reference computes the same numbers, slowly, for whoever wants to compare, and Triton's interpreter runs the kernels.
+        has_fp8 = ops in ("reference", "triton")
+        return None if has_fp8 else "runs on a GPU only: use --quantization int8 on a CPU, or leave it out"
     if dtype != torch.bfloat16:
         return "computes in bfloat16: use --dtype bfloat16"
     if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:

@@ -5,7 +5,8 @@
 
 What a step computes depends on the host only through these and through shapes, so steps of one shape are one recording: of all rows no
 longer than the tables are wide, each with one token. A recording reads its row numbers where every upload of inputs puts them; rows of
-padding are -1, and change nothing.
+padding are -1, and change nothing. Where every row takes the largest of its raw logits, a recording chooses and appends the tokens, too:
+nothing is launched for sampling, and the logits are not kept.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from quire_kernels.ops import Ops
 from quire_kernels.prepare_inputs import StepTensors
 from quire_worker.execution.graphs import DecodeGraphs, Recording, Shape
-from quire_worker.execution.prepared_step import NO_ROWS, Computed, SampledRows
+from quire_worker.execution.prepared_step import NO_ROWS, Chosen, Computed, SampledRows
 from quire_worker.execution.prompt_scores import WantedQueries, score
 from quire_worker.execution.rows import DeviceRows, Ints
 from quire_worker.execution.sampling_rows import SamplingRows
@@ -57,6 +58,11 @@ class DeviceSteps:
         self._queries = Staging(rows.device, _QUERIES_BYTES)
         self._every = torch.arange(most + 1, dtype=torch.int32, device=rows.device)
         self._logits: Tensor | None = None
+        # Outside the recordings' memory, as the logits are.
+        self._chosen = Chosen(
+            token_ids=torch.zeros(most, dtype=torch.int64, device=rows.device),
+            broken=torch.zeros(most, dtype=torch.bool, device=rows.device),
+        )
 
     def run(self, plan: StepPlan) -> Computed:
         """See runner.Steps."""
@@ -71,7 +77,8 @@ class DeviceSteps:
         self._rows.host_num_computed[row_ids] = seq_lens
         num_blocks = -(-int(seq_lens.max()) // self._rows.block_size)
         if is_sampled.all() and counts.max() == 1:
-            return self._decode(row_ids, num_blocks)
+            is_plain = not plan.has_masks and self._params.are_plain(row_ids, self._rows.host_num_tokens[row_ids])
+            return self._decode(row_ids, num_blocks, is_plain=is_plain)
         queries = self._params.scorer.wanted(row_ids, starts, counts, is_sampled)
         return self._mixed(row_ids, counts, is_sampled, num_blocks, queries)
 
@@ -81,7 +88,7 @@ class DeviceSteps:
             return 0
         shapes = self._graphs.all_shapes
         self._recording(self._graphs, shapes[0] if is_smallest else shapes[-1])
-        return len(shapes) - 1
+        return 2 * len(shapes) - 1
 
     def forget(self) -> None:
         """See dormancy.Steps."""
@@ -101,37 +108,51 @@ class DeviceSteps:
         if plan.new_rows:
             self._params.accept(on_device[num_changes:])
 
-    def _decode(self, row_ids: Ints, num_blocks: int) -> Computed:
-        """One token in every row, each of which is sampled."""
+    def _decode(self, row_ids: Ints, num_blocks: int, *, is_plain: bool) -> Computed:
+        """One token in every row, each of which is sampled; is_plain: as the largest of its logits."""
         num_rows = len(row_ids)
         graphs = self._graphs
         shape = None if graphs is None else graphs.shape_for(num_rows, num_blocks)
-        recording = None if graphs is None or shape is None else self._recording(graphs, shape)
+        recording = None if graphs is None or shape is None else self._recording(graphs, shape, chooses=is_plain)
         if recording is None or shape is None:
             (on_device,) = self._inputs.send([row_ids])
             logits = self._model(self._decode_inputs(on_device, num_blocks))
-        else:
-            padded = np.full(shape[0], _PADDING, np.int64)
-            padded[:num_rows] = row_ids
-            (on_device,) = self._inputs.send([padded])
-            recording.replay()
-            assert self._logits is not None
-            logits = self._logits[:num_rows]
-        return Computed(logits=logits, sampled=SampledRows(rows=row_ids, rows_on_device=on_device[:num_rows]))
+            return Computed(logits=logits, sampled=SampledRows(rows=row_ids, rows_on_device=on_device))
+        padded = np.full(shape[0], _PADDING, np.int64)
+        padded[:num_rows] = row_ids
+        (on_device,) = self._inputs.send([padded])
+        recording.replay()
+        sampled = SampledRows(rows=row_ids, rows_on_device=on_device[:num_rows])
+        if is_plain:
+            chosen = self._chosen_of(num_rows)
+            if self._rows.device.type == "cpu":
+                # Copies to the host begin when the handle is filled, but from a CPU there are none, and the next step writes here.
+                chosen = Chosen(token_ids=chosen.token_ids.clone(), broken=chosen.broken.clone())
+            return Computed(logits=None, sampled=sampled, chosen=chosen)
+        assert self._logits is not None
+        return Computed(logits=self._logits[:num_rows], sampled=sampled)
 
-    def _recording(self, graphs: DecodeGraphs, shape: Shape) -> Recording | None:
-        found = graphs.find(shape)
+    def _recording(self, graphs: DecodeGraphs, shape: Shape, *, chooses: bool = False) -> Recording | None:
+        found = graphs.find(shape, chooses=chooses)
         if found is None and graphs.is_recording:
             self._inputs.send([np.full(shape[0], _PADDING, np.int64)])
-            found = graphs.record(shape, partial(self._run_shape, graphs, shape))
+            found = graphs.record(shape, partial(self._run_shape, graphs, shape, chooses=chooses), chooses=chooses)
         return found
 
-    def _run_shape(self, graphs: DecodeGraphs, shape: Shape) -> None:
-        """What is recorded: the rows whose numbers lie where inputs are sent, into the shared logits."""
+    def _chosen_of(self, num_rows: int) -> Chosen:
+        return Chosen(token_ids=self._chosen.token_ids[:num_rows], broken=self._chosen.broken[:num_rows])
+
+    def _run_shape(self, graphs: DecodeGraphs, shape: Shape, *, chooses: bool) -> None:
+        """What is recorded: the rows whose numbers lie where inputs are sent, into the shared logits, or tokens and rows."""
         num_rows, num_blocks = shape
         row_ids = self._inputs.first(num_rows, torch.int64)
         logits = self._model(self._decode_inputs(row_ids, num_blocks))
         assert logits is not None
+        if chooses:
+            chosen = self._chosen_of(num_rows)
+            chosen.token_ids.copy_(self._ops.argmax(logits, broken=chosen.broken))
+            self._rows.append_on_device(row_ids, chosen.token_ids)
+            return
         if self._logits is None:
             # Outside the recordings' memory, which the next recording may use.
             self._logits = logits.new_empty(graphs.sizes[-1], logits.shape[1])

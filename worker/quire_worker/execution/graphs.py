@@ -2,6 +2,7 @@
 
     shape    (rows, table width)   what a recording is made for: its launches depend on nothing else
     rows     1, 2, 4, 8, 16, 24, ... 256; a step of fewer rows is padded with rows that read and write nothing
+    kind     a recording ends with the rows' logits, or chooses the largest of them and ends with tokens
 
 A recording is made when its shape first occurs. Recordings share their memory, as only one runs at a time and what it leaves is used
 before the next: the largest should come first, so that the others fit in what it took. Knows nothing of models or rows: it records a call.
@@ -80,16 +81,21 @@ class DecodeGraphs:
         self.sizes = decode_sizes(max_rows)
         self._widths = widths
         self._recorder: Recorder | None = recorder
-        self._recordings: dict[Shape, Recording] = {}
+        self._recordings: dict[tuple[Shape, bool], Recording] = {}
 
     @property
     def shapes(self) -> list[Shape]:
-        """Of the recordings there are."""
-        return list(self._recordings)
+        """Of the recordings there are, in the order they were made; those of both kinds twice."""
+        return [shape for shape, _ in self._recordings]
+
+    @property
+    def num_choosing(self) -> int:
+        """Recordings that end with tokens."""
+        return sum(chooses for _, chooses in self._recordings)
 
     @property
     def all_shapes(self) -> list[Shape]:
-        """Those that may ever be recorded, ascending: the last one's memory is enough for all."""
+        """Those that may ever be recorded, ascending: the last one's memory is enough for all, of either kind."""
         return [(rows, width) for rows in self.sizes for width in self._widths]
 
     def shape_for(self, num_rows: int, num_blocks: int) -> Shape | None:
@@ -109,12 +115,12 @@ class DecodeGraphs:
         if self._recorder is not None:
             self._recorder.reset()
 
-    def find(self, shape: Shape) -> Recording | None:
-        """That of the shape, if there is one."""
-        return self._recordings.get(shape)
+    def find(self, shape: Shape, *, chooses: bool = False) -> Recording | None:
+        """That of the shape and kind, if there is one."""
+        return self._recordings.get((shape, chooses))
 
-    def record(self, shape: Shape, call: Callable[[], None]) -> Recording | None:
-        """That of the shape, made from `call`; None if it cannot be made.
+    def record(self, shape: Shape, call: Callable[[], None], *, chooses: bool = False) -> Recording | None:
+        """That of the shape and kind, made from `call`; None if it cannot be made.
 
         The inputs that the call finds must be all padding: it is made once and more."""
         assert self._recorder is not None
@@ -130,7 +136,7 @@ class DecodeGraphs:
             )
             self._recorder = None
             return None
-        self._recordings[shape] = found
+        self._recordings[shape, chooses] = found
         return found
 
 

@@ -37,11 +37,12 @@ class StepHandle:
         self.sampled_rows = computed.sampled
         self._logits = computed.logits
         self._scores = computed.scores
+        self.chosen = computed.chosen
         self._sampled: Sampled | None = None
         self._on_host: _OnHost | None = None
 
     def take_logits(self) -> Tensor | None:
-        """[S, V], once: they are not kept past sampling. None: the step samples nothing."""
+        """[S, V], once: they are not kept past sampling. None: the step samples nothing, or has chosen."""
         assert self._sampled is None, "sample() was called twice"
         logits, self._logits = self._logits, None
         return logits

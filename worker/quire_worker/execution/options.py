@@ -22,7 +22,7 @@ class RunnerOptions:
     ops: str = "auto"
     """auto (triton on cuda, cpu on a CPU) | reference | cpu | triton."""
     batch_invariant: bool = False
-    """On a GPU, attention whose results do not depend on the rows beside one, at some cost; on a CPU no result does."""
+    """On a GPU, logits that do not depend on the rows beside one, on chunks or on the cache, at some cost; on a CPU none do."""
     enforce_eager: bool = False
     """No CUDA graphs."""
     is_resident: bool | None = None

@@ -24,14 +24,26 @@ NO_ROWS = SampledRows(rows=np.zeros(0, np.int64), rows_on_device=torch.zeros(0, 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """What a step chose by itself, and has appended to the rows on the device."""
+
+    token_ids: Tensor
+    """[S] int64."""
+    broken: Tensor
+    """[S] bool; see quire_kernels.sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Computed:
     """What came of a step before sampling."""
 
     logits: Tensor | None
-    """[S, V] of the sampled rows; None if there are none."""
+    """[S, V] of the sampled rows; None if there are none, or if they are chosen."""
     sampled: SampledRows
     scores: PromptScores | None = None
     """Of prompt tokens, in steps that compute any that were asked for."""
+    chosen: Chosen | None = None
+    """The tokens of the sampled rows, where the step chose them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ host too, where shapes are decided; that needs no synchronisation, because every
 Must not know how tokens are chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -120,9 +120,13 @@ class HostRows:
 class DeviceRows:
     """Rows that the device derives inputs from."""
 
-    def __init__(self, shape: RowsShape, device: torch.device) -> None:
+    def __init__(
+        self, shape: RowsShape, device: torch.device, append_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    ) -> None:
+        """append_tokens: that of the device's Ops."""
         self.device = device
         self.block_size = shape.block_size
+        self._append_tokens = append_tokens
         self.host_num_computed: Ints = np.zeros(shape.num_rows, np.int64)
         self.host_num_tokens: Ints = np.zeros(shape.num_rows, np.int64)
         self._num_blocks: Ints = np.zeros((shape.num_groups, shape.num_rows), np.int64)
@@ -135,7 +139,6 @@ class DeviceRows:
             block_tables=torch.zeros(tables, dtype=torch.int32, device=device),
             block_size=shape.block_size,
         )
-        self._ones = torch.ones(shape.num_rows, dtype=torch.int64, device=device)
 
     @property
     def token_ids(self) -> Tensor:
@@ -191,10 +194,12 @@ class DeviceRows:
 
     def append(self, rows: Ints, rows_on_device: Tensor, sampled: Tensor) -> None:
         """See Rows."""
-        places = self.num_tokens.index_select(0, rows_on_device)
-        self.state.token_ids.index_put_((rows_on_device, places), sampled.to(torch.int32))
-        self.num_tokens.index_add_(0, rows_on_device, self._ones[: len(rows)])
+        self.append_on_device(rows_on_device, sampled)
         self.host_num_tokens[rows] += 1
+
+    def append_on_device(self, row_ids: Tensor, sampled: Tensor) -> None:
+        """What `append` does there; rows of -1 are padding."""
+        self._append_tokens(row_ids, sampled, self.state.token_ids, self.num_tokens)
 
 
 def _entries(plan: StepPlan, num_blocks: Ints) -> Iterator[tuple[int, int, int, int]]:

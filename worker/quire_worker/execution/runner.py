@@ -84,7 +84,10 @@ class TorchRunner:
         assert isinstance(handle, StepHandle)
         logits = handle.take_logits()
         with sticky_errors():
-            sampled = NOTHING if logits is None else self._sampler.sample(logits, handle.sampled_rows, masks)
+            if handle.chosen is not None:
+                sampled = self._sampler.accept(handle.chosen, handle.sampled_rows, masks)
+            else:
+                sampled = NOTHING if logits is None else self._sampler.sample(logits, handle.sampled_rows, masks)
             handle.fill(sampled)
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@
 Order, as vLLM has it: logit_bias, repetition, frequency and presence penalties, then tokens that may not come (ending tokens before
 min_tokens, what allowed_token_ids and bad_words rule out, grammar masks), then temperature, top_k, top_p, min_p and the draw.
 Log-probabilities are those of the raw logits.
-Steps that no row asks for are skipped: a batch of greedy rows is one argmax.
+Steps that no row asks for are skipped: a batch of greedy rows is one argmax, which a recorded step does by itself.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quire_kernels.logprobs import TopLogprobs
 from quire_kernels.ops import Ops
-from quire_worker.execution.prepared_step import SampledRows
+from quire_worker.execution.prepared_step import Chosen, SampledRows
 from quire_worker.execution.rows import Ints, Rows, upload
 from quire_worker.execution.sampling_rows import SamplingRows
 from quire_worker.plan import TokenMasks
@@ -78,6 +78,12 @@ class Sampler:
         # On a device nobody knows yet whether any row is.
         without_tokens = None if shaped is logits_SV else shaped.amax(-1) == float("-inf")
         return Sampled(token_ids=token_ids, logprobs=logprobs, broken=broken, without_tokens=without_tokens)
+
+    def accept(self, chosen: Chosen, sampled: SampledRows, masks: TokenMasks | None) -> Sampled:
+        """What the step chose by itself: its rows ask for nothing else (SamplingRows.are_plain)."""
+        assert not masks, "the plan did not say that its rows have masks"
+        self._rows.host_num_tokens[sampled.rows] += 1
+        return Sampled(token_ids=chosen.token_ids, logprobs=None, broken=chosen.broken)
 
     def _shaped(self, logits_SV: Tensor, sampled: SampledRows, masks: TokenMasks | None) -> Tensor:
         """The logits to draw from: the raw ones, untouched, if no row changes any."""

@@ -61,12 +61,15 @@ class SamplingRows:
         """-1: none asked for."""
         self.host_free_from: Ints = np.zeros(num_rows, np.int64)
         """Tokens a row must have before it may end: prompt + min_tokens."""
+        self.host_is_plain = np.zeros(num_rows, np.bool_)
+        """Greedy, and nothing asked for but the token, apart from host_free_from."""
 
     def set_up(self, new: NewRow) -> None:
         """A request enters its row."""
         row, sampling = new.row, new.sampling
         self.forget(row)
         self.host_is_random[row] = sampling.temperature > 0
+        self.host_is_plain[row] = _is_plain(sampling)
         self.host_num_logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
         if sampling.logprobs is not None and sampling.logprob_token_ids:
             named = np.zeros(MAX_LOGPROB_TOKEN_IDS, np.int64)
@@ -86,7 +89,7 @@ class SamplingRows:
                 upload(np.array(biased, np.int64), self.device),
                 upload(np.array(added, np.float32), self.device),
             )
-        if (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0):
+        if _has_penalties(sampling):
             self.penalties.set_up(row, new.token_ids, new.num_prompt_tokens)
         if self.arrays is not None:
             self.arrays.floats[:, row] = _floats_of(sampling)
@@ -137,6 +140,10 @@ class SamplingRows:
             positions=rows.num_tokens.index_select(0, on_device) - num_prompt,
         )
 
+    def are_plain(self, rows: Ints, num_tokens: Ints) -> bool:
+        """Whether all of these rows, which have so many tokens now, get just the largest of their raw logits, masks apart."""
+        return bool(self.host_is_plain[rows].all() and (num_tokens >= self.host_free_from[rows]).all())
+
     def forget(self, row: int) -> None:
         """The row's request has left."""
         self.biases.pop(row, None)
@@ -160,6 +167,15 @@ def _tensors_on_host(params: HostParams, rows: Ints, num_tokens: Ints) -> Sampli
         seeds=torch.from_numpy(seeds),
         positions=torch.from_numpy(num_tokens[rows] - num_prompt),
     )
+
+
+def _has_penalties(sampling: SamplingParams) -> bool:
+    return (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)
+
+
+def _is_plain(sampling: SamplingParams) -> bool:
+    asks_for_more = sampling.logprobs is not None or sampling.logit_bias or _has_penalties(sampling)
+    return sampling.temperature <= 0 and not (asks_for_more or sampling.allowed_token_ids or sampling.bad_words)
 
 
 def _floats_of(sampling: SamplingParams) -> list[float]:

@@ -20,10 +20,12 @@ from quire_kernels.quantize_fp8 import FP8
 from quire_kernels.rotary import rotary_cos_sin
 from quire_kernels.rotate_and_store import CacheTarget
 from quire_worker.models.config import ModelConfig
+from quire_worker.models.fp8_rows import Norm, NormBefore, Rows, activation_before
 from quire_worker.models.fused import DenseLayer, Ends, FusedDecoder, fuse
 from quire_worker.models.kv_groups import KVPlace
 from quire_worker.models.kv_scales import KVScales
-from quire_worker.models.linear import LinearFactory, LoadedLinear, Part
+from quire_worker.models.linear import LinearFactory, Part
+from quire_worker.models.loaded_linear import LoadedLinear
 from quire_worker.models.moe import MoeBlock
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 from quire_worker.models.weight_slots import WeightSlots
@@ -172,15 +174,6 @@ class Decoder:
         return head
 
 
-class _Norm:
-    """A norm's weight, once loaded."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self) -> None:
-        self.tensor = torch.empty(0)
-
-
 class _Norms:
     """Declares norms."""
 
@@ -188,8 +181,8 @@ class _Norms:
         self._slots, self._device, self._dtype = slots, device, dtype
         self.num_parameters = 0
 
-    def declare(self, name: str, size: int) -> _Norm:
-        norm = _Norm()
+    def declare(self, name: str, size: int) -> Norm:
+        norm = Norm()
         self.num_parameters += size
 
         def accept(tensor: Tensor) -> None:
@@ -213,14 +206,16 @@ class _Layer:
         name = f"model.layers.{index}"
         self.attention = _Attention(name, config, linears, norms, ops, place, config.windows[index], kv_scales)
         self._mlp: MoeBlock | _Mlp
+        mlp_form = None
         if config.moe is not None and index in config.moe.layers:
             self._mlp = MoeBlock(name, config, config.moe, linears, ops)
         else:
             self._mlp = _Mlp(name, config, linears, ops)
-        self._input_norm = norms.declare(f"{name}.input_layernorm.weight", config.hidden_size)
-        self._mlp_norm = norms.declare(f"{name}.post_attention_layernorm.weight", config.hidden_size)
-        self._eps = config.rms_norm_eps
-        self._ops = ops
+            mlp_form = self._mlp.gate_up.form
+        input_norm = norms.declare(f"{name}.input_layernorm.weight", config.hidden_size)
+        mlp_norm = norms.declare(f"{name}.post_attention_layernorm.weight", config.hidden_size)
+        self._input_norm = NormBefore(ops, input_norm, config.rms_norm_eps, self.attention.qkv.form)
+        self._mlp_norm = NormBefore(ops, mlp_norm, config.rms_norm_eps, mlp_form)
 
     def __call__(
         self,
@@ -233,18 +228,14 @@ class _Layer:
         is_last: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """x, still to be added to the residual (None before the first layer), and the residual; of the last layer, the sampled rows."""
-        rms_norm = self._ops.rms_norm
-        if x is None:
-            x = rms_norm(residual, self._input_norm.tensor, self._eps)
-        else:
-            x, residual = rms_norm(x, self._input_norm.tensor, self._eps, residual)
-        x = self.attention(x, step, cos_sin, plans, is_last=is_last)
+        normed, residual = self._input_norm(x, residual)
+        x = self.attention(normed, step, cos_sin, plans, is_last=is_last)
         if is_last and step.sampled_tokens is not None:
             residual = residual[step.sampled_tokens]
         if x.shape[0] == 0:
             return x, residual
-        x, residual = rms_norm(x, self._mlp_norm.tensor, self._eps, residual)
-        return self._mlp(x), residual
+        normed, residual = self._mlp_norm(x, residual)
+        return self._mlp(normed), residual
 
     def dense_parts(self) -> DenseLayer | None:
         """What it is made of, once loaded; None if it has experts."""
@@ -252,8 +243,8 @@ class _Layer:
             return None
         attention = self.attention
         return DenseLayer(
-            input_norm=self._input_norm.tensor,
-            mlp_norm=self._mlp_norm.tensor,
+            input_norm=self._input_norm.weight,
+            mlp_norm=self._mlp_norm.weight,
             head_norms=attention.norms,
             qkv=attention.qkv,
             out=attention.out,
@@ -272,12 +263,11 @@ class _Mlp:
             Part(name=f"{name}.mlp.gate_proj", out_features=width),
             Part(name=f"{name}.mlp.up_proj", out_features=width),
         )
-        self.gate_up = linears.gated_linear(
-            f"{name}.mlp.gate_up_proj", config.hidden_size, parts, ops.silu_mul, bias=bias
-        )
         self.down = linears.linear(f"{name}.mlp.down_proj", width, config.hidden_size, "row", bias=bias)
+        silu_mul = activation_before(ops, self.down.form)
+        self.gate_up = linears.gated_linear(f"{name}.mlp.gate_up_proj", config.hidden_size, parts, silu_mul, bias=bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Rows) -> Tensor:
         return self.down(self.gate_up(x))
 
 
@@ -345,7 +335,7 @@ class _Attention:
         self._kv_scales = self._loaded_kv_scales.tensor if kv_cache.dtype == FP8 else None
 
     def __call__(
-        self, x: Tensor, step: StepInputs, cos_sin: Tensor, plans: tuple[object, ...], *, is_last: bool
+        self, x: Rows, step: StepInputs, cos_sin: Tensor, plans: tuple[object, ...], *, is_last: bool
     ) -> Tensor:
         """x [T, E] normalised; the result [T, E], or [S, E] in the last layer."""
         q_THD, k_TKD, v_TKD = self._project(x)
@@ -358,12 +348,13 @@ class _Attention:
             return self.out(self._attend(q_THD, step.attention, plans[self._place.group]))
         # Keys and values of every token are stored; of the queries only the sampled ones lead anywhere.
         if not step.num_sampled:
-            return x[:0]
+            return q_THD[:0].flatten(1)
         return self.out(self._attend(q_THD[step.sampled_tokens], step.sampled_attention, None))
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Rows) -> tuple[Tensor, Tensor, Tensor]:
         H, K = self._num_heads, self._num_kv_heads
-        qkv = self.qkv(x).view(x.shape[0], H + 2 * K, self._head_dim)
+        qkv = self.qkv(x)
+        qkv = qkv.view(qkv.shape[0], H + 2 * K, self._head_dim)
         q_THD, k_TKD, v_TKD = qkv.split_with_sizes((H, K, K), dim=1)
         return q_THD, k_TKD, v_TKD
 

@@ -1,7 +1,7 @@
 """A linear layer in FP8 (W8A8): its weight is FP8 with scales, its input is quantised anew at each step.
 
-    x       [T, in]   bfloat16 on a GPU; any stride over T
-    out     [T, out]  x's dtype
+    x       [T, in]   bfloat16 on a GPU, any stride over T; or quantised already, in the layer's form (fp8_rows.py)
+    out     [T, out]  x's dtype, or that of what was quantised
 
 Scales of the weight are by output, those of the input by token; or by blocks of 128 x 128 and by 128 numbers of a token. See
 quire_kernels.quantize_fp8 and quire_kernels.matmul_fp8.
@@ -15,6 +15,7 @@ from torch import Tensor
 from quire_kernels.matmul_fp8 import SCALE_BLOCK
 from quire_kernels.ops import Ops
 from quire_kernels.quantize_fp8 import FP8
+from quire_worker.models.fp8_rows import Fp8Form, Fp8Rows, Rows
 from quire_worker.models.fp8_weights import num_blocks
 
 _MULTIPLE = 16
@@ -28,6 +29,11 @@ def can_be_fp8(in_features: int, out_features: list[int], *, is_blocks: bool) ->
     return in_features % _MULTIPLE == 0 and sum(out_features) % _MULTIPLE == 0
 
 
+def fp8_form(*, is_blocks: bool) -> Fp8Form:
+    """How a layer with such scales reads its input."""
+    return Fp8Form(group=SCALE_BLOCK if is_blocks else None)
+
+
 class Fp8Linear:
     """Computes where its weight is."""
 
@@ -36,12 +42,12 @@ class Fp8Linear:
         is_blocks = scales.dim() == 2
         self._quantize = ops.quantize_fp8
         self._matmul = ops.matmul_fp8_blocks if is_blocks else ops.matmul_fp8
-        self._group = SCALE_BLOCK if is_blocks else None
+        self._group = fp8_form(is_blocks=is_blocks).group
         self._values, self._scales, self._bias = values, scales, bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x_values, x_scales = self._quantize(x, self._group)
-        out = self._matmul(x_values, x_scales, self._values, self._scales, x.dtype)
+    def __call__(self, x: Rows) -> Tensor:
+        rows = x if isinstance(x, Fp8Rows) else Fp8Rows(*self._quantize(x, self._group), x.dtype)
+        out = self._matmul(rows.values, rows.scales, self._values, self._scales, rows.dtype)
         return out if self._bias is None else out.add_(self._bias)
 
 
@@ -58,9 +64,9 @@ class Fp8Assembly:
         device: torch.device,
         dtype: torch.dtype,
         missing: int,
-        finish: Callable[[Fp8Linear], None],
+        finish: Callable[[Tensor, Tensor, Tensor | None], None],
     ) -> None:
-        """`dtype`: the bias's. `missing`: tensors to come, a weight and its scales counted as one."""
+        """`dtype`: the bias's. `missing`: tensors to come, a weight and its scales counted as one. `finish(values, scales, bias)`."""
         self._ops, self._shape, self._is_blocks, self._has_bias = ops, shape, is_blocks, has_bias
         self._device, self._dtype = device, dtype
         self._values = self._scales = self._bias = torch.empty(0)
@@ -96,6 +102,6 @@ class Fp8Assembly:
     def _one_arrived(self) -> None:
         self._missing -= 1
         if self._missing == 0:
-            layer = Fp8Linear(self._ops, self._values, self._scales, self._bias if self._has_bias else None)
+            values, scales, bias = self._values, self._scales, self._bias if self._has_bias else None
             self._values = self._scales = self._bias = torch.empty(0)
-            self._finish(layer)
+            self._finish(values, scales, bias)

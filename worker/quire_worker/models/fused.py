@@ -13,7 +13,7 @@ from quire_kernels.cpu.linear import NativeWeight
 from quire_kernels.cpu.native_attention import fits_native_attention
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.cpu.native_stack import NativeStack, StackLayer, StackQueries, StackShape
-from quire_worker.models.linear import LoadedLinear
+from quire_worker.models.loaded_linear import GatedLinear, LoadedLinear
 from quire_worker.models.step_inputs import AttentionInputs, StepInputs
 
 
@@ -26,7 +26,7 @@ class DenseLayer:
     head_norms: tuple[Tensor, Tensor] | None
     qkv: LoadedLinear
     out: LoadedLinear
-    gate_up: LoadedLinear
+    gate_up: GatedLinear
     down: LoadedLinear
     group: int
     k_cache: Tensor

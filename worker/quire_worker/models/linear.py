@@ -1,6 +1,6 @@
 """Linear layers behind one factory: how a weight is stored, packed and multiplied is decided here and nowhere else.
 
-    x    [T, in]     any stride over T
+    x    [T, in]     any stride over T; into FP8 projections also quantised already (fp8_rows.py)
     out  [T, out]    contiguous
 
 Every projection of a model comes from `LinearFactory`; several tensors of the checkpoint may be rows of one projection (q, k and v; gate
@@ -15,18 +15,21 @@ float32, 4,096 in bfloat16); plain ones in float32 at up to 11 rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quire_kernels.cpu.linear import DTYPES as NATIVE_DTYPES
-from quire_kernels.cpu.linear import Int8, NativeLinear, NativeLinears, NativeWeight
+from quire_kernels.cpu.linear import Int8, NativeLinear, NativeLinears
 from quire_kernels.cpu.native_library import NativeLibrary
 from quire_kernels.ops import Ops
-from quire_worker.models.fp8_linear import Fp8Assembly, can_be_fp8
+from quire_kernels.signatures import Linear as LinearOp
+from quire_worker.models.fp8_linear import Fp8Assembly, Fp8Linear, can_be_fp8, fp8_form
+from quire_worker.models.fp8_rows import Rows
 from quire_worker.models.fp8_weights import StoredFp8, dequantise
+from quire_worker.models.loaded_linear import GatedLinear, Linear, LoadedFp8Weight, LoadedLinear, LoadedWeight
 from quire_worker.models.weight_assembly import Assembly, Packing
 from quire_worker.models.weight_slots import WeightSlots
 
@@ -42,12 +45,6 @@ int8, int8-weight-only: C++ only. fp8 (E4M3): where FP8 operations are given.
 _INT8: dict[Quantization, Int8] = {"int8": "w8a8", "int8-weight-only": "weights"}
 _PLAIN_ROWS = 12
 """F.linear on a CPU is the same from so many rows on, and at none in between that is not a multiple of it."""
-
-
-class Linear(Protocol):
-    """A loaded projection."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +68,12 @@ class LinearFactory:
         quantization: Quantization = "none",
         stored_fp8: StoredFp8 | None = None,
         fp8_ops: Ops | None = None,
+        product: LinearOp | None = None,
     ) -> None:
         """`library`: the C++ kernels of this CPU, if there are any. `stored_fp8`: the checkpoint's FP8 weights, if it has any.
 
         fp8_ops: what computes FP8 layers; None: none are, and FP8 weights are dequantised as they come.
+        product: what multiplies all others, on whatever device; None: what is fastest there.
         """
         self._slots = slots
         self._device = device
@@ -84,12 +83,15 @@ class LinearFactory:
         self._native = None if self.library is None else NativeLinears(self.library)
         assert quantization not in _INT8 or self._native is not None
         assert quantization != "fp8" or fp8_ops is not None
-        assert self._native is None or fp8_ops is None
+        assert self._native is None or (fp8_ops is None and product is None)
+        self._product = product
         self._quantization = quantization
         self._stored_fp8 = stored_fp8
         self._fp8_ops = fp8_ops
         self.dequantised: list[str] = []
         """Layers that are FP8 in the checkpoint and floats here."""
+        self.left_in_floats: list[str] = []
+        """Layers of a mixture's experts that were to be quantised to FP8 and cannot be."""
         self.num_parameters = 0
         self.size_bytes = 0
         """Of the weights declared, without padding."""
@@ -104,18 +106,18 @@ class LinearFactory:
         parts: tuple[Part, ...] = (),
         bias: bool = False,
         is_exact: bool = False,
-    ) -> "LoadedLinear":
+    ) -> LoadedLinear:
         """The projection whose weight is `name`.weight, or the weights of `parts` one below the other, likewise biases.
 
         is_exact: not quantised, whatever the model is.
         """
         parts = parts or (Part(name=name, out_features=out_features),)
         assert sum(part.out_features for part in parts) == out_features
-        layer = LoadedLinear()
         if self._fp8_ops is not None and self._is_fp8(parts, in_features, is_exact=is_exact):
-            self._assemble_fp8(layer, self._fp8_ops, parts, in_features, bias)
-        elif self._native is None:
-            self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(pack(weight, vector)))
+            return self._fp8_linear(self._fp8_ops, parts, in_features, bias)
+        layer = LoadedLinear()
+        if self._native is None:
+            self._assemble(parts, in_features, bias, lambda weight, vector: layer.set(self._packed(weight, vector)))
         else:
             self._pack_natively(layer, self._native, parts, in_features, bias, is_exact=is_exact)
         return layer
@@ -125,10 +127,10 @@ class LinearFactory:
         name: str,
         in_features: int,
         parts: tuple[Part, Part],
-        silu_mul: Callable[[Tensor], Tensor],
+        silu_mul: Callable[[Tensor], Rows],
         *,
         bias: bool = False,
-    ) -> "LoadedLinear":
+    ) -> GatedLinear:
         """silu(x @ gate) * (x @ up) of `parts`, gate and up, as many columns as each has.
 
         silu_mul: for where it is an operation of its own.
@@ -136,24 +138,42 @@ class LinearFactory:
         if self._native is not None:
             layer = LoadedLinear()
             self._pack_natively(layer, self._native, parts, in_features, bias, is_gated=True)
-            return layer
+            return GatedLinear(layer, None)
         width = parts[0].out_features
-        product = self.linear(name, in_features, 2 * width, "column", parts=parts, bias=bias)
-        return LoadedLinear(lambda x: silu_mul(product(x)))
+        return GatedLinear(self.linear(name, in_features, 2 * width, "column", parts=parts, bias=bias), silu_mul)
 
     def copy(self, weight: Tensor) -> Linear:
         """A projection with a weight [out, in] that also has another use; not quantised."""
         if self._native is None:
-            return pack(weight, None)
+            return self._packed(weight, None)
         out_features, in_features = weight.shape
         packed = self._native.empty(out_features, in_features, self._dtype)
         packed.pack_rows(weight)
         return NativeLinear(self._native, packed)
 
-    def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> "LoadedWeight":
-        """The weights of `parts` one below the other, as they are, for an operation that takes many layers at once."""
+    def stacked_weight(self, in_features: int, parts: tuple[Part, ...]) -> LoadedWeight:
+        """The weights of `parts` one below the other, in floats, for an operation that takes many layers at once."""
+        if self._quantization == "fp8":
+            self.left_in_floats += [part.name for part in parts]
         stack = LoadedWeight()
         self._assemble(parts, in_features, False, lambda weight, _: stack.set(weight))
+        return stack
+
+    def _packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return pack(weight, bias) if self._product is None else DenseLinear(weight, bias, self._product)
+
+    def has_fp8_stack(self, in_features: int, parts: tuple[Part, ...]) -> bool:
+        """Whether `parts`, all of one size, can be an `fp8_stack`: they are to be FP8, and each begins a block of its own."""
+        as_if_one_followed = (*parts, parts[-1])
+        return self._fp8_ops is not None and self._is_fp8(as_if_one_followed, in_features, is_exact=False)
+
+    def fp8_stack(self, in_features: int, parts: tuple[Part, ...]) -> LoadedFp8Weight:
+        """Of parts that `has_fp8_stack`: one below the other, with scales [out], or by blocks [out / 128, in / 128]."""
+        assert self._fp8_ops is not None
+        stack = LoadedFp8Weight()
+        self._assemble_fp8(
+            self._fp8_ops, parts, in_features, False, lambda values, scales, _: stack.set(values, scales)
+        )
         return stack
 
     def _is_fp8(self, parts: tuple[Part, ...], in_features: int, *, is_exact: bool) -> bool:
@@ -167,22 +187,41 @@ class LinearFactory:
     def _is_stored_fp8(self, name: str) -> bool:
         return self._stored_fp8 is not None and name in self._stored_fp8.layers
 
+    def _fp8_linear(self, ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool) -> LoadedLinear:
+        layer = LoadedLinear(form=fp8_form(is_blocks=self._has_blocks(parts)))
+        self._assemble_fp8(
+            ops,
+            parts,
+            in_features,
+            bias,
+            lambda values, scales, vector: layer.set(Fp8Linear(ops, values, scales, vector)),
+        )
+        return layer
+
+    def _has_blocks(self, parts: tuple[Part, ...]) -> bool:
+        stored = self._stored_fp8
+        return stored is not None and stored.format.is_blocks and self._is_stored_fp8(parts[0].name)
+
     def _assemble_fp8(
-        self, layer: "LoadedLinear", ops: Ops, parts: tuple[Part, ...], in_features: int, bias: bool
+        self,
+        ops: Ops,
+        parts: tuple[Part, ...],
+        in_features: int,
+        bias: bool,
+        finish: Callable[[Tensor, Tensor, Tensor | None], None],
     ) -> None:
-        stored = self._stored_fp8 if self._is_stored_fp8(parts[0].name) else None
         assembly = Fp8Assembly(
             ops=ops,
             shape=(sum(part.out_features for part in parts), in_features),
-            is_blocks=stored is not None and stored.format.is_blocks,
+            is_blocks=self._has_blocks(parts),
             has_bias=bias,
             device=self._device,
             dtype=self._dtype,
             missing=len(parts) * (1 + bias),
-            finish=layer.set,
+            finish=finish,
         )
         accept_bias = assembly.accept_bias if bias else None
-        accept_fp8 = None if stored is None else assembly.accept_fp8
+        accept_fp8 = assembly.accept_fp8 if self._is_stored_fp8(parts[0].name) else None
         self._declare(parts, in_features, 1, assembly.accept_weight, accept_bias, accept_fp8)
 
     def _assemble(
@@ -200,7 +239,7 @@ class LinearFactory:
 
     def _pack_natively(
         self,
-        layer: "LoadedLinear",
+        layer: LoadedLinear,
         native: NativeLinears,
         parts: tuple[Part, ...],
         in_features: int,
@@ -270,35 +309,6 @@ def _pair_from_row(accept: _AcceptFp8, first_row: int) -> Callable[[Tensor, Tens
     return lambda values, scales: accept(values, scales, first_row)
 
 
-class LoadedLinear:
-    """A projection that gets its weight later. Calling it before is an error."""
-
-    def __init__(self, run: Linear | None = None) -> None:
-        self._run = run
-
-    def set(self, run: Linear) -> None:
-        self._run = run
-
-    @property
-    def native(self) -> NativeWeight | None:
-        """The packed weight, for C++ that runs more than this layer; None if torch multiplies."""
-        return self._run.weight if isinstance(self._run, NativeLinear) else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self._run is not None, "the weights are not loaded yet"
-        return self._run(x)
-
-
-class LoadedWeight:
-    """A weight that comes later."""
-
-    def __init__(self) -> None:
-        self.tensor = torch.empty(0)
-
-    def set(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 def pack(weight: Tensor, bias: Tensor | None) -> Linear:
     """The fastest form of a linear layer for the weight's device and dtype; weight [out, in]."""
     if weight.device.type != "cpu":
@@ -309,13 +319,13 @@ def pack(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 class DenseLinear:
-    """torch's own."""
+    """The weight as it is; torch's product, unless told another."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: LinearOp = F.linear) -> None:
+        self._weight, self._bias, self._product = weight, bias, product
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return self._product(x, self._weight, self._bias)
 
 
 class PaddedLinear:

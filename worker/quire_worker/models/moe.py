@@ -4,16 +4,19 @@
     out  [T, E]   x's dtype
 
 Tokens are sorted by expert and each expert that has any runs once over its own, so work grows with the tokens, not with the experts: in one
-operation (quire_kernels.moe) where the backend has it, else expert by expert.
+operation (quire_kernels.moe, or moe_fp8) where the backend has it, else expert by expert.
 The sum over a token's experts runs in float32 in ascending expert order, so that it does not depend on the other tokens.
 """
 
 import torch
 from torch import Tensor
 
+from quire_kernels.moe_fp8 import Fp8Experts
 from quire_kernels.ops import Ops
 from quire_worker.models.config import ModelConfig, MoeConfig
-from quire_worker.models.linear import Linear, LinearFactory, Part
+from quire_worker.models.fp8_rows import Rows
+from quire_worker.models.linear import LinearFactory, Part
+from quire_worker.models.loaded_linear import GatedLinear, LoadedLinear
 
 
 class MoeBlock:
@@ -23,10 +26,14 @@ class MoeBlock:
         self._moe = moe
         block = f"{name}.{moe.prefix}"
         self._router = linears.linear(f"{block}.gate", config.hidden_size, moe.num_experts, "replicated", is_exact=True)
-        experts = _SeparateExperts if ops.moe is None else _StackedExperts
+        experts: type[_SeparateExperts | _StackedExperts | _StackedFp8Experts] = _SeparateExperts
+        if ops.moe is not None:
+            has_fp8 = _StackedFp8Experts.are_possible(block, config.hidden_size, moe, linears, ops)
+            experts = _StackedFp8Experts if has_fp8 else _StackedExperts
         self._experts = experts(block, config.hidden_size, moe, linears, ops)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Rows) -> Tensor:
+        assert isinstance(x, Tensor), "the router reads floats"
         return self._experts(x, *self._route(x))
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +53,9 @@ class _StackedExperts:
         assert ops.moe is not None
         self._run = ops.moe
         self._num_experts = moe.num_experts
-        gate_ups: list[Part] = []
-        downs: list[Part] = []
-        for expert in range(moe.num_experts):
-            gate_up, down = _parts(f"{block}.experts.{expert}", moe, hidden_size)
-            gate_ups += gate_up
-            downs.append(down)
-        self._gate_up = linears.stacked_weight(hidden_size, tuple(gate_ups))
-        self._down = linears.stacked_weight(moe.intermediate_size, tuple(downs))
+        gate_ups, downs = _all_parts(block, moe, hidden_size)
+        self._gate_up = linears.stacked_weight(hidden_size, gate_ups)
+        self._down = linears.stacked_weight(moe.intermediate_size, downs)
 
     def __call__(self, x: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         gate_up_XFE, down_XEF = (
@@ -62,14 +64,46 @@ class _StackedExperts:
         return self._run(x, weights_TK, experts_TK, gate_up_XFE, down_XEF)
 
 
+class _StackedFp8Experts:
+    """All experts in one operation, in FP8."""
+
+    def __init__(self, block: str, hidden_size: int, moe: MoeConfig, linears: LinearFactory, ops: Ops) -> None:
+        assert ops.moe_fp8 is not None
+        self._run = ops.moe_fp8
+        self._num_experts = moe.num_experts
+        gate_ups, downs = _all_parts(block, moe, hidden_size)
+        self._gate_up = linears.fp8_stack(hidden_size, gate_ups)
+        self._down = linears.fp8_stack(moe.intermediate_size, downs)
+
+    @staticmethod
+    def are_possible(block: str, hidden_size: int, moe: MoeConfig, linears: LinearFactory, ops: Ops) -> bool:
+        """Whether the checkpoint or the flag wants them in FP8, and their sizes allow it."""
+        gate_ups, downs = _all_parts(block, moe, hidden_size)
+        has_both = linears.has_fp8_stack(hidden_size, gate_ups) and linears.has_fp8_stack(moe.intermediate_size, downs)
+        return ops.moe_fp8 is not None and has_both
+
+    def __call__(self, x: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        gate_up, down = self._gate_up, self._down
+        stacks = Fp8Experts(
+            gate_up=self._by_expert(gate_up.values),
+            gate_up_scales=self._by_expert(gate_up.scales),
+            down=self._by_expert(down.values),
+            down_scales=self._by_expert(down.scales),
+        )
+        return self._run(x, weights_TK, experts_TK, stacks)
+
+    def _by_expert(self, stack: Tensor) -> Tensor:
+        return stack.view(self._num_experts, -1, *stack.shape[1:])
+
+
 class _SeparateExperts:
     """One expert after the other, each a packed projection."""
 
     def __init__(self, block: str, hidden_size: int, moe: MoeConfig, linears: LinearFactory, ops: Ops) -> None:
         self._ops = ops
         self._num_experts = moe.num_experts
-        self._gate_ups: list[Linear] = []
-        self._downs: list[Linear] = []
+        self._gate_ups: list[GatedLinear] = []
+        self._downs: list[LoadedLinear] = []
         width = moe.intermediate_size
         for expert in range(moe.num_experts):
             prefix = f"{block}.experts.{expert}"
@@ -100,6 +134,17 @@ class _SeparateExperts:
         for k in range(1, weights_TK.shape[1]):
             total += outputs_TKE[:, k] * weights_TK[:, k : k + 1]
         return total
+
+
+def _all_parts(block: str, moe: MoeConfig, hidden_size: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Gates and ups, and downs, of all experts."""
+    gate_ups: list[Part] = []
+    downs: list[Part] = []
+    for expert in range(moe.num_experts):
+        gate_up, down = _parts(f"{block}.experts.{expert}", moe, hidden_size)
+        gate_ups += gate_up
+        downs.append(down)
+    return tuple(gate_ups), tuple(downs)
 
 
 def _parts(prefix: str, moe: MoeConfig, hidden_size: int) -> tuple[tuple[Part, Part], Part]:

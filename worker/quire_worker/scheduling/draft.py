@@ -143,6 +143,7 @@ class PlanDraft:
             num_tokens=self.num_tokens,
             new_blocks=self.new_blocks,
             replaced_block_ids=[] if is_empty else self.replaced,
+            has_masks=bool(self.constrained),
         )
         step = StepInFlight(plan, self.choices, self.held_blocks, self.constrained)
         if not is_empty:
