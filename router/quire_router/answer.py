@@ -7,11 +7,12 @@ around the answer's parts. One that has nothing to do with a call returns what t
 Whoever takes an answer closes it, however that ends; closing one closes those that it was made of (`Answer.through`).
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Protocol
 
 from multidict import CIMultiDict
 
+from quire_contract import names
 from quire_contract.openai.errors import ApiError
 from quire_router.call import Call, Outcome
 from quire_router.passed_headers import PassedHeaders
@@ -71,6 +72,19 @@ class Answer:
         if isinstance(headers, PassedHeaders):
             headers = self._headers = headers.made()
         return headers
+
+    @property
+    def added_headers(self) -> MutableMapping[str, str]:
+        """Where a header is set that takes the place of any other one of its name. Not for reading."""
+        headers = self._headers
+        return headers.added if isinstance(headers, PassedHeaders) else headers
+
+    def reason(self) -> str | None:
+        """Why a worker or the router refused; None: it does not say."""
+        headers = self._headers
+        if isinstance(headers, PassedHeaders) and names.HEADER_REASON not in headers.theirs:
+            return headers.added.get(names.HEADER_REASON)
+        return self.headers.get(names.HEADER_REASON)
 
     @property
     def untouched_headers(self) -> CIMultiDict[str] | PassedHeaders:

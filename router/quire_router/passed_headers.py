@@ -1,6 +1,7 @@
 """The headers of a worker's answer on their way to the client: made into a map only where somebody looks at them.
 
-Most answers are written as they came (`plain_http`), and a layer that adds a header pays for the map.
+Most answers are written as they came (`plain_http`), with what layers add beside; one that looks at
+them pays for the map.
 """
 
 from multidict import CIMultiDict, MultiMapping
@@ -11,14 +12,19 @@ from quire_router.headers import to_client
 class PassedHeaders:
     """Of one answer. What each is, `headers.to_client` says; nobody changes the worker's."""
 
-    __slots__ = ("endpoint_id", "request_id", "route", "theirs")
+    __slots__ = ("added", "endpoint_id", "request_id", "route", "theirs")
 
     def __init__(self, theirs: MultiMapping[str], request_id: str, endpoint_id: str, route: str) -> None:
         self.theirs = theirs
         self.request_id = request_id
         self.endpoint_id = endpoint_id
         self.route = route
+        self.added: dict[str, str] = {}
+        """By layers on the answer's way; each takes the place of any other one of its name."""
 
     def made(self) -> CIMultiDict[str]:
         """All that go to the client."""
-        return to_client(self.theirs, self.request_id, self.endpoint_id, self.route)
+        headers = to_client(self.theirs, self.request_id, self.endpoint_id, self.route)
+        for name, value in self.added.items():
+            headers[name] = value
+        return headers

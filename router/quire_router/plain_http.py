@@ -41,7 +41,7 @@ class PlainHttp:
     def written(self, status: int, headers: PassedHeaders, body: bytes) -> bytes | None:
         """The whole answer, for a connection that goes on; `status` allows a body. None: it is not plain."""
         found: bytes | None = self._write(
-            status, headers.theirs, headers.request_id, headers.endpoint_id, headers.route, body
+            status, headers.theirs, headers.request_id, headers.endpoint_id, headers.route, body, headers.added
         )
         return found
 

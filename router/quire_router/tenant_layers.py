@@ -8,7 +8,7 @@ by no fault of its sender gives everything back. It must not know where limits a
 """
 
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 
 import msgspec
 
@@ -22,7 +22,7 @@ from quire_router.call import STATUS_CLIENT_GONE, STATUS_FAILED, Call, Outcome, 
 from quire_router.clocks import Clocks
 from quire_router.limits.accounts import LimitsUnavailableError
 from quire_router.limits.book import MeterBook
-from quire_router.limits.meter import Meter, RefusedError
+from quire_router.limits.meter import Demands, Meter, RefusedError
 from quire_router.limits.meters import TenantMeters
 from quire_router.live_config import LiveConfig
 from quire_router.prices import Price, Prices
@@ -51,10 +51,11 @@ class RequestLimits:
 
     async def _limited(self, call: Call, outcome: Outcome, inner: Source, tenant: Tenant) -> Answer:
         meters = self._book.of(tenant.entry)
-        demands = [(meter, 1) for meter in meters.request_meters()]
+        demands = meters.request_demands()
         if not demands:
             return await inner(call, outcome)
-        await _reserve(meters, demands, tenant, self._metrics)
+        if not meters.try_reserve(demands):
+            await _reserve(meters, demands, tenant, self._metrics)
         limited = meters.requests if meters.requests.limit is not None else None
         if limited is not None:
             meters.refill_early((limited,))
@@ -62,15 +63,15 @@ class RequestLimits:
         is_open = False
         try:
             answer = await inner(call, outcome)
-            counted = 1 if _ran_out(answer.headers, outcome) else _counts(answer.status)
+            counted = 1 if _ran_out(answer.reason(), outcome) else _counts(answer.status)
             if limited is not None:
-                show_limit(answer.headers, limited, "requests")
+                show_limit(answer.added_headers, limited, "requests")
             if answer.body is None:
                 is_open = True
                 return _closing(answer, lambda: _settle_requests(meters, demands, outcome.late_status or answer.status))
             return answer
         except ApiError as error:
-            counted = 1 if _ran_out(error.headers, outcome) else _counts(error.status)
+            counted = 1 if _ran_out(_reason(error), outcome) else _counts(error.status)
             if limited is not None:
                 show_limit(error.headers, limited, "requests")
             raise
@@ -117,18 +118,18 @@ class TokenLimits:
             answer = await inner(call if length is None else with_length(call, length), outcome)
         except ApiError as error:
             bill.show(error.headers)
-            self._close(bill, outcome, error.status, bill.begun(outcome), ran_out=_ran_out(error.headers, outcome))
+            self._close(bill, outcome, error.status, bill.begun(outcome), ran_out=_ran_out(_reason(error), outcome))
             raise
         except BaseException as error:
             status = STATUS_FAILED if isinstance(error, Exception) else STATUS_CLIENT_GONE
             self._close(bill, outcome, status, bill.begun(outcome))
             raise
-        bill.show(answer.headers)
+        bill.show(answer.added_headers)
         if length is not None:
-            answer.headers[names.HEADER_MAX_TOKENS] = str(length)
+            answer.added_headers[names.HEADER_MAX_TOKENS] = str(length)
         if answer.body is not None:
             used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
-            self._close(bill, outcome, answer.status, used, ran_out=_ran_out(answer.headers, outcome))
+            self._close(bill, outcome, answer.status, used, ran_out=_ran_out(answer.reason(), outcome))
             return answer
         return self._watched(answer, bill, outcome)
 
@@ -140,13 +141,14 @@ class TokenLimits:
             most = Usage(prompt=prompt, output=output)
             demands.append((meters.balance, max(self._cost(target, most) for target in call.targets)))
         if demands:
-            await _reserve(meters, demands, tenant, self._metrics)
+            if not meters.try_reserve(demands):
+                await _reserve(meters, demands, tenant, self._metrics)
             meters.refill_early([meter for meter, _ in demands])
         return _Bill(call=call, tenant=tenant, meters=meters, demands=demands, prompt=prompt, output=output)
 
     def _length(self, call: Call, bill: "_Bill") -> int | None:
         """To be told to the worker of a whole answer, which nobody sees grow. None: it needs none, or the model's own is not known."""
-        if not bill.demands or not is_unbounded(call.fields) or call.path not in FIELD_OF_LENGTH:
+        if not is_unbounded(call.fields) or call.path not in FIELD_OF_LENGTH or bill.is_of_minute:
             return None
         lengths = [length for target in call.targets if (length := self._model_length(target)) is not None]
         most = payable(bill.meters, bill.demands, prompt=bill.prompt, cost=self._cost_of(bill))
@@ -163,7 +165,7 @@ class TokenLimits:
 
     def _allowance(self, bill: "_Bill") -> Allowance | None:
         """None: it can use no more than it has reserved, or nothing that it uses up would be missing."""
-        if not is_unbounded(bill.call.fields) or all(meter is bill.meters.tokens for meter, _ in bill.demands):
+        if not is_unbounded(bill.call.fields) or bill.is_of_minute:
             return None
         portion = self._live.settings.limits.default_output_tokens
         return Allowance(bill.meters, bill.demands, output=bill.output, portion=portion, cost=self._cost_of(bill))
@@ -258,6 +260,12 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output: int
 
     @property
+    def is_of_minute(self) -> bool:
+        """Whether nothing is limited that ends an answer: a minute's limit lets it go on."""
+        demands = self.demands  # one for each meter
+        return not demands or (len(demands) == 1 and demands[0][0] is self.meters.tokens)
+
+    @property
     def num_choices(self) -> int:
         """Of its one prompt."""
         return 1 if self.call.fields is None else max(1, self.call.fields.n or 1)
@@ -298,12 +306,10 @@ def _closing(answer: Answer, settle: Callable[[], None]) -> Answer:
     )
 
 
-async def _reserve(
-    meters: TenantMeters, demands: list[tuple[Meter, int]], tenant: Tenant, metrics: TenantMetrics
-) -> None:
+async def _reserve(meters: TenantMeters, demands: Demands, tenant: Tenant, metrics: TenantMetrics) -> None:
+    """What is not at hand. ApiError 429 if it is too much, 503 if nobody can say."""
     try:
-        if not meters.try_reserve(demands):
-            await meters.reserve(demands)
+        await meters.reserve(demands)
     except RefusedError as error:
         metrics.reject(tenant.entry.id, error.meter.name)
         refusal = refused(error, meters)
@@ -315,7 +321,7 @@ async def _reserve(
         raise limits_unavailable() from None
 
 
-def _settle_requests(meters: TenantMeters, demands: list[tuple[Meter, int]], status: int) -> None:
+def _settle_requests(meters: TenantMeters, demands: Demands, status: int) -> None:
     meters.settle(demands, (_counts(status),) * len(demands))
 
 
@@ -324,9 +330,13 @@ def _counts(status: int) -> int:
     return 0 if status >= 500 or status == 429 else 1
 
 
-def _ran_out(headers: Mapping[str, str], outcome: Outcome) -> bool:
+def _reason(error: ApiError) -> str | None:
+    return error.headers.get(names.HEADER_REASON)
+
+
+def _ran_out(reason: str | None, outcome: Outcome) -> bool:
     """Whether the time that the sender gave was over while a worker computed: free computing for whoever gives too little."""
-    return outcome.attempts > 0 and headers.get(names.HEADER_REASON) == names.REASON_DEADLINE
+    return outcome.attempts > 0 and reason == names.REASON_DEADLINE
 
 
 def _prompt_tokens(call: Call) -> int:

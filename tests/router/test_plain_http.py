@@ -206,6 +206,16 @@ ODD_THEIRS = [
 ]  # fmt: skip
 
 
+ADDED = [
+    ("x-ratelimit-limit-requests", "5"), ("x-ratelimit-remaining-tokens", "999999999999"), ("x-ratelimit-reset-requests", "1m0s"),
+    ("x-quire-max-tokens", "7"), ("X-Tab", "mine"),
+]  # fmt: skip
+ODD_ADDED = [
+    ("x-a", "mine"), ("VARY", "*"), ("x-request-id", "mine"), ("X-Quire-Route", "mine"), ("content-type", "text/plain"), ("Date", "now"),
+    ("X-\u00e4", "b"), ("X-B", "\u00e4"), ("Connection", "close"), ("Content-Length", "7"), ("server", "mine"),
+]  # fmt: skip
+
+
 class Asked:
     """What an answer asks of its request."""
 
@@ -226,6 +236,9 @@ def test_what_is_written_is_what_our_python_writes_of_the_same_answer(plain):
             rng.choice(["w0", "w0", "w\u00e4"]),
             "precise; cached=0/1",
         )
+        for _ in range(rng.choice([0, 0, 1, 2, 6])):
+            name, value = rng.choice(ODD_ADDED if rng.random() < 0.03 else ADDED)
+            passed.added[name] = value
         status, body = rng.choice([200, 404, 503, 599]), rng.choice([b"", BODY, rng.randbytes(900)])
         found = WholeResponse(status=status, headers=passed, body=body).written(plain)
         expected = WholeResponse(status=status, headers=passed.made(), body=body).encoded(Asked())
@@ -244,19 +257,25 @@ def test_an_answer_whose_headers_cannot_be_listed_is_an_error(plain):
         return native().AnswerWriter(bool, start, own)
 
     assert (
-        writer().write(200, {"x": "y"}, "1", "2", "3", b"")
-        == b"SContent-Length: 0\r\nx: y\r\na: 1\r\nb: 2\r\nc: 3\r\n\r\n"
+        writer().write(200, {"x": "y"}, "1", "2", "3", b"", {"z": "4"})
+        == b"SContent-Length: 0\r\nx: y\r\na: 1\r\nb: 2\r\nc: 3\r\nz: 4\r\n\r\n"
     )
     with pytest.raises(AttributeError):
         plain.written(200, PassedHeaders(None, "a", "b", "c"), b"")
     with pytest.raises(TypeError):
-        writer().write(200, {}, "1", "2", "3", "no bytes")
+        writer().write(200, {}, "1", "2", "3", "no bytes", {})
+    with pytest.raises(TypeError):
+        writer().write(200, {}, "1", "2", "3", b"", [("z", "4")])
     with pytest.raises(TypeError, match="begins with bytes"):
-        writer(lambda status, second: "text").write(200, {}, "1", "2", "3", b"")
+        writer(lambda status, second: "text").write(200, {}, "1", "2", "3", b"", {})
     with pytest.raises(ValueError, match="three names"):
         writer(own=("a", "b"))
-    assert writer().write(200, {"a": 1}, "1", "2", "3", b"") is None
-    assert writer().write(200, {"a": "b"}, "1", None, "3", b"") is None
+    assert writer().write(200, {"a": 1}, "1", "2", "3", b"", {}) is None
+    assert writer().write(200, {"a": "b"}, "1", None, "3", b"", {}) is None
+    assert writer().write(200, {"x": "y"}, "1", "2", "3", b"", {"X": "z"}) is None
+    assert [writer().write(200, {}, "1", "2", "3", b"", added) for added in ({"z": 1}, {1: "z"}, {"z": "a\nb"})] == [
+        None
+    ] * 3
 
 
 def test_an_answer_that_has_no_body_or_ends_the_connection_is_not_written_here(plain):

@@ -81,9 +81,10 @@ class TenantMeters:
             self._look_at_calendar()
         return self._limited_tokens
 
-    def request_meters(self) -> tuple[Meter, ...]:
-        """Those with a limit that count requests; those at the same time first, so that a refusal costs none of a minute's."""
-        return self._limited_requests
+    def request_demands(self) -> tuple[tuple[Meter, int], ...]:
+        """One request of each meter with a limit that counts them; those at the same time first, so that a refusal costs none of a
+        minute's."""
+        return self._request_demands
 
     @property
     def period_wait_s(self) -> tuple[float, float]:
@@ -122,9 +123,12 @@ class TenantMeters:
 
     def settle(self, demands: Iterable[tuple[Meter, int | None]], used: Iterable[int]) -> None:
         """After the work: what it really took. What was reserved of each meter (None: it was only counted) is free again."""
+        is_idle = False
         for (meter, number), spent in zip(demands, used, strict=True):
             meter.settle(number, spent)
-        self._give_back_soon(demands)
+            is_idle = is_idle or (not meter.spare and meter.held > meter.reserved)
+        if is_idle and self._flight is None:
+            self._give_back_soon(demands)
 
     def refill_early(self, meters: Iterable[Meter]) -> None:
         """Fetch more in the background where half of the lease is gone, so that no request waits."""
@@ -266,7 +270,7 @@ class TenantMeters:
         tokens = (self.tokens, self.tokens_day, self.tokens_month)
         self._limited_tokens = tuple(meter for meter in tokens if meter.limit is not None)
         requests = (self.concurrency, self.requests)
-        self._limited_requests = tuple(meter for meter in requests if meter.limit is not None)
+        self._request_demands = tuple((meter, 1) for meter in requests if meter.limit is not None)
 
     def _forget_old(self) -> None:
         self._old = [meter for meter in self._old if not meter.is_at_rest and meter is not self.tokens]

@@ -80,7 +80,27 @@ const Name* name_at(Writer* self, PyObject* text, std::string_view raw) {
 
 void add(std::string& out, std::string_view name, std::string_view value) { out.append(name).append(": ").append(value).append("\r\n"); }
 
-Outcome add_header(Writer* self, PyObject* item, std::string& out, bool& has_type) {
+bool equals_in_any_case(std::string_view one, std::string_view other) {
+    if (one.size() != other.size()) return false;
+    for (size_t i = 0; i < one.size(); ++i) {
+        const auto lowered = [](char c) { return c >= 'A' && c <= 'Z' ? char(c + 32) : c; };
+        if (lowered(one[i]) != lowered(other[i])) return false;
+    }
+    return true;
+}
+
+// Whether the dict has the name, in any case.
+bool has_name(PyObject* added, std::string_view name) {
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(added, &at, &key, &value)) {
+        std::string_view known;
+        if (as_ascii(key, known) && equals_in_any_case(known, name)) return true;
+    }
+    return false;
+}
+
+Outcome add_header(Writer* self, PyObject* item, PyObject* added, std::string& out, bool& has_type) {
     std::string_view name, value;
     if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 2) return Outcome::ODD;
     if (!as_ascii(PyTuple_GET_ITEM(item, 0), name) || !is_name(name)) return Outcome::ODD;
@@ -89,12 +109,13 @@ Outcome add_header(Writer* self, PyObject* item, std::string& out, bool& has_typ
     if (known == nullptr) return Outcome::FAILED;
     if (known->is_connection && !equals_lower(value, "keep-alive")) return Outcome::ODD;  // it may name others
     if (!known->passes) return Outcome::PLAIN;
+    if (has_name(added, name)) return Outcome::ODD;  // what was added takes its place
     has_type |= known->is_type;
     add(out, name, value);
     return Outcome::PLAIN;
 }
 
-Outcome add_headers(Writer* self, PyObject* headers, std::string& out, bool& has_type) {
+Outcome add_headers(Writer* self, PyObject* headers, PyObject* added, std::string& out, bool& has_type) {
     PyObject* items = PyObject_CallMethod(headers, "items", nullptr);
     PyObject* each = items == nullptr ? nullptr : PyObject_GetIter(items);
     Py_XDECREF(items);
@@ -106,7 +127,7 @@ Outcome add_headers(Writer* self, PyObject* headers, std::string& out, bool& has
             if (PyErr_Occurred()) outcome = Outcome::FAILED;
             break;
         }
-        outcome = add_header(self, item, out, has_type);
+        outcome = add_header(self, item, added, out, has_type);
         Py_DECREF(item);
     }
     Py_DECREF(each);
@@ -153,13 +174,30 @@ Outcome add_own(Writer* self, PyObject* const* values, std::string& out) {
     return Outcome::PLAIN;
 }
 
-PyObject* written(Writer* self, PyObject* status, PyObject* headers, PyObject* const* own, PyObject* body) {
+// Names and values that the router's layers add. None of them is one of `own`, or the type of the body.
+Outcome add_added(Writer* self, PyObject* added, std::string& out) {
+    PyObject *key, *text;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(added, &at, &key, &text)) {
+        std::string_view name, value, own;
+        if (!as_ascii(key, name) || !is_name(name) || !as_ascii(text, value) || !is_value(value)) return Outcome::ODD;
+        for (Py_ssize_t i = 0; i < NUM_OWN; ++i)
+            if (as_ascii(PyTuple_GET_ITEM(self->own, i), own) && equals_in_any_case(name, own)) return Outcome::ODD;
+        for (std::string_view other : {"connection", "content-length", "content-type", "date", "server"})
+            if (equals_lower(name, other)) return Outcome::ODD;
+        add(out, name, value);
+    }
+    return Outcome::PLAIN;
+}
+
+PyObject* written(Writer* self, PyObject* status, PyObject* headers, PyObject* const* own, PyObject* body, PyObject* added) {
     std::string out;
     out.reserve(512);
     bool has_type = false;
     add(out, "Content-Length", std::to_string(PyBytes_GET_SIZE(body)));
-    Outcome outcome = add_headers(self, headers, out, has_type);
+    Outcome outcome = add_headers(self, headers, added, out, has_type);
     if (outcome == Outcome::PLAIN) outcome = add_own(self, own, out);
+    if (outcome == Outcome::PLAIN) outcome = add_added(self, added, out);
     if (outcome == Outcome::FAILED) return nullptr;
     if (outcome == Outcome::ODD) Py_RETURN_NONE;
     if (!has_type && PyBytes_GET_SIZE(body)) add(out, "Content-Type", "application/octet-stream");
@@ -170,12 +208,13 @@ PyObject* written(Writer* self, PyObject* status, PyObject* headers, PyObject* c
 }
 
 PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-    if (count != 3 + NUM_OWN || !PyLong_CheckExact(args[0]) || !PyBytes_CheckExact(args[2 + NUM_OWN])) {
-        PyErr_SetString(PyExc_TypeError, "write(status: int, headers, a value for each name of our own, body: bytes)");
+    if (count != 4 + NUM_OWN || !PyLong_CheckExact(args[0]) || !PyBytes_CheckExact(args[2 + NUM_OWN]) ||
+        !PyDict_CheckExact(args[3 + NUM_OWN])) {
+        PyErr_SetString(PyExc_TypeError, "write(status: int, headers, a value for each name of our own, body: bytes, added: dict)");
         return nullptr;
     }
     try {
-        return written(reinterpret_cast<Writer*>(object), args[0], args[1], args + 2, args[2 + NUM_OWN]);
+        return written(reinterpret_cast<Writer*>(object), args[0], args[1], args + 2, args[2 + NUM_OWN], args[3 + NUM_OWN]);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -217,8 +256,8 @@ void end(PyObject* object) {
 
 PyMethodDef METHODS[] = {
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL,
-     "write(status, headers, *own, body): the first lines, Content-Length, those of `headers` that pass, our own of these values, and the "
-     "body; None: something in it is not plain."},
+     "write(status, headers, *own, body, added): the first lines, Content-Length, those of `headers` that pass, our own of these values, "
+     "the names and values of `added`, and the body; None: something in it is not plain."},
     {nullptr, nullptr, 0, nullptr},
 };
 
