@@ -39,6 +39,13 @@ def stream(mark):
     return [head, *map(chunk, events), chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"]
 
 
+async def pause(rng):
+    """So that what was written goes alone, or may."""
+    if rng.random() < 0.5:
+        await asyncio.sleep(POLL_S)
+    await asyncio.sleep(0)
+
+
 class RawWorker:
     """Answers with the mark of the request, in any way that HTTP or malice allows."""
 
@@ -83,7 +90,7 @@ class RawWorker:
         for part in parts[: rng.randrange(len(parts)) if is_cut else None]:
             writer.write(part)
             if rng.random() < 0.6:
-                await asyncio.sleep(rng.choice([0, POLL_S]))
+                await pause(rng)
         return not is_cut
 
 
@@ -98,11 +105,11 @@ async def told(url, rng, numbers):
         data = request_of(number, is_stream=is_stream)
         at = rng.choice([0, 0, data.find(b"\r\n\r\n") + 4, len(data) - 1])
         writer.write(data[:at])
-        await asyncio.sleep(rng.choice([0, POLL_S]))
+        await pause(rng)
         writer.write(data[at:])
         if rng.random() < 0.25:
             for _ in range(rng.randrange(4)):
-                await asyncio.sleep(rng.choice([0, POLL_S]))
+                await pause(rng)
             writer.transport.abort()
             continue
         answer = b""
