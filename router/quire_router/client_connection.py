@@ -256,6 +256,9 @@ class ClientConnection(RequestHandler):
                     await payload.readany()
         except TimeoutError:
             self.close()
+        manager: Any = self._manager
+        if self._missing == 0 and manager is not None:  # what came was no beginning of a head
+            manager.heads.came(self)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

@@ -18,7 +18,7 @@ from tests.router.tenant_help import until_true
 from tests.router.test_malformed_http import ANSWERED, REFUSED
 from tests.router.test_plain_http import drawn
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/waits", "/fails", "/last", "/late", "/long")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/waits", "/fails", "/last", "/late", "/long", "/refused")
 BODY = b'{"model":"m","prompt":"sound"}'
 POLL_S = 0.005
 LIMIT_S = 0.3
@@ -45,6 +45,8 @@ class Server:
     async def handle(self, request):
         self.num_plain += type(request) is PlainRequest
         self.tasks.append(asyncio.current_task())
+        if request.path == "/refused":
+            return WholeResponse(status=401, headers={}, body=b"{}")
         if request.path == "/fails":
             raise KeyError("a secret")
         if request.path == "/waits":
@@ -317,6 +319,23 @@ async def test_a_connection_without_a_request_under_way_is_kept(server, connect)
             await asyncio.sleep(POLL_S)
 
     assert (statuses, server.num_plain) == ([200] * 3, 3)
+
+
+async def test_a_body_that_nobody_wanted_leaves_a_connection_that_is_kept(start):
+    server = await start(plain_http(PATHS))
+    reader, writer = await asyncio.open_connection(*server.address)
+    data = post("/refused", body=b"y" * 70_000)
+
+    writer.write(data[:-70_000])
+    answers = [await answer(reader)]
+    writer.write(data[-70_000:])
+    for _ in range(round(1.5 * LIMIT_S / POLL_S)):
+        await asyncio.sleep(POLL_S)
+    writer.write(post())
+    answers.append(await answer(reader))
+    writer.close()
+
+    assert [(status, seen.get("path")) for status, seen in answers] == [(401, None), (200, "/v1/completions")]
 
 
 async def test_a_handler_is_cancelled_when_its_client_leaves(server, connect):
