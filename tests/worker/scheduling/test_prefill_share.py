@@ -117,6 +117,24 @@ def test_a_preempted_choice_is_what_it_was_once_it_decodes_again(rig: Any, *, is
     assert counts == [{"other": 1, "victim": 10, "long": 53}, {"other": 1, "victim": 1, "long": after}]
 
 
+def test_a_stream_that_waits_for_blocks_keeps_steps_short(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10, blocks=25, caching=False)
+    r.submit("a", 9, is_streamed=False)
+    r.submit("stream", 7)
+    r.submit("leaves", 7, is_streamed=False)
+    r.submit("long", 70, is_streamed=False)
+    plans(r, 1)
+    in_flight = r.launch()
+    r.scheduler.abort("leaves")  # its blocks come free when the plan is committed: the stream waits for them
+
+    plan, result = r.launch()
+
+    assert r.counts(plan) == {"a": 1, "long": 10}
+    r.scheduler.commit(*in_flight)
+    r.scheduler.commit(plan, result)
+    assert r.counts(r.launch()[0]) == {"a": 1, "stream": 1, "long": 9}
+
+
 def test_a_stream_that_was_begun_elsewhere_keeps_steps_short(rig: Any) -> None:
     r = rig(budget=64, prefill_tokens=10)
     params = SamplingParams(max_tokens=20, temperature=0.0)
