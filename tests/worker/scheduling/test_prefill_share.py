@@ -229,6 +229,20 @@ def test_beside_whole_answers_decoding_keeps_a_sixteenth_of_the_time() -> None:
     assert share.limit(8, 8192) == 100
 
 
+def test_beside_whole_answers_prompts_get_no_less_than_the_number_that_is_given_for_streams() -> None:
+    speeds = StepSpeeds()
+    for _ in range(40):
+        speeds.add(8, 8, 0.01)
+        speeds.add(1008, 8, 0.11)
+    given = PrefillShare(max_tokens=4096, max_slowdown_unread=16.0, speeds=speeds)
+    small = PrefillShare(max_tokens=100, max_slowdown_unread=16.0, speeds=speeds)
+
+    limits = [share.limit(8, 8192, is_streamed=streamed) for share in (given, small) for streamed in (True, False)]
+
+    assert limits[:3] == [4096, 4096, 100]
+    assert 1000 < limits[3] < 2048
+
+
 def test_where_tokens_are_dear_a_chunk_is_not_too_small_to_pay() -> None:
     speeds = StepSpeeds()
     share = PrefillShare(speeds=speeds, max_slowdown=4.0)
