@@ -223,6 +223,10 @@ def test_auto_means_what_the_device_does_well():
         ),
         (lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=False), r"install g\+\+"),
         (
+            lambda: resolve_quantization("int8-weight-only", CPU, torch.float32, "cpu-torch", has_library=False),
+            "int8-weight-only needs the C\\+\\+ ops, which --ops cpu-torch leaves out: use --ops cpu",
+        ),
+        (
             lambda: resolve_quantization("int8", CPU, torch.float32, "cpu", has_library=True, is_stored_fp8=True),
             "are FP8 already: leave it out",
         ),

@@ -66,7 +66,10 @@ def test_an_fp8_cache_is_half_of_one_in_bfloat16_and_serves(checkpoints, plans):
     ("changes", "message"),
     [
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 runs on a GPU only: leave it out"),
-        ({"quantization": "fp8"}, "--quantization fp8 runs on a GPU only: use --quantization int8 on a CPU"),
+        (
+            {"quantization": "fp8"},
+            "--quantization fp8 runs on a GPU only: leave it out, and the checkpoint's FP8 weights",
+        ),
         ({"quantization": "int8"}, "--quantization int8: the checkpoint's weights are FP8 already: leave it out"),
         (
             {"quantization": "int8-weight-only"},

@@ -117,6 +117,24 @@ def test_a_preempted_choice_is_what_it_was_once_it_decodes_again(rig: Any, *, is
     assert counts == [{"other": 1, "victim": 10, "long": 53}, {"other": 1, "victim": 1, "long": after}]
 
 
+def test_a_stream_that_waits_for_blocks_keeps_steps_short(rig: Any) -> None:
+    r = rig(budget=64, prefill_tokens=10, blocks=25, caching=False)
+    r.submit("a", 9, is_streamed=False)
+    r.submit("stream", 7)
+    r.submit("leaves", 7, is_streamed=False)
+    r.submit("long", 70, is_streamed=False)
+    plans(r, 1)
+    in_flight = r.launch()
+    r.scheduler.abort("leaves")  # its blocks come free when the plan is committed: the stream waits for them
+
+    plan, result = r.launch()
+
+    assert r.counts(plan) == {"a": 1, "long": 10}
+    r.scheduler.commit(*in_flight)
+    r.scheduler.commit(plan, result)
+    assert r.counts(r.launch()[0]) == {"a": 1, "stream": 1, "long": 9}
+
+
 def test_a_stream_that_was_begun_elsewhere_keeps_steps_short(rig: Any) -> None:
     r = rig(budget=64, prefill_tokens=10)
     params = SamplingParams(max_tokens=20, temperature=0.0)
@@ -209,6 +227,20 @@ def test_beside_whole_answers_decoding_keeps_a_sixteenth_of_the_time() -> None:
     assert measured == pytest.approx(2900, rel=0.05)  # fourteen and a half times 10 ms more, at 20 tokens a millisecond
     assert share.limit(8, 2048, is_streamed=False) == 2048
     assert share.limit(8, 8192) == 100
+
+
+def test_beside_whole_answers_prompts_get_no_less_than_the_number_that_is_given_for_streams() -> None:
+    speeds = StepSpeeds()
+    for _ in range(40):
+        speeds.add(8, 8, 0.01)
+        speeds.add(1008, 8, 0.11)
+    given = PrefillShare(max_tokens=4096, max_slowdown_unread=16.0, speeds=speeds)
+    small = PrefillShare(max_tokens=100, max_slowdown_unread=16.0, speeds=speeds)
+
+    limits = [share.limit(8, 8192, is_streamed=streamed) for share in (given, small) for streamed in (True, False)]
+
+    assert limits[:3] == [4096, 4096, 100]
+    assert 1000 < limits[3] < 2048
 
 
 def test_where_tokens_are_dear_a_chunk_is_not_too_small_to_pay() -> None:

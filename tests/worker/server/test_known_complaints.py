@@ -156,7 +156,13 @@ async def short_of_memory(pid: int, spare_bytes: int) -> AsyncIterator[None]:
 async def test_a_step_that_finds_no_memory_is_done_in_smaller_ones_and_nobody_fails(
     http: aiohttp.ClientSession, start_command: Callable[..., Any]
 ) -> None:
-    worker = start_command([*DEMO_WORKER, "--max-num-batched-tokens", "8192"]).wait_until_ready()
+    steps = (
+        "--max-num-batched-tokens",
+        "8192",
+        "--max-prefill-tokens-per-step",
+        "8192",
+    )  # large, however slow the machine is
+    worker = start_command([*DEMO_WORKER, *steps]).wait_until_ready()
     prompts = [f"{index} " * 200 for index in range(24)] + ["12 " * 1200]
     await post(http, worker)
 

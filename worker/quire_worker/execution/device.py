@@ -95,18 +95,23 @@ def resolve_quantization(
             return "none"
         case "fp8":
             obstacle = fp8_obstacle(device, dtype, ops)
+            if obstacle is not None and is_stored_fp8 and device.type == "cpu":
+                # Which is not quantised to int8 either.
+                obstacle = "runs on a GPU only: leave it out, and the checkpoint's FP8 weights are dequantised"
             if obstacle is not None:
                 raise LoadError(f"--quantization fp8 {obstacle}")
             return "none" if is_stored_fp8 else "fp8"
         case "int8" | "int8-weight-only":
-            obstacle = _int8_obstacle(device, dtype, has_library=has_library, is_stored_fp8=is_stored_fp8)
+            obstacle = _int8_obstacle(device, dtype, ops, has_library=has_library, is_stored_fp8=is_stored_fp8)
             if obstacle is not None:
                 raise LoadError(f"--quantization {name}{obstacle}")
             return name
     raise LoadError(f"--quantization {name} is unknown: use none, int8, int8-weight-only or fp8")
 
 
-def _int8_obstacle(device: torch.device, dtype: torch.dtype, *, has_library: bool, is_stored_fp8: bool) -> str | None:
+def _int8_obstacle(
+    device: torch.device, dtype: torch.dtype, ops: OpsName, *, has_library: bool, is_stored_fp8: bool
+) -> str | None:
     """Why linear layers cannot be computed with int8 weights, to be read after what asks for it, with the fix; None: they can."""
     if is_stored_fp8:
         return ": the checkpoint's weights are FP8 already: leave it out"
@@ -114,6 +119,8 @@ def _int8_obstacle(device: torch.device, dtype: torch.dtype, *, has_library: boo
         return " runs on a CPU only: use fp8 on a GPU, or leave it out"
     if dtype not in NATIVE_DTYPES:
         return " computes in float32 or bfloat16: use --dtype bfloat16"
+    if ops != "cpu":
+        return f" needs the C++ ops, which --ops {ops} leaves out: use --ops cpu, or leave --quantization out"
     if not has_library:
         return " needs the C++ ops: install g++ (and a processor with AVX2), or leave it out"
     return None

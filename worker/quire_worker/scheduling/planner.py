@@ -76,8 +76,10 @@ class Planner:
         return victim
 
     def _left_for_prompts(self, draft: PlanDraft) -> int:
-        """Tokens of the step that prompts may take beside the rows that decode in it. One stream among those suffices to keep it short."""
-        is_streamed = any(choice.is_streamed for choice in draft.choices)
+        """Tokens of the step that prompts may take beside the rows that decode in it. One stream among those suffices to keep it short; so
+        does one that sits the step out for want of blocks, whose next token comes after it."""
+        waiting_too = self._batch.running if draft.is_short else draft.choices
+        is_streamed = any(choice.is_streamed for choice in waiting_too)
         if is_streamed and self._prefill.must_pause:
             return 0
         return self._prefill.limit(len(draft.rows), draft.tokens_left, is_streamed=is_streamed)

@@ -42,8 +42,8 @@ class PrefillShare:
     ) -> None:
         """`max_tokens` bounds a step's prompt tokens beside decoding rows. With `max_slowdown` k (> 2) and measured `speeds` they are
         further bounded so that the step takes less than k times as long as decoding alone would. Where nobody reads what is decoded
-        `max_slowdown_unread` stands for both. `max_partial` prompts that do not fit into a step may be under way at once; with 1,
-        prompts are computed in order of rank."""
+        `max_slowdown_unread` bounds them instead, but never below `max_tokens`. `max_partial` prompts that do not fit into a step may
+        be under way at once; with 1, prompts are computed in order of rank."""
         self._max_tokens = max_tokens
         self._max_slowdown = max_slowdown
         self._max_slowdown_unread = max_slowdown_unread
@@ -55,13 +55,18 @@ class PrefillShare:
         tokens of one of those rows as they come."""
         if not num_decoding:
             return tokens_left
-        most = self._max_tokens if is_streamed else UNLIMITED
-        slowdown = self._max_slowdown if is_streamed else self._max_slowdown_unread
-        if slowdown is not None and self._speeds is not None:
-            tokens = self._speeds.costs.most_tokens(num_decoding, slowdown - _SPARE)
-            if tokens is not None:
-                most = min(most, max(_LEAST_TOKENS, tokens))
-        return min(most, tokens_left)
+        if is_streamed:
+            return min(self._max_tokens, self._measured(num_decoding, self._max_slowdown), tokens_left)
+        most = self._measured(num_decoding, self._max_slowdown_unread)
+        # Never less than beside a stream, where a number is given.
+        return min(most if self._max_tokens == UNLIMITED else max(most, self._max_tokens), tokens_left)
+
+    def _measured(self, num_decoding: int, slowdown: float | None) -> int:
+        """Tokens with which the step takes less than `slowdown` times as long as without, as far as that is known."""
+        if slowdown is None or self._speeds is None:
+            return UNLIMITED
+        tokens = self._speeds.costs.most_tokens(num_decoding, slowdown - _SPARE)
+        return UNLIMITED if tokens is None else max(_LEAST_TOKENS, tokens)
 
     @property
     def must_pause(self) -> bool:
