@@ -8,7 +8,10 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import pytest
+
 from quire_router.native.library import native
+from quire_router.usual_pick import CLASSES, RULES
 
 NO_MEMORY = """
 import resource
@@ -202,6 +205,17 @@ def test_what_is_asked_for_by_chance_leaves_no_references_behind():
     after = [sys.getrefcount(thing) for thing in kept], len(gc.get_objects())
     assert [now - then < 20 for now, then in zip(after[0], before[0], strict=True)] == [True] * 4
     assert after[1] - before[1] < 50
+
+
+def test_a_class_with_the_slots_of_another_is_not_read():
+    parts, endpoint = native(), CLASSES[0]
+    borrowed = {name: slot for name, slot in vars(endpoint).items() if type(slot).__name__ == "member_descriptor"}
+    other = type("Other", (), borrowed)
+
+    with pytest.raises(TypeError, match="id is no slot"):
+        parts.UsualChoice(parts.KvIndex(), parts.SentIndex(), random.random, (other, *CLASSES[1:]), RULES)
+
+    assert "id" in borrowed
 
 
 def test_without_memory_python_hears_of_it():
