@@ -9,6 +9,8 @@
 #include <string_view>
 #include <utility>
 
+#include "python_ref.h"
+
 namespace quire {
 namespace {
 
@@ -81,13 +83,14 @@ PyObject* call(PyObject* object, PyObject* args, PyObject*) {
         PyErr_SetString(PyExc_TypeError, "sink(part: bytes)");
         return nullptr;
     }
-    PyObject* transport = PyObject_GetAttr(self->protocol, names.transport);
-    if (transport == nullptr) return nullptr;
-    const int written = write_to(transport, self, PyTuple_GET_ITEM(args, 0));
-    Py_DECREF(transport);
+    if (self->protocol == nullptr) Py_RETURN_FALSE;  // a collector of cycles was here
+    const Ref protocol = Ref::borrowed(self->protocol);
+    const Ref transport(PyObject_GetAttr(protocol.get(), names.transport));
+    if (!transport) return nullptr;
+    const int written = write_to(transport.get(), self, PyTuple_GET_ITEM(args, 0));
     if (written < 0) return nullptr;
     if (written == 0) Py_RETURN_FALSE;
-    const int is_paused = is_true(PyObject_GetAttr(self->protocol, names.writing_paused));
+    const int is_paused = is_true(PyObject_GetAttr(protocol.get(), names.writing_paused));
     if (is_paused < 0) return nullptr;
     return PyBool_FromLong(!is_paused);
 }

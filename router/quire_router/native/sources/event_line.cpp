@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "parts.h"
+#include "python_ref.h"
 
 namespace quire {
 namespace {
@@ -94,11 +94,8 @@ Outcome add_text(PyObject* text, std::string& out) {
 // By Python.
 Outcome add_other(Writer* self, size_t place, PyObject* value, std::string& out) {
     PyObject* label = PyTuple_GET_ITEM(self->labels, Py_ssize_t(place));
-    PyObject* text = PyObject_CallFunctionObjArgs(self->pair, PyTuple_GET_ITEM(label, 0), value, PyTuple_GET_ITEM(label, 1), nullptr);
-    if (text == nullptr) return Outcome::FAILED;
-    const Outcome outcome = add_text(text, out);
-    Py_DECREF(text);
-    return outcome;
+    const Ref text(PyObject_CallFunctionObjArgs(self->pair, PyTuple_GET_ITEM(label, 0), value, PyTuple_GET_ITEM(label, 1), nullptr));
+    return text ? add_text(text.get(), out) : Outcome::FAILED;
 }
 
 Outcome add_all(Writer* self, PyObject* begin, PyObject* values, std::string& out) {

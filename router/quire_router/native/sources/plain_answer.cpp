@@ -8,7 +8,8 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "parts.h"
+#include "hash.h"
+#include "python_ref.h"
 
 namespace quire {
 namespace {
@@ -16,9 +17,9 @@ namespace {
 constexpr size_t MAX_NAMES = 256, MAX_NAME_CHARS = 64;
 constexpr Py_ssize_t NUM_OWN = 3;
 
-struct Hash {
+struct Hash {  // keyed: strangers choose the names
     using is_transparent = void;
-    size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+    size_t operator()(std::string_view text) const { return hash_bytes(text.data(), text.size(), 0); }
 };
 
 struct Name {
@@ -116,21 +117,18 @@ Outcome add_header(Writer* self, PyObject* item, PyObject* added, std::string& o
 }
 
 Outcome add_headers(Writer* self, PyObject* headers, PyObject* added, std::string& out, bool& has_type) {
-    PyObject* items = PyObject_CallMethod(headers, "items", nullptr);
-    PyObject* each = items == nullptr ? nullptr : PyObject_GetIter(items);
-    Py_XDECREF(items);
-    if (each == nullptr) return Outcome::FAILED;
+    const Ref items(PyObject_CallMethod(headers, "items", nullptr));
+    const Ref each(items ? PyObject_GetIter(items.get()) : nullptr);
+    if (!each) return Outcome::FAILED;
     Outcome outcome = Outcome::PLAIN;
     while (outcome == Outcome::PLAIN) {
-        PyObject* item = PyIter_Next(each);
-        if (item == nullptr) {
+        const Ref item(PyIter_Next(each.get()));
+        if (!item) {
             if (PyErr_Occurred()) outcome = Outcome::FAILED;
             break;
         }
-        outcome = add_header(self, item, added, out, has_type);
-        Py_DECREF(item);
+        outcome = add_header(self, item.get(), added, out, has_type);
     }
-    Py_DECREF(each);
     return outcome;
 }
 

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "hash.h"
 #include "parts.h"
 
 namespace quire {
@@ -75,9 +76,9 @@ struct Name {
     uint16_t bit = 0;
 };
 
-struct Hash {
+struct Hash {  // keyed: strangers choose the names
     using is_transparent = void;
-    size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+    size_t operator()(std::string_view text) const { return hash_bytes(text.data(), text.size(), 0); }
 };
 using Names = std::unordered_map<std::string, Name, Hash, std::equal_to<>>;
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "parts.h"
+#include "python_ref.h"
 
 namespace quire {
 namespace {
@@ -100,7 +100,7 @@ int has_room(PyObject* replay, const Events& events, PyObject* ids, Py_ssize_t h
     Py_DECREF(finished);
     if (num_finished < 0) return -1;
     if (!PyDict_CheckExact(ids)) return 0;
-    return held + Py_ssize_t(events.said_bytes) <= max_bytes && num_finished <= max_choices &&
+    return held <= max_bytes - Py_ssize_t(events.said_bytes) && num_finished <= max_choices &&
            PyDict_GET_SIZE(ids) + Py_ssize_t(events.said.size()) <= max_choices;
 }
 
@@ -151,7 +151,10 @@ int note(PyObject* replay, const Events& events, Py_ssize_t max_bytes, Py_ssize_
     int done = has_room(replay, events, ids_of, held, max_bytes, max_choices);
     if (done == 1) {
         for (const Said& said : events.said)
-            if (!keep(ids_of, said)) done = -1;
+            if (!keep(ids_of, said)) {
+                done = -1;
+                break;
+            }
     }
     Py_DECREF(ids_of);
     if (done != 1) return done;
@@ -165,11 +168,7 @@ int note(PyObject* replay, const Events& events, Py_ssize_t max_bytes, Py_ssize_
     return is_noted ? 1 : -1;
 }
 
-PyObject* take_events(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 5 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[4])) {
-        PyErr_SetString(PyExc_TypeError, "take_events(replay, part: bytes, max_bytes, max_choices, mark: bytes)");
-        return nullptr;
-    }
+PyObject* taken(PyObject* const* args) {
     PyObject* replay = args[0];
     const std::string_view part(PyBytes_AS_STRING(args[1]), size_t(PyBytes_GET_SIZE(args[1])));
     const std::string_view mark(PyBytes_AS_STRING(args[4]), size_t(PyBytes_GET_SIZE(args[4])));
@@ -196,6 +195,14 @@ PyObject* take_events(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     if (events.is_all) return Py_NewRef(args[1]);
     return PyBytes_FromStringAndSize(events.kept.data(), Py_ssize_t(events.kept.size()));
+}
+
+PyObject* take_events(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 5 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "take_events(replay, part: bytes, max_bytes, max_choices, mark: bytes)");
+        return nullptr;
+    }
+    return guarded<PyObject*>(nullptr, [&] { return taken(args); });
 }
 
 PyMethodDef METHODS[] = {

@@ -3,11 +3,12 @@
 // Takes only what is plain; the twin in Python (`request_heads`) writes all else, and refuses what must not be written.
 
 #include <cstring>
+#include <memory>
 #include <string>
 #include <unordered_set>
 
 #include "http_text.h"
-#include "parts.h"
+#include "python_ref.h"
 
 namespace quire {
 namespace {
@@ -72,14 +73,15 @@ Way way_of(const Rules& rules, std::string_view name) {
 
 // Whether the client's headers could be written.
 bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool keep_key) {
-    PyObject* iterator = PyObject_GetIter(items);
-    if (iterator == nullptr) return false;
+    const Ref iterator(PyObject_GetIter(items));
+    if (!iterator) return false;
     bool is_plain = true;
-    PyObject* item = nullptr;
-    while (is_plain && (item = PyIter_Next(iterator)) != nullptr) {
+    while (is_plain) {
+        const Ref item(PyIter_Next(iterator.get()));
+        if (!item) break;
         std::string_view name, value;
-        is_plain = PyTuple_Check(item) && PyTuple_GET_SIZE(item) == 2 && ascii_of(PyTuple_GET_ITEM(item, 0), &name) &&
-                   ascii_of(PyTuple_GET_ITEM(item, 1), &value) && is_plain_name(name);
+        is_plain = PyTuple_Check(item.get()) && PyTuple_GET_SIZE(item.get()) == 2 && ascii_of(PyTuple_GET_ITEM(item.get(), 0), &name) &&
+                   ascii_of(PyTuple_GET_ITEM(item.get(), 1), &value) && is_plain_name(name);
         if (is_plain) {
             const Way way = way_of(rules, name);
             if (way == Way::ENDS) {
@@ -90,9 +92,7 @@ bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool ke
                 if (is_plain) write_line(out, name, value);
             }
         }
-        Py_DECREF(item);
     }
-    Py_DECREF(iterator);
     return is_plain && !PyErr_Occurred();
 }
 
@@ -108,23 +108,18 @@ bool write_own(std::string& out, PyObject* own) {
     return size % 2 == 0;
 }
 
-PyObject* write(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    if (count != 5 || !PyBytes_Check(args[0]) || !PyList_Check(args[3]) || !PyBytes_Check(args[4])) {
-        PyErr_SetString(PyExc_TypeError, "write(first: bytes, headers, keep_key, own: list, body: bytes)");
-        return nullptr;
-    }
+PyObject* written(PyObject* self, PyObject* const* args) {
     const int keep_key = PyObject_IsTrue(args[2]);
     if (keep_key < 0) return nullptr;
-    PyObject* items = PyObject_CallMethod(args[1], "items", nullptr);
-    if (items == nullptr) return nullptr;
+    const Ref items(PyObject_CallMethod(args[1], "items", nullptr));
+    if (!items) return nullptr;
     const Rules& rules = *reinterpret_cast<RequestHeads*>(self)->rules;
     const size_t size = size_t(PyBytes_GET_SIZE(args[4]));
     std::string out;
     out.reserve(1024);
     out.append(PyBytes_AS_STRING(args[0]), size_t(PyBytes_GET_SIZE(args[0])));
     write_line(out, "Content-Length", std::to_string(size));
-    const bool is_plain = write_passed(out, rules, items, keep_key != 0) && write_own(out, args[3]);
-    Py_DECREF(items);
+    const bool is_plain = write_passed(out, rules, items.get(), keep_key != 0) && write_own(out, args[3]);
     if (PyErr_Occurred()) return nullptr;
     if (!is_plain) Py_RETURN_NONE;
     out.append("\r\n", 2);
@@ -136,24 +131,26 @@ PyObject* write(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return request;
 }
 
+PyObject* write(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (count != 5 || !PyBytes_Check(args[0]) || !PyList_Check(args[3]) || !PyBytes_Check(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "write(first: bytes, headers, keep_key, own: list, body: bytes)");
+        return nullptr;
+    }
+    return guarded<PyObject*>(nullptr, [&] { return written(self, args); });
+}
+
 // The strs of an iterable.
 bool take_names(PyObject* names, Names* into) {
-    PyObject* iterator = PyObject_GetIter(names);
-    if (iterator == nullptr) return false;
-    for (PyObject* name; (name = PyIter_Next(iterator)) != nullptr; Py_DECREF(name)) {
+    const Ref iterator(PyObject_GetIter(names));
+    if (!iterator) return false;
+    while (true) {
+        const Ref name(PyIter_Next(iterator.get()));
+        if (!name) return !PyErr_Occurred();
         std::string_view text;
-        if (ascii_of(name, &text) && text.size() <= MAX_KNOWN_NAME) {
-            into->emplace(text);
-        } else {
-            PyErr_SetString(PyExc_ValueError, "a header's name is ASCII and short");
-        }
-        if (PyErr_Occurred()) {
-            Py_DECREF(name);
-            break;
-        }
+        if (!ascii_of(name.get(), &text) || text.size() > MAX_KNOWN_NAME)
+            return PyErr_SetString(PyExc_ValueError, "a header's name is ASCII and short"), false;
+        into->emplace(text);
     }
-    Py_DECREF(iterator);
-    return !PyErr_Occurred();
 }
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
@@ -161,14 +158,13 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
     const char* prefix;
     Py_ssize_t prefix_size;
     if (!PyArg_ParseTuple(args, "OOs#", &ends, &keys, &prefix, &prefix_size)) return nullptr;
-    auto* self = reinterpret_cast<RequestHeads*>(type->tp_alloc(type, 0));
-    if (self == nullptr) return nullptr;
-    self->rules = new Rules{{}, {}, std::string(prefix, size_t(prefix_size))};
-    if (!take_names(ends, &self->rules->ends) || !take_names(keys, &self->rules->keys)) {
-        Py_DECREF(self);
-        return nullptr;
-    }
-    return reinterpret_cast<PyObject*>(self);
+    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
+        auto rules = std::make_unique<Rules>(Rules{{}, {}, std::string(prefix, size_t(prefix_size))});
+        if (!take_names(ends, &rules->ends) || !take_names(keys, &rules->keys)) return nullptr;
+        PyObject* self = type->tp_alloc(type, 0);
+        if (self != nullptr) reinterpret_cast<RequestHeads*>(self)->rules = rules.release();
+        return self;
+    });
 }
 
 void end(PyObject* self) {

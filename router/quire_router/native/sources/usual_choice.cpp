@@ -42,7 +42,8 @@ struct Layout {
             const PyMemberDef* member = Py_IS_TYPE(found.get(), &PyMemberDescr_Type)
                                             ? reinterpret_cast<PyMemberDescrObject*>(found.get())->d_member
                                             : nullptr;
-            if (member == nullptr || member->type != T_OBJECT_EX) return PyErr_Format(PyExc_TypeError, "%s is no slot", fields[i]), -1;
+            const bool is_its = member != nullptr && PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(cls), PyDescr_TYPE(found.get()));
+            if (!is_its || member->type != T_OBJECT_EX) return PyErr_Format(PyExc_TypeError, "%s is no slot", fields[i]), -1;
             at[i] = member->offset;
         }
         type = reinterpret_cast<PyTypeObject*>(Py_NewRef(cls));
@@ -335,7 +336,9 @@ int note_matched(Chooser& mine, const Asked& asked, std::vector<Row>& rows) {
         const Home home = (*mine.homes)[i];
         const size_t held = home.slot < 0 ? 0 : (*mine.depths)[size_t(home.slot)];
         const size_t count = extended(index, home.slot, home.sent, blocks, held, since_s);
-        rows[i].matched = std::min(int64_t(count) * asked.block_tokens, most);
+        int64_t matched;
+        if (__builtin_mul_overflow(int64_t(count), asked.block_tokens, &matched)) throw Unusual();
+        rows[i].matched = std::min(matched, most);
     }
     return blocks.check();
 }
@@ -408,13 +411,13 @@ PyObject* pick(Chooser& mine, const Asked& asked) {
     for (size_t i = 0; i < number; ++i) rows.push_back(row_of(mine, asked, PyTuple_GET_ITEM(asked.endpoints, Py_ssize_t(i))));
     if (number > 1 && is_out_of_bounds(rows, mine.rules)) throw Unusual();
     pool_speeds(rows, mine.rules);
-    if (note_matched(mine, asked, rows) < 0) return nullptr;
-    int64_t longest = 0;
-    for (const Row& row : rows) longest = std::max(longest, row.matched);
     const Ref seen(reinterpret_cast<PyObject*>(PyObject_NewVar(Seen, &SeenType, Py_ssize_t(number))));
     if (!seen) return nullptr;
     Seen* kept = reinterpret_cast<Seen*>(seen.get());
-    for (size_t i = 0; i < number; ++i) kept->rows[i] = rows[i], Py_INCREF(rows[i].id);
+    for (size_t i = 0; i < number; ++i) kept->rows[i] = rows[i], Py_INCREF(rows[i].id);  // from here on other code may run
+    if (note_matched(mine, asked, rows) < 0) return nullptr;
+    int64_t longest = 0;
+    for (size_t i = 0; i < number; ++i) kept->rows[i].matched = rows[i].matched, longest = std::max(longest, rows[i].matched);
     const Py_ssize_t best = number == 1 ? 0 : cheapest(mine, asked, rows, longest);
     if (best < 0) return nullptr;
     return Py_BuildValue("nLLO", best, static_cast<long long>(rows[size_t(best)].matched), static_cast<long long>(longest), seen.get());
