@@ -28,7 +28,7 @@ resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, resource.RLIM_INFINIT
 for ask in (
     lambda: parts.take_events(None, events, 1, 1, b"none"),
     lambda: heads.write(b"", {"a": text}, True, [], b""),
-    lambda: writer.write(200, {"a": text}, "", "", "", b""),
+    lambda: writer.write(200, {"a": text}, "", "", "", b"", {}),
     lambda: lines.write("", (object(),)),
 ):
     try:
