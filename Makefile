@@ -36,6 +36,7 @@ $(VENV)/.clients: $(VENV)/.dev .ci/setup
 	@touch $@
 
 demo: $(VENV)/.demo ## Serve examples/quickstart.yaml with two workers and send it real requests
+	@bash .ci/native "$(BIN)"
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.clients ## Run all tests; those on a real API server build one the first time (5 minutes, Debian 12 and root)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import quire_router
 from quire_router.native import build
 from quire_router.native.library import native
 
@@ -27,7 +28,10 @@ def test_digests_are_those_of_hashlib(plain: bool) -> None:
 
 
 def run_build(home: Path, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HOME": str(home), "PATH": path}
+    """By a copy of the package, in which nothing was compiled."""
+    package = Path(quire_router.__file__).parent
+    shutil.copytree(package, home / "copy" / package.name, ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    environment = {**os.environ, "HOME": str(home), "PATH": path, "PYTHONPATH": str(home / "copy")}
     command = [sys.executable, "-m", "quire_router.native", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -1,11 +1,11 @@
 """Compiles the C++ of `sources/` into an extension module for this Python, and finds it.
 
-    python -m quire_router.native                  what this machine will use, compiled now if need be
-    python -m quire_router.native --out FOLDER     for images
+    python -m quire_router.native                  into the user's cache, for whoever installed the package
+    python -m quire_router.native --out FOLDER     for images, and for a source tree
 
-Where it comes from, first match: `lib` beside this module (what an image was built with); `~/.cache/quire/router`, into which it is
-compiled on first use, once for a version of the sources. No compiler, or no headers of Python: none, and the router uses its Python. A
-library is code: a cache folder that another user could write to is not used.
+Where it comes from, first match: `lib` beside this module; `~/.cache/quire/router`. A router compiles nothing itself: that takes half a
+minute, in which its requests would wait. Without a library for its sources it uses its Python. A library is code: a cache folder that
+another user could write to is not used.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ INSTALLED = Path(__file__).parent / "lib"
 BUILD_TIMEOUT_S = 300.0
 KEPT_LIBRARIES = 16
 NO_COMPILER = "no C++ compiler: install g++"
+NOT_COMPILED = "not compiled yet: run python -m quire_router.native"
 NO_HEADERS = "no headers of this Python: install python3-dev"
 
 _FLAGS = (
@@ -46,18 +47,18 @@ class BuildError(Exception):
     """It cannot be compiled; the message says what is missing, or ends with what the compiler said."""
 
 
-def find_library() -> Library:
-    """The library for this Python, compiled now if need be. Never raises: without one, `why` says what is missing."""
+def find_library(*, may_compile: bool = False) -> Library:
+    """The library for this Python. Never raises: without one, `why` says what is missing."""
     installed = INSTALLED / library_name()
     if installed.is_file():
         return Library(installed, "installed")
     try:
-        folder = _cache_folder()
-        path = folder / library_name()
+        path = _cache_folder() / library_name()
         if path.is_file() and _is_ours(path):
             return Library(path, "cached")
+        if not may_compile:
+            return Library(None, NOT_COMPILED)
         build_library(path)
-        _forget_old(folder)
     except (OSError, RuntimeError, BuildError) as error:  # RuntimeError: a user without a home
         return Library(None, str(error))
     return Library(path, "compiled now")
@@ -77,7 +78,7 @@ def source_digest() -> str:
 
 
 def build_library(path: Path) -> None:
-    """Compiles every source and moves the finished library to `path`. BuildError."""
+    """Compiles every source, moves the finished library to `path`, and forgets older ones there. BuildError."""
     compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise BuildError(NO_COMPILER)
@@ -98,6 +99,7 @@ def build_library(path: Path) -> None:
         _compile([compiler, *_FLAGS, *map(str, objects), "-o", str(finished)])
         finished.chmod(0o755)
         finished.rename(path)
+    _forget_old(path.parent)
 
 
 def _compile(command: list[str]) -> None:

@@ -20,7 +20,7 @@ _NAME = "quire_router_native"
 
 @cache
 def native() -> Any:
-    """The extension module, compiled on first use; None without a compiler. Logs which."""
+    """The extension module; None where it was not compiled. Logs which."""
     found = find_library()
     if found.path is None:
         log_event(log, logging.WARNING, "native", used=False, why=found.why)
