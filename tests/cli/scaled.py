@@ -68,6 +68,10 @@ class ScaledUp:
         except TimeoutError:
             raise AssertionError(f"no {pattern!r} in:\n{self.told}") from None
 
+    def rewind(self) -> None:
+        """From here on `wait_for` looks at all lines again."""
+        self._seen = 0
+
     @property
     def told(self) -> str:
         """All output so far."""
@@ -202,6 +206,7 @@ async def scaled_up(
         running = ScaledUp(process, http, folder)
         try:
             running.base = (await running.wait_for(r"^ready: (http://\S+)/v1 "))[1]
+            running.rewind()  # a worker may have been quicker than the router
             yield running
         finally:
             await running.close()
