@@ -111,7 +111,7 @@ class ClientConnection(RequestHandler):
         request: Any = PlainRequest(path, headers, body, self, manager.max_body_bytes)
         self._messages.append((request, EMPTY_PAYLOAD))
         if turn is not None:
-            turn.wake()
+            turn.wake(None)
         return True
 
     def _holds(self, plain: PlainHttp, data: bytes, missing: int | None) -> bool:

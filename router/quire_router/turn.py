@@ -6,38 +6,42 @@ A future would have the event loop wake it in its next round, together with all 
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Turn:
+class Turn(Generic[T]):
     """One wait of one task at a time. It is as much of a future as a task needs to wait for it, to be cancelled, and to be woken later."""
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_is_cancelled", "_is_done", "_loop", "_wake")
+    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_is_done", "_loop", "_value", "_wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._asyncio_future_blocking = False
-        self._is_done = self._is_cancelled = False
+        self._is_done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
         self._wake: Callable[[Any], object] | None = None
         self._context: Context | None = None
 
     def begin_anew(self) -> None:
         """Wait once more, after the last wait is over."""
-        self._is_done = self._is_cancelled = False
+        self._is_done, self._value, self._error = False, None, None
 
-    def __await__(self) -> Generator["Turn", None, None]:
+    def __await__(self) -> Generator["Turn[T]", None, T]:
         if not self._is_done:
             self._asyncio_future_blocking = True  # how a task knows what it may wait for
             yield self
-        self.result()
+        return self.result()
 
-    def wake(self) -> None:
-        """Let the task run now, up to where it waits next; where some task runs already, soon. Only for one that waits."""
+    def wake(self, value: T) -> None:
+        """Let the task run now with `value`, up to where it waits next; where some task runs already, soon. Only for one that waits."""
         wake = self._wake
         if wake is None or self._context is None or asyncio.current_task(self._loop) is not None:
-            self.set_result(None)
+            self.set_result(value)
             return
-        self._is_done, self._wake = True, None
+        self._is_done, self._value, self._wake = True, value, None
         self._context.run(wake, self)
 
     # What a future has
@@ -56,22 +60,32 @@ class Turn:
         """Whether its task was woken."""
         return self._is_done
 
-    def result(self) -> None:
-        """CancelledError if that is why it was woken."""
-        if self._is_cancelled:
-            raise asyncio.CancelledError
+    def result(self) -> T:
+        """What came. CancelledError, or what else was set, if that is why the task was woken."""
+        if self._error is not None:
+            raise self._error
+        value: Any = self._value
+        return value  # type: ignore[no-any-return]  # set if there is no error
 
-    def set_result(self, result: None) -> None:
+    def exception(self) -> BaseException | None:
+        """Why nothing came. None: something did."""
+        return self._error
+
+    def set_result(self, value: T) -> None:
         """Wake the task soon."""
-        self._is_done = True
+        self._is_done, self._value = True, value
+        self._wake_soon()
+
+    def set_exception(self, error: BaseException) -> None:
+        """Wake the task soon: it is raised there."""
+        self._is_done, self._error = True, error
         self._wake_soon()
 
     def cancel(self, msg: object = None) -> bool:
         """Wake the task soon, to its end. False: it was woken before."""
         if self._is_done:
             return False
-        self._is_done = self._is_cancelled = True
-        self._wake_soon()
+        self.set_exception(asyncio.CancelledError())
         return True
 
     def _wake_soon(self) -> None:

@@ -21,6 +21,7 @@ from aiohttp.connector import Connection
 from multidict import MultiMapping
 
 from quire_router.connections import READ_BUFFER_BYTES
+from quire_router.turn import Turn
 
 
 class WorkerResponse:
@@ -97,8 +98,10 @@ class WorkerConnection(ResponseHandler):
     """None: it is a session's."""
     _lease: Connection | None = None
     """By which the connector knows it, until it is cut or lost."""
-    _head: "asyncio.Future[WorkerResponse] | None" = None
+    _head: Turn[WorkerResponse] | None = None
     """Of the request that waits for its answer's head."""
+    _begun: tuple[Turn[WorkerResponse], WorkerResponse] | None = None
+    """Who is to be told of an answer that has begun, once what came has been read."""
     _answer: WorkerResponse | None = None
     """Whose body comes now."""
     _parts: Any = None
@@ -121,18 +124,20 @@ class WorkerConnection(ResponseHandler):
         self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
         self._is_fresh = self._parts is not None
 
-    def ask(self, request: bytes) -> "asyncio.Future[WorkerResponse]":
-        """Send a request while it stands and is free. The answer, once its head is there; aiohttp.ClientError if none comes."""
+    def ask(self, request: bytes) -> Turn[WorkerResponse]:
+        """Send a request while it stands and is free. The answer, once its head is there; aiohttp.ClientError if none comes. Who waits goes
+        on within the read that brings the head."""
         assert self.transport is not None, "it stands"
-        head = self._head = self._loop.create_future()
+        head: Turn[WorkerResponse] = Turn(self._loop)
+        self._head = head
         self.transport.write(request)
         return head
 
-    def abandon(self, head: "asyncio.Future[WorkerResponse]") -> None:
+    def abandon(self, head: Turn[WorkerResponse]) -> None:
         """Nobody waits for what `ask` gave, or takes its answer: it is cut, unless that answer has ended already."""
         if self._head is head:
             self.cut()
-        elif not head.cancelled() and head.done() and head.exception() is None:
+        elif head.done() and head.exception() is None:
             head.result().close()
 
     def cut(self) -> None:
@@ -162,6 +167,10 @@ class WorkerConnection(ResponseHandler):
             self._read(data, owner)
         if listener is not None:
             listener()
+        if self._begun is not None:
+            (head, answer), self._begun = self._begun, None
+            if not head.done():
+                head.wake(answer)
 
     def _give(self, part: bytes, num_bytes: int) -> bool:
         """Give away what is next of the body, and leaves the parser where it is. False: it is the parser's, which is not so far yet, in all
@@ -188,11 +197,11 @@ class WorkerConnection(ResponseHandler):
         if head is not None and type(found) is tuple:
             status, headers, whole = found
             self._head = None
-            head.set_result(WorkerResponse(status, headers, None, None, whole))
             if self._should_close:
                 self.cut()
             else:
                 owner.take_back(self)
+            head.wake(WorkerResponse(status, headers, None, None, whole))
             return
         at = found or 0
         self._num_missing = None if at >= 0 else -at
@@ -259,7 +268,7 @@ class WorkerConnection(ResponseHandler):
             self._should_close |= message.should_close
             self._payload = content  # so that it is told if the connection is lost
             self._head, self._answer = None, WorkerResponse(code, message.headers, content, self)
-            head.set_result(self._answer)
+            self._begun = head, self._answer
 
     def _refuse(self, problem: str) -> None:
         """Read no further. What an answer's reader has not taken yet it may take until the connection has ended."""

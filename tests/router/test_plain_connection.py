@@ -415,7 +415,7 @@ async def test_whoever_wakes_a_task_from_outside_of_tasks_has_it_run_at_once():
     at_once = []
 
     def wake():
-        waiting.turn.wake()
+        waiting.turn.wake(None)
         at_once.extend(waiting.seen)
 
     asyncio.get_running_loop().call_soon(wake)
@@ -429,7 +429,7 @@ async def test_a_task_that_wakes_another_goes_on_first():
     waiting = Waiting()
     await asyncio.sleep(0)
 
-    waiting.turn.wake()
+    waiting.turn.wake(None)
     at_once = list(waiting.seen)
     await waiting.task
 
@@ -439,7 +439,7 @@ async def test_a_task_that_wakes_another_goes_on_first():
 async def test_a_turn_that_was_there_first_is_not_waited_for():
     waiting = Waiting()
 
-    waiting.turn.wake()
+    waiting.turn.wake(None)
     await waiting.task
 
     assert waiting.seen == [waiting.task]

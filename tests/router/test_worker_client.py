@@ -265,7 +265,9 @@ async def test_an_answer_that_nobody_took_leaves_its_connection_only_when_it_is_
     connection = place.take()
 
     head = connection.ask(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-    await asyncio.wait([head])
+    arrived = asyncio.Event()
+    head.add_done_callback(lambda _: arrived.set())
+    await arrived.wait()
     connection.abandon(head)
     _, body = await post(client, url)
 
