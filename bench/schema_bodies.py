@@ -100,17 +100,23 @@ class Maker:
         return made
 
     def _property(self, name: str, schema: Schema, rng: random.Random, depth: int) -> Json:
-        fitting = [value for value in self.hints.get(name, ()) if _type_of(value) in self._types(schema)]
+        fitting = [value for value in self.hints.get(name, ()) if self._may_be(schema, value)]
         if fitting and rng.random() < 0.95:
             return rng.choice(fitting)
         return self.make(schema, rng, depth)
 
-    def _types(self, schema: Schema) -> set[str]:
-        """JSON types that a schema lets through."""
+    def _may_be(self, schema: Schema, value: Json) -> bool:
+        """Whether a hint is of a type that a schema lets through, and none of its objects lacks what that requires: properties of one name
+        are not the same everywhere."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
-            return set().union(*(self._types(choice) for choice in schema["anyOf"]))
-        return {schema["type"]} if "type" in schema else set()
+            return any(self._may_be(choice, value) for choice in schema["anyOf"])
+        if schema.get("type") != _type_of(value):
+            return False
+        if isinstance(value, list):
+            items = schema.get("items", {})
+            return not items or all(self._may_be(items, item) for item in value)
+        return not isinstance(value, dict) or all(name in value for name in schema.get("required", ()))
 
 
 def _type_of(value: Json) -> str:
