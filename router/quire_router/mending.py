@@ -211,7 +211,7 @@ class MendedStream:
         self._attempt.response.close()
 
     def _why(self, attempt: Attempt) -> str:
-        return "fell silent" if attempt.use.is_lost else self._problem or "died"
+        return "fell silent" if attempt.is_lost else self._problem or "died"
 
     def _problem_of_end(self, attempt: Attempt) -> str:
         """What is wrong with an answer that has ended. Nothing of one whose worker speaks of no state: that only ends."""

@@ -102,14 +102,13 @@ class Proxy:
         return None, refusal
 
     def _answer_of(self, request: WorkerRequest, attempt: Attempt, outcome: Outcome) -> Answer:
-        """The answer that has begun. Whole: its place is free again."""
+        """The answer that has begun."""
         call, begun, response = request.call, attempt.begun, attempt.response
         outcome.first_byte_s = self._clock()
         outcome.choice = attempt.choice
         passed = PassedHeaders(response.headers, call.request_id, attempt.endpoint.id, route_in_short(attempt.choice))
         outcome.usage = _usage_of(attempt)
         if begun.is_whole:
-            attempt.end()
             return Answer(status=response.status, headers=passed, body=begun.data)
         stream = MendedStream(self._mender, request, attempt, outcome)
         return Answer(
@@ -124,11 +123,12 @@ class Proxy:
 
 def _usage_of(attempt: Attempt) -> Usage | None:
     """What the answer costs: of a stream, a record that goes on being written. None: the worker does not say."""
-    if attempt.replay is None:
+    if not attempt.is_asked:
         return None
     if attempt.begun.cutter is None:
         return usage_of_header(attempt.response.headers.get(HEADER_USAGE))
-    return None if attempt.replay.state is None else attempt.replay.usage
+    replay = attempt.replay
+    return None if replay is None or replay.state is None else replay.usage
 
 
 def route_in_short(choice: Choice) -> str:

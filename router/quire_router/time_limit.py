@@ -4,10 +4,17 @@ it, and limits of the same length share a timer, since hardly any of them is eve
 
 import asyncio
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 MAX_QUEUES = 64
 """Lengths that have a timer in common. Any other limit has one of its own."""
+
+
+class Limited(Protocol):
+    """What has its time."""
+
+    def expire(self) -> None:
+        """It is over."""
 
 
 class TimeLimit:
@@ -15,7 +22,9 @@ class TimeLimit:
 
     __slots__ = ("_ending", "_is_over", "_limit_s", "_num_cancelling", "_queue", "_task")
 
-    def __init__(self, limit_s: float, task: asyncio.Task[Any] | None = None, queue: "_Queue | None" = None) -> None:
+    def __init__(
+        self, limit_s: float, task: asyncio.Task[Any] | None = None, queue: "SharedLimit | None" = None
+    ) -> None:
         """`task`: the current one, for who knows it."""
         task = task or asyncio.current_task()
         assert task is not None, "only a task can be ended"
@@ -47,7 +56,7 @@ class TimeLimit:
             raise TimeoutError from error
 
     def expire(self) -> None:
-        """Its time is over. Only its timer calls this."""
+        """As a Limited."""
         self._is_over = True
         self._task.cancel()
 
@@ -65,17 +74,21 @@ class TimeLimits:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[float, _Queue] = {}
+        self._queues: dict[float, SharedLimit] = {}
 
     def of(self, limit_s: float) -> TimeLimit:
         """A limit of a length that others have as well."""
+        return TimeLimit(limit_s, asyncio.current_task(self._loop), self.shared(limit_s))
+
+    def shared(self, limit_s: float) -> "SharedLimit | None":
+        """What all limits of that length have in common. None: there are too many lengths."""
         queue = self._queues.get(limit_s)
         if queue is None and len(self._queues) < MAX_QUEUES:
-            queue = self._queues[limit_s] = _Queue(limit_s, self._loop)
-        return TimeLimit(limit_s, asyncio.current_task(self._loop), queue)
+            queue = self._queues[limit_s] = SharedLimit(limit_s, self._loop)
+        return queue
 
 
-class _Queue:
+class SharedLimit:
     """Limits of one length: whichever began first is over first, so one timer does for all."""
 
     __slots__ = ("_handle", "_limit_s", "_loop", "_now", "waiting")
@@ -84,11 +97,11 @@ class _Queue:
         self._limit_s = limit_s
         self._loop = loop
         self._now = loop.time
-        self.waiting: dict[TimeLimit, float] = {}
-        """In the order in which they are over -> when that is."""
+        self.waiting: dict[Limited, float] = {}
+        """In the order in which they are over -> when that is. Who is done leaves."""
         self._handle: asyncio.TimerHandle | None = None
 
-    def join(self, limit: TimeLimit) -> None:
+    def join(self, limit: Limited) -> None:
         """It begins now."""
         over_s = self.waiting[limit] = self._now() + self._limit_s
         if self._handle is None:

@@ -6,12 +6,14 @@ What an attempt tells of the worker (it is down, drains, keeps failing) is noted
 becomes of a failed attempt.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import msgspec
+from multidict import CIMultiDict
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, deadline_exceeded
@@ -20,15 +22,16 @@ from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
 from quire_router.call import Call, Usage
-from quire_router.endpoints import Endpoint, Reservation, Use
+from quire_router.endpoints import Endpoint, Reservation
 from quire_router.replay import Replay
 from quire_router.request_heads import RequestHeads
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
-from quire_router.time_limit import TimeLimit, TimeLimits
+from quire_router.time_limit import Limited, TimeLimit, TimeLimits
+from quire_router.turn import Turn
 from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, WorkerClient
-from quire_router.worker_connection import WorkerResponse
+from quire_router.worker_connection import WorkerConnection, WorkerResponse
 
 log = logging.getLogger("quire_router.upstream")
 
@@ -84,34 +87,71 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """None: not a stream of events."""
 
 
+_NOTHING = WorkerResponse(0, CIMultiDict(), None, None)
+"""Of a request that has no answer yet."""
+
+
 class Attempt:
-    """An answer that has begun. Its connection and its place at the endpoint are held until it is closed."""
+    """A request at a worker, and the beginning of its answer, once that is there. Its place at the endpoint, and its connection while more
+    is to come over it, are held until it is closed."""
 
-    __slots__ = ("_reservation", "begun", "choice", "endpoint", "life", "replay", "response", "started_s", "use")
+    __slots__ = (
+        "_reservation",
+        "begun",
+        "choice",
+        "endpoint",
+        "head",
+        "is_asked",
+        "is_lost",
+        "life",
+        "on_lost",
+        "replay",
+        "response",
+    )
 
-    def __init__(
-        self,
-        reservation: Reservation,
-        choice: Choice,
-        response: Response,
-        replay: Replay | None,
-        use: Use,
-    ) -> None:
+    def __init__(self, reservation: Reservation, choice: Choice, replay: Replay | None, *, is_asked: bool) -> None:
         self._reservation = reservation
-        self.endpoint = reservation.endpoint
-        self.life = self.endpoint.life
-        self.started_s = reservation.started_s
+        self.endpoint = endpoint = reservation.endpoint
         self.choice = choice
-        self.response = response
         self.replay = replay
-        """None: the worker was not asked for token replay."""
-        self.use = use
+        """None: the worker was not asked for token replay, or no stream has begun."""
+        self.is_asked = is_asked
+        """For token replay, and so for what an answer costs."""
+        self.response: Response = _NOTHING
+        self.on_lost: Callable[[], object] | None = None
+        """Wakes whoever waits for the connection; None: that is who waits at `head`, if anybody."""
+        self.head: Turn[WorkerResponse] | None = None
+        self.is_lost = False
+        self.life: str | None
         self.begun: Begun
+        endpoint.uses.add(self)
+
+    @property
+    def started_s(self) -> float:
+        """When the worker was chosen."""
+        return self._reservation.started_s
+
+    def lose(self) -> None:
+        """As a Use."""
+        self.is_lost = True
+        if self.on_lost is None:
+            self.expire()
+        else:
+            self.on_lost()
+
+    def expire(self) -> None:
+        """The time for the answer's head is over."""
+        if self.head is not None and not self.head.done():
+            self.head.set_exception(TimeoutError())
 
     def end(self) -> None:
         """Let the connection and the place go. Further calls do nothing."""
         self.response.close()  # nothing to close if all was read: its connection went back then
-        self.use.end()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let the place go. Nothing is in flight any more."""
+        self.endpoint.uses.discard(self)
         self._reservation.give_back()
 
     async def close(self) -> None:
@@ -143,38 +183,80 @@ class Upstreams:
         self._on_ejection = on_ejection
         self._clock = clock
         self._limits = TimeLimits()
+        self._loop = asyncio.get_running_loop()
 
     async def begin(self, request: WorkerRequest, reservation: Reservation, choice: Choice) -> Attempt:
         """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
-        endpoint, call = reservation.endpoint, request.call
+        call = request.call
         limit_s = self._limit_s(call)
         reservation.take()
-        use = Use(endpoint, _nothing)
-        response: Response | None = None
+        attempt = Attempt(reservation, choice, request.replay, is_asked=self._trust is not None)
         try:
             try:
-                with self._limits.of(limit_s) if call.deadline_s is None else TimeLimit(limit_s) as limit:
-                    use.close = limit.end_now
-                    response = await self._send(endpoint, request)
-                    replay = request.replay
-                    if replay is None and self._trust is not None:
-                        replay = Replay(Usage(), self._take_events)
-                    attempt = Attempt(reservation, choice, response, replay, use)
-                    attempt.begun = _begun_whole(response) or await _begin(endpoint, response, replay)
+                asked = None if call.is_stream or call.deadline_s is not None else self._ask(attempt, request, limit_s)
+                if asked is None:
+                    await self._begin(attempt, request, limit_s)
+                else:
+                    connection, head, waiting = asked
+                    try:
+                        attempt.response = response = await head
+                    except BaseException:
+                        connection.abandon(head)
+                        raise
+                    finally:
+                        over_s = waiting.pop(attempt, 0.0)
+                    if response.whole is None or response.status == RETRYABLE_STATUS:
+                        await self._read_on(attempt, over_s)
+                    else:
+                        attempt.life = reservation.endpoint.life
+                        attempt.begun = Begun(data=response.whole, is_whole=True, cutter=None)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-                raise self._failure(call, reservation, use, error, limit_s) from None
+                raise self._failure(call, attempt, error, limit_s) from None
             except RetryableError as error:
                 self._refused(reservation, error.reason)
                 raise
-            use.close = response.close
-            self._note_begun(call, reservation, response, attempt.begun, is_new=request.replay is None)
+            self._note_begun(call, attempt, reservation, is_new=request.replay is None)
         except BaseException:
-            if response is not None:
-                response.close()
-            use.end()
-            reservation.give_back()
+            attempt.end()
             raise
         return attempt
+
+    def _ask(
+        self, attempt: Attempt, request: WorkerRequest, limit_s: float
+    ) -> tuple[WorkerConnection, Turn[WorkerResponse], dict[Limited, float]] | None:
+        """Send a request that has no deadline over a connection that is free: that, where its answer's head is waited for, and in what the
+        attempt is while its time runs. None: nothing was sent."""
+        body, limits = request.body, self._limits.shared(limit_s)
+        if limits is None or len(body) > MAX_SENT_AT_ONCE_BYTES:
+            return None
+        target = self._client.target(attempt.endpoint.url, request.path)
+        sent = self._heads.request(target.line, request.call, body, 0.0)
+        connection = target.place.take()
+        if connection is None:
+            return None
+        attempt.head = head = connection.ask(sent)
+        limits.join(attempt)
+        return connection, head, limits.waiting
+
+    async def _begin(self, attempt: Attempt, request: WorkerRequest, limit_s: float) -> None:
+        """Send a request of any kind, and read the beginning of its answer."""
+        with self._limits.of(limit_s) if request.call.deadline_s is None else TimeLimit(limit_s) as limit:
+            attempt.on_lost = limit.end_now
+            attempt.response = await self._send(attempt.endpoint, request)
+            await self._read(attempt)
+
+    async def _read_on(self, attempt: Attempt, over_s: float) -> None:
+        """Read the beginning of an answer whose head has come, until then by the event loop's clock."""
+        with TimeLimit(max(0.0, over_s - self._loop.time())) as limit:
+            attempt.on_lost = limit.end_now
+            await self._read(attempt)
+
+    async def _read(self, attempt: Attempt) -> None:
+        endpoint = attempt.endpoint
+        attempt.life = endpoint.life
+        if attempt.replay is None and attempt.is_asked:
+            attempt.replay = Replay(Usage(), self._take_events)
+        attempt.begun = _begun_whole(attempt.response) or await _begin(endpoint, attempt.response, attempt.replay)
 
     def _send(self, endpoint: Endpoint, request: WorkerRequest) -> Awaitable[Response]:
         call, body, now_s = request.call, request.body, self._clock()
@@ -198,20 +280,26 @@ class Upstreams:
             raise _deadline_passed()
         return min(limit_s, left_s)
 
-    def _note_begun(
-        self, call: Call, reservation: Reservation, response: Response, begun: Begun, *, is_new: bool
-    ) -> None:
-        endpoint, now_s = reservation.endpoint, self._clock()
-        is_stream = begun.cutter is not None
-        reservation.first_byte(now_s, is_stream=is_stream and is_new)
-        if is_stream and is_new and response.status < 400:
-            endpoint.latency.ttft.note(now_s - call.arrived_s, now_s)
-        endpoint.counts.answered(response.status, now_s - reservation.started_s if is_stream and is_new else None)
-        if response.status >= 500:
+    def _note_begun(self, call: Call, attempt: Attempt, reservation: Reservation, *, is_new: bool) -> None:
+        """Of an answer that is whole the place is free again."""
+        endpoint, response, begun = attempt.endpoint, attempt.response, attempt.begun
+        status, ttft_s = response.status, None
+        if not begun.is_whole:
+            now_s, is_new_stream = self._clock(), begun.cutter is not None and is_new
+            reservation.first_byte(now_s, is_stream=is_new_stream)
+            if is_new_stream:
+                ttft_s = now_s - reservation.started_s
+                if status < 400:
+                    endpoint.latency.ttft.note(now_s - call.arrived_s, now_s)
+            attempt.on_lost = response.close
+        endpoint.counts.answered(status, ttft_s)
+        if status >= 500:
             if response.headers.get(names.HEADER_REASON, "") not in NOT_ITS_FAULT:
                 self._note_failure(endpoint, reservation.started_s)
         elif begun.is_whole or endpoint.trial is reservation:
             endpoint.note_success(reservation.started_s)
+        if begun.is_whole:
+            attempt.end()
 
     def _refused(self, reservation: Reservation, reason: str) -> None:
         endpoint = reservation.endpoint
@@ -223,21 +311,19 @@ class Upstreams:
         if reason not in NOT_ITS_FAULT:
             self._note_failure(endpoint, reservation.started_s)
 
-    def _failure(
-        self, call: Call, reservation: Reservation, use: Use, error: Exception, limit_s: float
-    ) -> ApiError | RetryableError:
+    def _failure(self, call: Call, attempt: Attempt, error: Exception, limit_s: float) -> ApiError | RetryableError:
         """What an attempt's error means: another endpoint may be tried, or the time is over."""
-        endpoint = reservation.endpoint
+        endpoint = attempt.endpoint
         is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-        if is_late and not use.is_lost and call.deadline_s is not None and self._clock() >= call.deadline_s:
+        if is_late and not attempt.is_lost and call.deadline_s is not None and self._clock() >= call.deadline_s:
             return _deadline_passed()
         endpoint.counts.failed()
-        self._note_failure(endpoint, reservation.started_s)
+        self._note_failure(endpoint, attempt.started_s)
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             endpoint.mark_down(f"cannot be connected to ({type(error).__name__})")
             return RetryableError("connect", f"{endpoint.id} cannot be connected to")
         endpoint.on_suspect()
-        if use.is_lost:
+        if attempt.is_lost:
             return RetryableError("lost", f"{endpoint.id} fell silent")
         if is_late:
             return ApiError(
@@ -304,10 +390,6 @@ async def _begin_whole(content: aiohttp.StreamReader) -> Begun:
         parts.append(arrived)
         size += len(arrived)
     return Begun(data=b"".join(parts), is_whole=False, cutter=None)
-
-
-def _nothing() -> None:
-    """Of a use that has no connection yet."""
 
 
 def _deadline_passed() -> ApiError:

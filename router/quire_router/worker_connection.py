@@ -106,6 +106,7 @@ class WorkerConnection(ResponseHandler):
     """Whose body comes now."""
     _parts: Any = None
     """The extension module; None: the parser reads everything."""
+    _turn: type[Turn[WorkerResponse]] = Turn
     _is_fresh = False
     """The parser holds nothing. Never without the extension module."""
     _chunks: Any = None
@@ -118,6 +119,8 @@ class WorkerConnection(ResponseHandler):
     def belong(self, owner: Owner, lease: Connection, parts: Any = None) -> None:
         """`owner` asks over it from now on, as long as it lasts. `parts`: the extension module."""
         self._owner, self._lease, self._parts = owner, lease, parts
+        if parts is not None:
+            self._turn = parts.Turn
         self._make_parser()
 
     def _make_parser(self) -> None:
@@ -128,8 +131,7 @@ class WorkerConnection(ResponseHandler):
         """Send a request while it stands and is free. The answer, once its head is there; aiohttp.ClientError if none comes. Who waits goes
         on within the read that brings the head."""
         assert self.transport is not None, "it stands"
-        head: Turn[WorkerResponse] = Turn(self._loop)
-        self._head = head
+        self._head = head = self._turn(self._loop)
         self.transport.write(request)
         return head
 

@@ -109,7 +109,7 @@ def objects_of(parts, rng, again):
         parts, index, sent, cache, encoder, parts.Chunks(), parts.ClientSink(Odd(rng, again), True),
         parts.PlainReader(("/v1",), Odd(rng, again)), parts.LineWriter((("a=", False),), Odd(rng, again)),
         parts.AnswerWriter(Odd(rng, again), Odd(rng, again), ("A", "B", "C")),
-        parts.RequestHeads(["host"], ["authorization"], "x-"),
+        parts.RequestHeads(["host"], ["authorization"], "x-"), parts.Turn(Odd(rng, again)),
     ]  # fmt: skip
     with contextlib.suppress(Exception):
         made.append(cache.job(encoder, ["hello " * 300, "é" * 60, "there"], None, "salt", True))
