@@ -13,7 +13,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from multidict import CIMultiDict
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, deadline_exceeded
@@ -21,6 +20,7 @@ from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
+from quire_router.attempt import Attempt, Begun, Response
 from quire_router.call import Call, Usage
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.replay import Replay
@@ -28,10 +28,10 @@ from quire_router.request_heads import RequestHeads
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
-from quire_router.time_limit import Limited, TimeLimit, TimeLimits
+from quire_router.time_limit import TimeLimit, TimeLimits
 from quire_router.turn import Turn
 from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, WorkerClient
-from quire_router.worker_connection import WorkerConnection, WorkerResponse
+from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.upstream")
 
@@ -41,9 +41,6 @@ RETRYABLE_STATUS = 503
 BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING, names.REASON_ASLEEP})
 """A worker that says so is well."""
 NOT_ITS_FAULT = BUSY_REASONS | {names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE, CODE_QUEUE_TIMEOUT}
-
-
-Response = WorkerResponse | aiohttp.ClientResponse
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,87 +75,6 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of the stream that goes on with this request; None: a request of its own."""
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The beginning of an answer, at a point where a byte may go to the client."""
-
-    data: bytes
-    is_whole: bool
-    cutter: EventCutter | None
-    """None: not a stream of events."""
-
-
-_NOTHING = WorkerResponse(0, CIMultiDict(), None, None)
-"""Of a request that has no answer yet."""
-
-
-class Attempt:
-    """A request at a worker, and the beginning of its answer, once that is there. Its place at the endpoint, and its connection while more
-    is to come over it, are held until it is closed."""
-
-    __slots__ = (
-        "_reservation",
-        "begun",
-        "choice",
-        "endpoint",
-        "head",
-        "is_asked",
-        "is_lost",
-        "life",
-        "on_lost",
-        "replay",
-        "response",
-    )
-
-    def __init__(self, reservation: Reservation, choice: Choice, replay: Replay | None, *, is_asked: bool) -> None:
-        self._reservation = reservation
-        self.endpoint = endpoint = reservation.endpoint
-        self.choice = choice
-        self.replay = replay
-        """None: the worker was not asked for token replay, or no stream has begun."""
-        self.is_asked = is_asked
-        """For token replay, and so for what an answer costs."""
-        self.response: Response = _NOTHING
-        self.on_lost: Callable[[], object] | None = None
-        """Wakes whoever waits for the connection; None: that is who waits at `head`, if anybody."""
-        self.head: Turn[WorkerResponse] | None = None
-        self.is_lost = False
-        self.life: str | None
-        self.begun: Begun
-        endpoint.uses.add(self)
-
-    @property
-    def started_s(self) -> float:
-        """When the worker was chosen."""
-        return self._reservation.started_s
-
-    def lose(self) -> None:
-        """As a Use."""
-        self.is_lost = True
-        if self.on_lost is None:
-            self.expire()
-        else:
-            self.on_lost()
-
-    def expire(self) -> None:
-        """The time for the answer's head is over."""
-        if self.head is not None and not self.head.done():
-            self.head.set_exception(TimeoutError())
-
-    def end(self) -> None:
-        """Let the connection and the place go. Further calls do nothing."""
-        self.response.close()  # nothing to close if all was read: its connection went back then
-        self.give_back()
-
-    def give_back(self) -> None:
-        """Let the place go. Nothing is in flight any more."""
-        self.endpoint.uses.discard(self)
-        self._reservation.give_back()
-
-    async def close(self) -> None:
-        """As `end`, where a coroutine is asked for."""
-        self.end()
-
-
 class Upstreams:
     """Makes attempts. One for the process."""
 
@@ -186,57 +102,59 @@ class Upstreams:
         self._loop = asyncio.get_running_loop()
 
     async def begin(self, request: WorkerRequest, reservation: Reservation, choice: Choice) -> Attempt:
-        """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
+        """The beginning of an endpoint's answer. Whole: its place is free again. RetryableError: another endpoint may be tried;
+        ApiError: the time is over."""
         call = request.call
         limit_s = self._limit_s(call)
         reservation.take()
         attempt = Attempt(reservation, choice, request.replay, is_asked=self._trust is not None)
+        is_read = False
         try:
             try:
-                asked = None if call.is_stream or call.deadline_s is not None else self._ask(attempt, request, limit_s)
-                if asked is None:
+                head = None if call.is_stream or call.deadline_s is not None else self._ask(attempt, request, limit_s)
+                if head is None:
                     await self._begin(attempt, request, limit_s)
                 else:
-                    connection, head, waiting = asked
-                    try:
-                        attempt.response = response = await head
-                    except BaseException:
-                        connection.abandon(head)
-                        raise
-                    finally:
-                        over_s = waiting.pop(attempt, 0.0)
-                    if response.whole is None or response.status == RETRYABLE_STATUS:
-                        await self._read_on(attempt, over_s)
-                    else:
-                        attempt.life = reservation.endpoint.life
+                    attempt.response = response = await head
+                    over_s = attempt.waiting.pop(attempt, 0.0)
+                    if response.whole is not None and response.status != RETRYABLE_STATUS:
+                        attempt.life, is_read = attempt.endpoint.life, True
                         attempt.begun = Begun(data=response.whole, is_whole=True, cutter=None)
+                    else:
+                        await self._read_on(attempt, over_s)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 raise self._failure(call, attempt, error, limit_s) from None
             except RetryableError as error:
                 self._refused(reservation, error.reason)
                 raise
             self._note_begun(call, attempt, reservation, is_new=request.replay is None)
+            if is_read:  # there is nothing to close
+                attempt.give_back()
+            elif attempt.begun.is_whole:
+                attempt.end()
         except BaseException:
             attempt.end()
             raise
         return attempt
 
-    def _ask(
-        self, attempt: Attempt, request: WorkerRequest, limit_s: float
-    ) -> tuple[WorkerConnection, Turn[WorkerResponse], dict[Limited, float]] | None:
-        """Send a request that has no deadline over a connection that is free: that, where its answer's head is waited for, and in what the
-        attempt is while its time runs. None: nothing was sent."""
-        body, limits = request.body, self._limits.shared(limit_s)
-        if limits is None or len(body) > MAX_SENT_AT_ONCE_BYTES:
+    def _ask(self, attempt: Attempt, request: WorkerRequest, limit_s: float) -> Turn[WorkerResponse] | None:
+        """Send a request that has no deadline over a connection that is free, and have its time begin. Where the answer's head is waited
+        for; None: nothing was sent."""
+        body = request.body
+        if len(body) > MAX_SENT_AT_ONCE_BYTES:
             return None
         target = self._client.target(attempt.endpoint.url, request.path)
         sent = self._heads.request(target.line, request.call, body, 0.0)
         connection = target.place.take()
         if connection is None:
             return None
+        waiting = self._limits.join(attempt, limit_s)
+        if waiting is None:
+            target.place.take_back(connection)
+            return None
+        attempt.connection, attempt.waiting = connection, waiting
         attempt.head = head = connection.ask(sent)
-        limits.join(attempt)
-        return connection, head, limits.waiting
+        return head
 
     async def _begin(self, attempt: Attempt, request: WorkerRequest, limit_s: float) -> None:
         """Send a request of any kind, and read the beginning of its answer."""
@@ -281,7 +199,6 @@ class Upstreams:
         return min(limit_s, left_s)
 
     def _note_begun(self, call: Call, attempt: Attempt, reservation: Reservation, *, is_new: bool) -> None:
-        """Of an answer that is whole the place is free again."""
         endpoint, response, begun = attempt.endpoint, attempt.response, attempt.begun
         status, ttft_s = response.status, None
         if not begun.is_whole:
@@ -298,8 +215,6 @@ class Upstreams:
                 self._note_failure(endpoint, reservation.started_s)
         elif begun.is_whole or endpoint.trial is reservation:
             endpoint.note_success(reservation.started_s)
-        if begun.is_whole:
-            attempt.end()
 
     def _refused(self, reservation: Reservation, reason: str) -> None:
         endpoint = reservation.endpoint
