@@ -29,7 +29,6 @@ from quire_router.plain_http import MAX_HELD_BYTES, PlainHttp
 from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
 from quire_router.tiny_chunks import has_tiny_chunks
-from quire_router.turn import Turn
 from quire_router.whole_response import WholeResponse
 
 log = logging.getLogger("quire_router.server")
@@ -170,10 +169,11 @@ class ClientConnection(RequestHandler):
 
     def _next_turn(self, last: Any) -> Any:
         """What its task waits at next: a future, or as much of one as is asked of it."""
-        if self._missing is None:  # all is the parser's from now on
+        plain = self._plain
+        if self._missing is None or plain is None:  # all is the parser's from now on
             return self._loop.create_future()
-        if type(last) is not Turn:
-            return Turn(self._loop)
+        if type(last) is not plain.turn:
+            return plain.turn(self._loop)
         last.begin_anew()
         return last
 

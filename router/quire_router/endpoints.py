@@ -6,7 +6,7 @@ State only: what changes it (probes, events, the proxy) lives elsewhere, and so 
 import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from quire_contract import names
 from quire_contract.load_report import LOST_AFTER_S, LoadReport
@@ -76,21 +76,11 @@ class Reservation:
             self.endpoint.learn_speed((now_s - self.started_s) * 1000.0 / self.uncached)
 
 
-class Use:
-    """A connection with something of ours in flight. Ended when the endpoint is found to have lost it, or by its owner."""
+class Use(Protocol):
+    """A connection with something of ours in flight, among an endpoint's `uses` until its owner ends it."""
 
-    __slots__ = ("close", "endpoint", "is_lost")
-
-    def __init__(self, endpoint: "Endpoint", close: Callable[[], object]) -> None:
-        self.endpoint = endpoint
-        self.close = close
-        """Wakes whoever waits for the connection."""
-        self.is_lost = False
-        endpoint.uses.add(self)
-
-    def end(self) -> None:
-        """Nothing is in flight any more."""
-        self.endpoint.uses.discard(self)
+    def lose(self) -> object:
+        """The endpoint is found to have lost it: wake whoever waits for it."""
 
 
 class Endpoint:
@@ -299,14 +289,15 @@ class Endpoint:
 
     def note_success(self, started_s: float) -> None:
         """A request that was sent at `started_s` was answered."""
-        self.health = ejection.after_success(self.health, started_s)
+        health = self.health
+        if health.failures or health.is_ejected:
+            self.health = ejection.after_success(health, started_s)
 
     def lose(self) -> int:
         """It is as good as dead though its connections stand: whoever waits for one goes on elsewhere. How many there were."""
         lost = tuple(self.uses)
         for use in lost:
-            use.is_lost = True
-            use.close()
+            use.lose()
         return len(lost)
 
     # Speed

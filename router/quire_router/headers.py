@@ -42,7 +42,7 @@ _NOT_TO_CLIENT = _HOP_BY_HOP | {"content-length", "date", "server", "set-cookie"
 _OPTIONS_OF_CONNECTION = hdrs.CONNECTION
 _MAX_KNOWN_NAMES = 256
 """Spellings of headers' names whose way is remembered, in each direction."""
-_REQUEST_ID, _TOKEN, _REPLAY = istr(names.HEADER_REQUEST_ID), istr(names.HEADER_TOKEN), istr(HEADER_REPLAY)
+REQUEST_ID, _TOKEN, _REPLAY = istr(names.HEADER_REQUEST_ID), istr(names.HEADER_TOKEN), istr(HEADER_REPLAY)
 _WORKER, _ROUTE = istr(names.HEADER_WORKER), istr(HEADER_ROUTE)
 _NOT_IN_VALUES = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """aiohttp reads such values from a worker and writes them to nobody: they would end the whole answer."""
@@ -87,15 +87,12 @@ def to_worker(headers: MultiMapping[str], *, keep_key: bool) -> CIMultiDict[str]
     return passed
 
 
-def own_headers(call: Call, trust: Trust | None, now_s: float) -> list[str]:
-    """What we tell a worker: a name, its value, a name, ... None of these names passes from a client. A worker that trusts us is asked for
-    token replay, and told what else it must know of the call.
+def told_in_trust(call: Call, trust: Trust, now_s: float) -> list[str]:
+    """What we tell a worker that trusts us, beside the request's id: a name, its value, a name, ... None of these names passes from a
+    client. It is asked for token replay, and told what else it must know of the call.
 
     `now_s` is of the clock of the call's deadline."""
-    own: list[str] = [_REQUEST_ID, call.request_id]
-    if trust is None:
-        return own
-    own += (_TOKEN, trust.token, _REPLAY, "1")
+    own: list[str] = [_TOKEN, trust.token, _REPLAY, "1"]
     if call.deadline_s is not None:
         own += (names.HEADER_DEADLINE, f"{max(0.0, call.deadline_s - now_s):.3f}")
     if call.priority:
@@ -110,7 +107,8 @@ def own_headers(call: Call, trust: Trust | None, now_s: float) -> list[str]:
 def of_call(call: Call, trust: Trust | None, now_s: float) -> CIMultiDict[str]:
     """Headers of the request to a worker."""
     passed = to_worker(call.headers, keep_key=call.keep_key)
-    own = own_headers(call, trust, now_s)
+    passed[REQUEST_ID] = call.request_id
+    own = [] if trust is None else told_in_trust(call, trust, now_s)
     for name, value in zip(own[::2], own[1::2], strict=True):
         passed[name] = value
     return passed
@@ -124,7 +122,7 @@ def to_client(headers: MultiMapping[str], request_id: str, endpoint_id: str, rou
             passed.add(name, value)
     if _OPTIONS_OF_CONNECTION in headers:
         _drop_named(passed, headers, but=names.HEADER_REASON)
-    passed[_REQUEST_ID] = request_id
+    passed[REQUEST_ID] = request_id
     passed[_WORKER] = endpoint_id
     passed[_ROUTE] = route
     return passed

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from quire_contract.openai.errors import ApiError
 from quire_contract.router_settings import FaultSettings
+from quire_router.attempt import Attempt
 from quire_router.endpoints import Reservation
 from quire_router.picker import Picker
 from quire_router.scoring import Choice
-from quire_router.upstream import Attempt, RetryableError, Upstreams, WorkerRequest
+from quire_router.upstream import RetryableError, Upstreams, WorkerRequest
 
 MAX_SAVED = 10.0
 """Hedges that may follow each other at once after a quiet time."""
@@ -40,8 +41,10 @@ class Hedger:
         self, request: WorkerRequest, reservation: Reservation, choice: Choice, tried: frozenset[str]
     ) -> Awaitable[Attempt]:
         """As `Upstreams.begin`. `tried`: endpoints that are no choice for the second attempt."""
+        if not request.call.is_stream or request.call.fields is None:
+            return self._upstreams.begin(request, reservation, choice)
         settings = self._faults()
-        if settings.hedge_after_s is None or not request.call.is_stream or request.call.fields is None:
+        if settings.hedge_after_s is None:
             return self._upstreams.begin(request, reservation, choice)
         return self._begin_twice(request, reservation, choice, tried, settings, settings.hedge_after_s)
 

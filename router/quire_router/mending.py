@@ -22,6 +22,7 @@ from quire_contract.resume import PATH_RESUME
 from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_router.answer import BrokenStreamError
+from quire_router.attempt import Attempt
 from quire_router.call import Outcome
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint, Reservation
@@ -32,7 +33,7 @@ from quire_router.replay import Replay
 from quire_router.retry_budget import RetryBudget
 from quire_router.room import room_at
 from quire_router.scoring import Choice
-from quire_router.upstream import BUSY_REASONS, Attempt, RetryableError, Upstreams, WorkerRequest
+from quire_router.upstream import BUSY_REASONS, RetryableError, Upstreams, WorkerRequest
 from quire_router.worker_connection import WorkerResponse
 
 log = logging.getLogger("quire_router.mending")
@@ -211,7 +212,7 @@ class MendedStream:
         self._attempt.response.close()
 
     def _why(self, attempt: Attempt) -> str:
-        return "fell silent" if attempt.use.is_lost else self._problem or "died"
+        return "fell silent" if attempt.is_lost else self._problem or "died"
 
     def _problem_of_end(self, attempt: Attempt) -> str:
         """What is wrong with an answer that has ended. Nothing of one whose worker speaks of no state: that only ends."""

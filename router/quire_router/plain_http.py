@@ -15,6 +15,7 @@ from quire_router.first_lines import first_lines
 from quire_router.headers import HEADER_ROUTE, goes_to_client
 from quire_router.native.library import native
 from quire_router.passed_headers import PassedHeaders
+from quire_router.turn import Turn
 
 _SPELLED: Mapping[bytes, istr] = {name.lower().encode(): name for name in vars(hdrs).values() if isinstance(name, istr)}
 """Headers that aiohttp knows, as it spells them."""
@@ -32,6 +33,8 @@ class PlainHttp:
         """`module` as of `native()`. `paths` are those whose POSTs are read."""
         self.hold_s = hold_s
         """How long the beginning of a plain request is kept from aiohttp, for the rest to come."""
+        self.turn: type[Turn[None]] = module.Turn
+        """What a connection's task waits at."""
         self.read = module.PlainReader(tuple(paths), name_of).read
         """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
         is plain; None: anything else."""

@@ -16,6 +16,7 @@ from quire_contract.openai.errors import unavailable
 from quire_contract.resume import HEADER_USAGE
 from quire_contract.telemetry import log_event
 from quire_router.answer import Answer
+from quire_router.attempt import Attempt
 from quire_router.call import Call, Outcome, Usage
 from quire_router.endpoints import Reservation
 from quire_router.hedging import Hedger
@@ -26,7 +27,7 @@ from quire_router.refusals import NobodyLeftError
 from quire_router.replay import usage_of_header
 from quire_router.retry_budget import MAX_RETRIES, RetryBudget
 from quire_router.scoring import Choice
-from quire_router.upstream import Attempt, RetryableError, WorkerRequest, request_of
+from quire_router.upstream import RetryableError, WorkerRequest, request_of
 
 log = logging.getLogger("quire_router.proxy")
 
@@ -102,14 +103,13 @@ class Proxy:
         return None, refusal
 
     def _answer_of(self, request: WorkerRequest, attempt: Attempt, outcome: Outcome) -> Answer:
-        """The answer that has begun. Whole: its place is free again."""
+        """The answer that has begun."""
         call, begun, response = request.call, attempt.begun, attempt.response
         outcome.first_byte_s = self._clock()
         outcome.choice = attempt.choice
         passed = PassedHeaders(response.headers, call.request_id, attempt.endpoint.id, route_in_short(attempt.choice))
-        outcome.usage = _usage_of(attempt)
+        outcome.usage = _usage_of(attempt) if attempt.is_asked else None
         if begun.is_whole:
-            attempt.end()
             return Answer(status=response.status, headers=passed, body=begun.data)
         stream = MendedStream(self._mender, request, attempt, outcome)
         return Answer(
@@ -123,12 +123,11 @@ class Proxy:
 
 
 def _usage_of(attempt: Attempt) -> Usage | None:
-    """What the answer costs: of a stream, a record that goes on being written. None: the worker does not say."""
-    if attempt.replay is None:
-        return None
+    """What the answer of a worker that was asked costs: of a stream, a record that goes on being written. None: it does not say."""
     if attempt.begun.cutter is None:
         return usage_of_header(attempt.response.headers.get(HEADER_USAGE))
-    return None if attempt.replay.state is None else attempt.replay.usage
+    replay = attempt.replay
+    return None if replay is None or replay.state is None else replay.usage
 
 
 def route_in_short(choice: Choice) -> str:

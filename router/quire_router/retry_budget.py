@@ -26,7 +26,8 @@ class RetryBudget:
 
     def note_request(self) -> None:
         """A request came in."""
-        self._left = min(self._reserve, self._left + self._ratio)
+        left = self._left + self._ratio
+        self._left = left if left < self._reserve else self._reserve
 
     def take(self) -> bool:
         """Use one retry. False: the budget is spent, and nothing changed."""

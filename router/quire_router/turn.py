@@ -1,6 +1,7 @@
 """What a task waits at that something may come for at any time: whoever has it wakes the task at once, within the same call.
 
-A future would have the event loop wake it in its next round, together with all others that are due. Knows no connections.
+A future would have the event loop wake it in its next round, together with all others that are due. Knows no connections. In C++ where that
+is there (`Turn` of the extension module); this is its twin.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ class Turn(Generic[T]):
         self._is_done, self._value, self._error = False, None, None
 
     def __await__(self) -> Generator["Turn[T]", None, T]:
-        if not self._is_done:
+        while not self._is_done:
             self._asyncio_future_blocking = True  # how a task knows what it may wait for
             yield self
         return self.result()

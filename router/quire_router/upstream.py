@@ -6,6 +6,7 @@ What an attempt tells of the worker (it is down, drains, keeps failing) is noted
 becomes of a failed attempt.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,14 +20,16 @@ from quire_contract.router_settings import FaultSettings
 from quire_contract.telemetry import log_event
 from quire_contract.trust import Trust
 from quire_router import headers as header_rules
+from quire_router.attempt import Attempt, Begun, Response
 from quire_router.call import Call, Usage
-from quire_router.endpoints import Endpoint, Reservation, Use
+from quire_router.endpoints import Endpoint, Reservation
 from quire_router.replay import Replay
 from quire_router.request_heads import RequestHeads
 from quire_router.scoring import Choice
 from quire_router.splitting import with_model
 from quire_router.sse import EventCutter
 from quire_router.time_limit import TimeLimit, TimeLimits
+from quire_router.turn import Turn
 from quire_router.worker_client import MAX_SENT_AT_ONCE_BYTES, WorkerClient
 from quire_router.worker_connection import WorkerResponse
 
@@ -38,9 +41,6 @@ RETRYABLE_STATUS = 503
 BUSY_REASONS = frozenset({names.REASON_QUEUE_FULL, names.REASON_NOT_READY, names.REASON_DRAINING, names.REASON_ASLEEP})
 """A worker that says so is well."""
 NOT_ITS_FAULT = BUSY_REASONS | {names.REASON_QUEUE_TIMEOUT, names.REASON_DEADLINE, CODE_QUEUE_TIMEOUT}
-
-
-Response = WorkerResponse | aiohttp.ClientResponse
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,50 +75,6 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of the stream that goes on with this request; None: a request of its own."""
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The beginning of an answer, at a point where a byte may go to the client."""
-
-    data: bytes
-    is_whole: bool
-    cutter: EventCutter | None
-    """None: not a stream of events."""
-
-
-class Attempt:
-    """An answer that has begun. Its connection and its place at the endpoint are held until it is closed."""
-
-    __slots__ = ("_reservation", "begun", "choice", "endpoint", "life", "replay", "response", "started_s", "use")
-
-    def __init__(
-        self,
-        reservation: Reservation,
-        choice: Choice,
-        response: Response,
-        replay: Replay | None,
-        use: Use,
-    ) -> None:
-        self._reservation = reservation
-        self.endpoint = reservation.endpoint
-        self.life = self.endpoint.life
-        self.started_s = reservation.started_s
-        self.choice = choice
-        self.response = response
-        self.replay = replay
-        """None: the worker was not asked for token replay."""
-        self.use = use
-        self.begun: Begun
-
-    def end(self) -> None:
-        """Let the connection and the place go. Further calls do nothing."""
-        self.response.close()  # nothing to close if all was read: its connection went back then
-        self.use.end()
-        self._reservation.give_back()
-
-    async def close(self) -> None:
-        """As `end`, where a coroutine is asked for."""
-        self.end()
-
-
 class Upstreams:
     """Makes attempts. One for the process."""
 
@@ -143,38 +99,82 @@ class Upstreams:
         self._on_ejection = on_ejection
         self._clock = clock
         self._limits = TimeLimits()
+        self._loop = asyncio.get_running_loop()
 
     async def begin(self, request: WorkerRequest, reservation: Reservation, choice: Choice) -> Attempt:
-        """The beginning of an endpoint's answer. RetryableError: another endpoint may be tried; ApiError: the time is over."""
-        endpoint, call = reservation.endpoint, request.call
+        """The beginning of an endpoint's answer. Whole: its place is free again. RetryableError: another endpoint may be tried;
+        ApiError: the time is over."""
+        call = request.call
         limit_s = self._limit_s(call)
         reservation.take()
-        use = Use(endpoint, _nothing)
-        response: Response | None = None
+        attempt = Attempt(reservation, choice, request.replay, is_asked=self._trust is not None)
+        is_read = False
         try:
             try:
-                with self._limits.of(limit_s) if call.deadline_s is None else TimeLimit(limit_s) as limit:
-                    use.close = limit.end_now
-                    response = await self._send(endpoint, request)
-                    replay = request.replay
-                    if replay is None and self._trust is not None:
-                        replay = Replay(Usage(), self._take_events)
-                    attempt = Attempt(reservation, choice, response, replay, use)
-                    attempt.begun = _begun_whole(response) or await _begin(endpoint, response, replay)
+                head = None if call.is_stream or call.deadline_s is not None else self._ask(attempt, request, limit_s)
+                if head is None:
+                    await self._begin(attempt, request, limit_s)
+                else:
+                    attempt.response = response = await head
+                    over_s = attempt.waiting.pop(attempt, 0.0)
+                    if response.whole is not None and response.status != RETRYABLE_STATUS:
+                        attempt.life, is_read = attempt.endpoint.life, True
+                        attempt.begun = Begun(data=response.whole, is_whole=True, cutter=None)
+                    else:
+                        await self._read_on(attempt, over_s)
             except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-                raise self._failure(call, reservation, use, error, limit_s) from None
+                raise self._failure(call, attempt, error, limit_s) from None
             except RetryableError as error:
                 self._refused(reservation, error.reason)
                 raise
-            use.close = response.close
-            self._note_begun(call, reservation, response, attempt.begun, is_new=request.replay is None)
+            self._note_begun(call, attempt, reservation, is_new=request.replay is None)
+            if is_read:  # there is nothing to close
+                attempt.give_back()
+            elif attempt.begun.is_whole:
+                attempt.end()
         except BaseException:
-            if response is not None:
-                response.close()
-            use.end()
-            reservation.give_back()
+            attempt.end()
             raise
         return attempt
+
+    def _ask(self, attempt: Attempt, request: WorkerRequest, limit_s: float) -> Turn[WorkerResponse] | None:
+        """Send a request that has no deadline over a connection that is free, and have its time begin. Where the answer's head is waited
+        for; None: nothing was sent."""
+        body = request.body
+        if len(body) > MAX_SENT_AT_ONCE_BYTES:
+            return None
+        target = self._client.target(attempt.endpoint.url, request.path)
+        sent = self._heads.request(target.line, request.call, body, 0.0)
+        connection = target.place.take()
+        if connection is None:
+            return None
+        waiting = self._limits.join(attempt, limit_s)
+        if waiting is None:
+            target.place.take_back(connection)
+            return None
+        attempt.connection, attempt.waiting = connection, waiting
+        attempt.head = head = connection.ask(sent)
+        return head
+
+    async def _begin(self, attempt: Attempt, request: WorkerRequest, limit_s: float) -> None:
+        """Send a request of any kind, and read the beginning of its answer."""
+        with self._limits.of(limit_s) if request.call.deadline_s is None else TimeLimit(limit_s) as limit:
+            attempt.on_lost = limit.end_now
+            attempt.response = await self._send(attempt.endpoint, request)
+            await self._read(attempt)
+
+    async def _read_on(self, attempt: Attempt, over_s: float) -> None:
+        """Read the beginning of an answer whose head has come, until then by the event loop's clock."""
+        with TimeLimit(max(0.0, over_s - self._loop.time())) as limit:
+            attempt.on_lost = limit.end_now
+            await self._read(attempt)
+
+    async def _read(self, attempt: Attempt) -> None:
+        endpoint = attempt.endpoint
+        attempt.life = endpoint.life
+        if attempt.replay is None and attempt.is_asked:
+            attempt.replay = Replay(Usage(), self._take_events)
+        attempt.begun = _begun_whole(attempt.response) or await _begin(endpoint, attempt.response, attempt.replay)
 
     def _send(self, endpoint: Endpoint, request: WorkerRequest) -> Awaitable[Response]:
         call, body, now_s = request.call, request.body, self._clock()
@@ -198,16 +198,19 @@ class Upstreams:
             raise _deadline_passed()
         return min(limit_s, left_s)
 
-    def _note_begun(
-        self, call: Call, reservation: Reservation, response: Response, begun: Begun, *, is_new: bool
-    ) -> None:
-        endpoint, now_s = reservation.endpoint, self._clock()
-        is_stream = begun.cutter is not None
-        reservation.first_byte(now_s, is_stream=is_stream and is_new)
-        if is_stream and is_new and response.status < 400:
-            endpoint.latency.ttft.note(now_s - call.arrived_s, now_s)
-        endpoint.counts.answered(response.status, now_s - reservation.started_s if is_stream and is_new else None)
-        if response.status >= 500:
+    def _note_begun(self, call: Call, attempt: Attempt, reservation: Reservation, *, is_new: bool) -> None:
+        endpoint, response, begun = attempt.endpoint, attempt.response, attempt.begun
+        status, ttft_s = response.status, None
+        if not begun.is_whole:
+            now_s, is_new_stream = self._clock(), begun.cutter is not None and is_new
+            reservation.first_byte(now_s, is_stream=is_new_stream)
+            if is_new_stream:
+                ttft_s = now_s - reservation.started_s
+                if status < 400:
+                    endpoint.latency.ttft.note(now_s - call.arrived_s, now_s)
+            attempt.on_lost = response.close
+        endpoint.counts.answered(status, ttft_s)
+        if status >= 500:
             if response.headers.get(names.HEADER_REASON, "") not in NOT_ITS_FAULT:
                 self._note_failure(endpoint, reservation.started_s)
         elif begun.is_whole or endpoint.trial is reservation:
@@ -223,21 +226,19 @@ class Upstreams:
         if reason not in NOT_ITS_FAULT:
             self._note_failure(endpoint, reservation.started_s)
 
-    def _failure(
-        self, call: Call, reservation: Reservation, use: Use, error: Exception, limit_s: float
-    ) -> ApiError | RetryableError:
+    def _failure(self, call: Call, attempt: Attempt, error: Exception, limit_s: float) -> ApiError | RetryableError:
         """What an attempt's error means: another endpoint may be tried, or the time is over."""
-        endpoint = reservation.endpoint
+        endpoint = attempt.endpoint
         is_late = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-        if is_late and not use.is_lost and call.deadline_s is not None and self._clock() >= call.deadline_s:
+        if is_late and not attempt.is_lost and call.deadline_s is not None and self._clock() >= call.deadline_s:
             return _deadline_passed()
         endpoint.counts.failed()
-        self._note_failure(endpoint, reservation.started_s)
+        self._note_failure(endpoint, attempt.started_s)
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             endpoint.mark_down(f"cannot be connected to ({type(error).__name__})")
             return RetryableError("connect", f"{endpoint.id} cannot be connected to")
         endpoint.on_suspect()
-        if use.is_lost:
+        if attempt.is_lost:
             return RetryableError("lost", f"{endpoint.id} fell silent")
         if is_late:
             return ApiError(
@@ -304,10 +305,6 @@ async def _begin_whole(content: aiohttp.StreamReader) -> Begun:
         parts.append(arrived)
         size += len(arrived)
     return Begun(data=b"".join(parts), is_whole=False, cutter=None)
-
-
-def _nothing() -> None:
-    """Of a use that has no connection yet."""
 
 
 def _deadline_passed() -> ApiError:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import aiohttp
+import msgspec
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
@@ -24,26 +25,16 @@ from quire_router.connections import READ_BUFFER_BYTES
 from quire_router.turn import Turn
 
 
-class WorkerResponse:
+class WorkerResponse(msgspec.Struct, eq=False):
     """An answer whose head has come. The part of aiohttp's response that the proxy uses."""
 
-    __slots__ = ("_content", "connection", "headers", "status", "whole")
-
-    def __init__(
-        self,
-        status: int,
-        headers: MultiMapping[str],
-        content: aiohttp.StreamReader | None,
-        connection: "WorkerConnection | None",
-        whole: bytes | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self._content = content
-        self.connection = connection
-        """From which more of it comes. Only that ends this."""
-        self.whole = whole
-        """The body, if it came with the head; then `content` has it as well."""
+    status: int
+    headers: MultiMapping[str]
+    _content: aiohttp.StreamReader | None
+    connection: "WorkerConnection | None"
+    """From which more of it comes. Only that ends this."""
+    whole: bytes | None = None
+    """The body, if it came with the head; then `content` has it as well."""
 
     @property
     def content(self) -> aiohttp.StreamReader:
@@ -106,6 +97,7 @@ class WorkerConnection(ResponseHandler):
     """Whose body comes now."""
     _parts: Any = None
     """The extension module; None: the parser reads everything."""
+    _turn: type[Turn[WorkerResponse]] = Turn
     _is_fresh = False
     """The parser holds nothing. Never without the extension module."""
     _chunks: Any = None
@@ -118,6 +110,8 @@ class WorkerConnection(ResponseHandler):
     def belong(self, owner: Owner, lease: Connection, parts: Any = None) -> None:
         """`owner` asks over it from now on, as long as it lasts. `parts`: the extension module."""
         self._owner, self._lease, self._parts = owner, lease, parts
+        if parts is not None:
+            self._turn = parts.Turn
         self._make_parser()
 
     def _make_parser(self) -> None:
@@ -128,8 +122,7 @@ class WorkerConnection(ResponseHandler):
         """Send a request while it stands and is free. The answer, once its head is there; aiohttp.ClientError if none comes. Who waits goes
         on within the read that brings the head."""
         assert self.transport is not None, "it stands"
-        head: Turn[WorkerResponse] = Turn(self._loop)
-        self._head = head
+        self._head = head = self._turn(self._loop)
         self.transport.write(request)
         return head
 
@@ -151,6 +144,11 @@ class WorkerConnection(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """An answer may end with this, and the connection be free: who listened until now still hears of it."""
+        if self._is_fresh and data:  # nobody listens
+            self._read_first(data)
+            if self._begun is not None:
+                self._tell_begun()
+            return
         chunks = self._chunks
         if chunks is not None and data:
             part = chunks.feed(data)
@@ -159,8 +157,6 @@ class WorkerConnection(ResponseHandler):
         listener, owner = self.on_arrival, self._owner
         if owner is None:
             super().data_received(data)
-        elif self._is_fresh and data:
-            self._read_first(data, owner)
         elif self._parser is not None:
             if self._num_missing is not None:
                 self._num_missing -= len(data)
@@ -168,9 +164,13 @@ class WorkerConnection(ResponseHandler):
         if listener is not None:
             listener()
         if self._begun is not None:
-            (head, answer), self._begun = self._begun, None
-            if not head.done():
-                head.wake(answer)
+            self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        assert self._begun is not None, "somebody is to be told"
+        (head, answer), self._begun = self._begun, None
+        if not head.done():
+            head.wake(answer)
 
     def _give(self, part: bytes, num_bytes: int) -> bool:
         """Give away what is next of the body, and leaves the parser where it is. False: it is the parser's, which is not so far yet, in all
@@ -190,19 +190,23 @@ class WorkerConnection(ResponseHandler):
             self.on_arrival()
         return True
 
-    def _read_first(self, data: bytes, owner: Owner) -> None:
+    def _read_first(self, data: bytes) -> None:
         """Read what comes while the parser holds nothing: without it if that is a whole answer."""
-        head = self._head
-        found = None if head is None or head.done() else self._parts.read_answer(data)
-        if head is not None and type(found) is tuple:
-            status, headers, whole = found
-            self._head = None
-            if self._should_close:
-                self.cut()
-            else:
-                owner.take_back(self)
-            head.wake(WorkerResponse(status, headers, None, None, whole))
-            return
+        head, owner = self._head, self._owner
+        assert owner is not None, "a session's connection is never fresh"
+        if head is None or head.done():
+            found = None
+        else:
+            found = self._parts.read_answer(data)
+            if type(found) is tuple:
+                self._head = None
+                if self._should_close:
+                    self.cut()
+                else:
+                    owner.take_back(self)
+                status, headers, whole = found
+                head.wake(WorkerResponse(status, headers, None, None, whole))
+                return
         at = found or 0
         self._num_missing = None if at >= 0 else -at
         self._read(data, owner, body_at=max(0, at))

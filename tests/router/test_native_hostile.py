@@ -1,5 +1,6 @@
 """What the C++ does with arguments of any kind, callbacks that raise or call back, several threads at once, and no memory left."""
 
+import asyncio
 import contextlib
 import gc
 import random
@@ -19,7 +20,7 @@ from quire_router.native.library import native
 
 parts = native()
 events, text = b": t 0 1\\n\\n" * 2_000_000, "v" * 40_000_000
-heads = parts.RequestHeads([], [], "x-")
+heads = parts.RequestHeads([], [], "x-", "id")
 writer = parts.AnswerWriter(lambda name: True, lambda status, second: b"", ("A", "B", "C"))
 lines = parts.LineWriter((("a=", False),), lambda label, value, is_secret: text)
 with open("/proc/self/statm") as file:
@@ -27,7 +28,7 @@ with open("/proc/self/statm") as file:
 resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, resource.RLIM_INFINITY))
 for ask in (
     lambda: parts.take_events(None, events, 1, 1, b"none"),
-    lambda: heads.write(b"", {"a": text}, True, [], b""),
+    lambda: heads.write(b"", {"a": text}, True, "1", [], b""),
     lambda: writer.write(200, {"a": text}, "", "", "", b"", {}),
     lambda: lines.write("", (object(),)),
 ):
@@ -109,7 +110,7 @@ def objects_of(parts, rng, again):
         parts, index, sent, cache, encoder, parts.Chunks(), parts.ClientSink(Odd(rng, again), True),
         parts.PlainReader(("/v1",), Odd(rng, again)), parts.LineWriter((("a=", False),), Odd(rng, again)),
         parts.AnswerWriter(Odd(rng, again), Odd(rng, again), ("A", "B", "C")),
-        parts.RequestHeads(["host"], ["authorization"], "x-"),
+        parts.RequestHeads(["host"], ["authorization"], "x-", "id"), parts.Turn(Odd(rng, again)),
     ]  # fmt: skip
     with contextlib.suppress(Exception):
         made.append(cache.job(encoder, ["hello " * 300, "é" * 60, "there"], None, "salt", True))
@@ -131,7 +132,7 @@ def ask_all(parts, seed, number):
         if depth[0] > 3:
             return
         depth[0] += 1
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             rng.choice(functions)(*[any_value(rng, once) for _ in range(rng.choice([0, 1, 1, 2, 2, 3, 5, 6, 7]))])
         depth[0] -= 1
 

@@ -309,10 +309,10 @@ def test_a_usual_request_is_written_in_one_step_and_none_of_its_headers_ends_it(
         {"Host": "h", "Connection": "keep-alive", "Accept": "*/*", "Authorization": "Bearer k", "X-Quire-Tenant": "x"}
     )
     call = call_with(headers, keep_key=False)
-    rules = native().RequestHeads(header_rules.NOT_TO_WORKER, header_rules.KEYS, "x-quire-")
+    rules = native().RequestHeads(header_rules.NOT_TO_WORKER, header_rules.KEYS, "x-quire-", "x-request-id")
 
-    request = rules.write(b"POST / HTTP/1.1\r\n", call.headers, False, header_rules.own_headers(call, None, 0.0), b"{}")
-    refused = rules.write(b"POST / HTTP/1.1\r\n", CIMultiDict({"A": "b\r\nc: d"}), False, [], b"")
+    request = rules.write(b"POST / HTTP/1.1\r\n", call.headers, False, call.request_id, [], b"{}")
+    refused = rules.write(b"POST / HTTP/1.1\r\n", CIMultiDict({"A": "b\r\nc: d"}), False, "1", [], b"")
 
     assert request == b"POST / HTTP/1.1\r\nContent-Length: 2\r\nAccept: */*\r\nx-request-id: r\r\n\r\n{}"
     assert refused is None

@@ -12,7 +12,6 @@ from quire_router.head_watch import HeadWatch
 from quire_router.plain_http import plain_http
 from quire_router.plain_request import PlainRequest
 from quire_router.server import RouterServer
-from quire_router.turn import Turn
 from quire_router.whole_response import WholeResponse
 from tests.router.tenant_help import until_true
 from tests.router.test_malformed_http import ANSWERED, REFUSED
@@ -387,82 +386,3 @@ async def test_who_shuts_down_waits_for_what_runs_and_for_nobody_else(server, co
 
     assert (left, was_ending, status) == (b"", True, 200)
     assert await busy.read() == b""
-
-
-# A task's turn
-
-
-class Waiting:
-    """A task that waits at a turn, and what it has seen."""
-
-    def __init__(self):
-        self.turn = Turn(asyncio.get_running_loop())
-        self.seen = []
-        self.task = asyncio.create_task(self.run())
-
-    async def run(self):
-        try:
-            await self.turn
-            self.seen.append(asyncio.current_task())
-        except asyncio.CancelledError:
-            self.seen.append("cancelled")
-            raise
-
-
-async def test_whoever_wakes_a_task_from_outside_of_tasks_has_it_run_at_once():
-    waiting = Waiting()
-    await asyncio.sleep(0)
-    at_once = []
-
-    def wake():
-        waiting.turn.wake(None)
-        at_once.extend(waiting.seen)
-
-    asyncio.get_running_loop().call_soon(wake)
-    await waiting.task
-
-    assert at_once == [waiting.task]
-    assert waiting.turn.done()
-
-
-async def test_a_task_that_wakes_another_goes_on_first():
-    waiting = Waiting()
-    await asyncio.sleep(0)
-
-    waiting.turn.wake(None)
-    at_once = list(waiting.seen)
-    await waiting.task
-
-    assert (at_once, waiting.seen) == ([], [waiting.task])
-
-
-async def test_a_turn_that_was_there_first_is_not_waited_for():
-    waiting = Waiting()
-
-    waiting.turn.wake(None)
-    await waiting.task
-
-    assert waiting.seen == [waiting.task]
-
-
-@pytest.mark.parametrize("how", ["task", "turn"])
-async def test_a_task_that_waits_can_be_cancelled(how):
-    waiting = Waiting()
-    await asyncio.sleep(0)
-
-    told = [waiting.task.cancel() if how == "task" else waiting.turn.cancel()]
-    told.append(waiting.turn.cancel())
-    with pytest.raises(asyncio.CancelledError):
-        await waiting.task
-
-    assert (told, waiting.seen) == ([True, False], ["cancelled"])
-
-
-async def test_a_task_that_was_cancelled_before_it_waits_does_not():
-    waiting = Waiting()
-
-    waiting.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting.task
-
-    assert waiting.seen == []

@@ -29,6 +29,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_plain_request,
              &add_plain_answer,
              &add_event_line,
+             &add_turn,
          }) {
         if (add(module) < 0) {
             Py_DECREF(module);

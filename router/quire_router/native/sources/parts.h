@@ -17,3 +17,4 @@ int add_plain_chat(PyObject* module);
 int add_plain_request(PyObject* module);
 int add_plain_answer(PyObject* module);
 int add_event_line(PyObject* module);
+int add_turn(PyObject* module);

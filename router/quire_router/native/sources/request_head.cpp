@@ -25,6 +25,7 @@ struct Rules {
     Names ends;
     Names keys;
     std::string prefix;
+    std::string id_name;  // of the header with the request's id
 };
 
 struct RequestHeads {
@@ -97,7 +98,7 @@ bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool ke
 }
 
 // Whether our own headers, name after value after name, could be written.
-bool write_own(std::string& out, PyObject* own) {
+bool write_told(std::string& out, PyObject* own) {
     const Py_ssize_t size = PyList_GET_SIZE(own);
     for (Py_ssize_t i = 0; i + 1 < size; i += 2) {
         std::string_view name, value;
@@ -114,12 +115,17 @@ PyObject* written(PyObject* self, PyObject* const* args) {
     const Ref items(PyObject_CallMethod(args[1], "items", nullptr));
     if (!items) return nullptr;
     const Rules& rules = *reinterpret_cast<RequestHeads*>(self)->rules;
-    const size_t size = size_t(PyBytes_GET_SIZE(args[4]));
+    const size_t size = size_t(PyBytes_GET_SIZE(args[5]));
     std::string out;
     out.reserve(1024);
     out.append(PyBytes_AS_STRING(args[0]), size_t(PyBytes_GET_SIZE(args[0])));
     write_line(out, "Content-Length", std::to_string(size));
-    const bool is_plain = write_passed(out, rules, items.get(), keep_key != 0) && write_own(out, args[3]);
+    std::string_view id;
+    bool is_plain = write_passed(out, rules, items.get(), keep_key != 0) && ascii_of(args[3], &id) && is_plain_value(id);
+    if (is_plain) {
+        write_line(out, rules.id_name, id);
+        is_plain = write_told(out, args[4]);
+    }
     if (PyErr_Occurred()) return nullptr;
     if (!is_plain) Py_RETURN_NONE;
     out.append("\r\n", 2);
@@ -127,13 +133,13 @@ PyObject* written(PyObject* self, PyObject* const* args) {
     if (request == nullptr) return nullptr;
     char* at = PyBytes_AS_STRING(request);
     std::memcpy(at, out.data(), out.size());
-    if (size) std::memcpy(at + out.size(), PyBytes_AS_STRING(args[4]), size);
+    if (size) std::memcpy(at + out.size(), PyBytes_AS_STRING(args[5]), size);
     return request;
 }
 
 PyObject* write(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    if (count != 5 || !PyBytes_Check(args[0]) || !PyList_Check(args[3]) || !PyBytes_Check(args[4])) {
-        PyErr_SetString(PyExc_TypeError, "write(first: bytes, headers, keep_key, own: list, body: bytes)");
+    if (count != 6 || !PyBytes_Check(args[0]) || !PyList_Check(args[4]) || !PyBytes_Check(args[5])) {
+        PyErr_SetString(PyExc_TypeError, "write(first: bytes, headers, keep_key, request_id, told: list, body: bytes)");
         return nullptr;
     }
     return guarded<PyObject*>(nullptr, [&] { return written(self, args); });
@@ -155,11 +161,11 @@ bool take_names(PyObject* names, Names* into) {
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject *ends, *keys;
-    const char* prefix;
-    Py_ssize_t prefix_size;
-    if (!PyArg_ParseTuple(args, "OOs#", &ends, &keys, &prefix, &prefix_size)) return nullptr;
+    const char *prefix, *id_name;
+    Py_ssize_t prefix_size, id_name_size;
+    if (!PyArg_ParseTuple(args, "OOs#s#", &ends, &keys, &prefix, &prefix_size, &id_name, &id_name_size)) return nullptr;
     return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        auto rules = std::make_unique<Rules>(Rules{{}, {}, std::string(prefix, size_t(prefix_size))});
+        auto rules = std::make_unique<Rules>(Rules{{}, {}, std::string(prefix, size_t(prefix_size)), std::string(id_name, size_t(id_name_size))});
         if (!take_names(ends, &rules->ends) || !take_names(keys, &rules->keys)) return nullptr;
         PyObject* self = type->tp_alloc(type, 0);
         if (self != nullptr) reinterpret_cast<RequestHeads*>(self)->rules = rules.release();
@@ -176,7 +182,7 @@ void end(PyObject* self) {
 
 PyMethodDef METHODS[] = {
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(write)), METH_FASTCALL,
-     "write(first, headers, keep_key, own, body): the request; None: something in it is not plain."},
+     "write(first, headers, keep_key, request_id, told, body): the request; None: something in it is not plain."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -184,7 +190,8 @@ PyType_Slot SLOTS[] = {
     {Py_tp_new, reinterpret_cast<void*>(make)},
     {Py_tp_dealloc, reinterpret_cast<void*>(end)},
     {Py_tp_methods, METHODS},
-    {Py_tp_doc, const_cast<char*>("RequestHeads(ends, keys, prefix): names in lower case that never pass, that pass as keys, and their prefix.")},
+    {Py_tp_doc, const_cast<char*>("RequestHeads(ends, keys, prefix, id_name): names in lower case that never pass, that pass as keys, the former's prefix, and the\n"
+                                   "name of the header with a request's id.")},
     {0, nullptr},
 };
 
