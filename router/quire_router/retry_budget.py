@@ -26,7 +26,9 @@ class RetryBudget:
 
     def note_request(self) -> None:
         """A request came in."""
-        self._left = min(self._reserve, self._left + self._ratio)
+        left = self._left
+        if left < self._reserve:
+            self._left = min(self._reserve, left + self._ratio)
 
     def take(self) -> bool:
         """Use one retry. False: the budget is spent, and nothing changed."""
