@@ -15,6 +15,7 @@ from quire_contract.block_hash import ExtraKeys
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import RoutingPolicy
 from quire_router import ejection
+from quire_router.counting import reservation_class
 from quire_router.endpoint_pool import EndpointPool, Served
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.kv_index import KvIndex, SentIndex
@@ -91,6 +92,7 @@ class Picker:
         self._large = asyncio.Semaphore(1)
         """The text of a large body is looked at in a thread, of one body at a time."""
         self._decisions: deque[_Decided] = deque(maxlen=MAX_DECISIONS)
+        self._new_reservation = reservation_class()
         self._place = self._usual.placing(metrics.choice_s, clock, wall_clock, self._turns, self._decisions.append)
         self.planner = RoutePlanner(pool, rng)
         """Says which models may answer for a name."""
@@ -224,7 +226,7 @@ class Picker:
             self._sent.record(endpoint.id, blocks.hashes, now_s)
 
     def _reserve(self, endpoint: Endpoint, uncached: int, now_s: float) -> Reservation:
-        reservation = Reservation(endpoint, uncached, now_s)
+        reservation = self._new_reservation(endpoint, uncached, now_s)
         if endpoint.health.is_ejected:
             reservation.is_trial = ejection.stage_of(endpoint.health, now_s) == "trial"
         return reservation

@@ -11,6 +11,7 @@ from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry
 from quire_contract.telemetry import log_event
 from quire_router import scoring
+from quire_router.counting import reservation_class
 from quire_router.ejection import Health
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import RECENT_LIFE_S, SPEED_SAME, Endpoint, Reservation
@@ -56,8 +57,8 @@ Place = Callable[
 what `Picker.pick` does, and notes what that notes. None: something is out of the ordinary, and nothing was noted."""
 CLASSES = (Endpoint, LoadReport, Health, Warmup, EndpointEntry)
 """Whose fields the C++ reads."""
-PLACING_CLASSES = (Endpoint, Reservation, ReadablePrompt, PromptBlocks, ModelMetrics, Tally, Bars)
-"""Whose fields it writes, and some more."""
+PLACING_CLASSES = (ReadablePrompt, PromptBlocks, ModelMetrics, Tally, Bars)
+"""Whose fields it reads or writes as well, with those of endpoints and reservations."""
 RULES = {
     "guard_factor": scoring.GUARD_FACTOR,
     "guard_slack": scoring.GUARD_SLACK,
@@ -154,7 +155,8 @@ class _InCpp:
     ) -> Place | None:
         called = (Choice, clock, wall_clock, turns, note, _scores)
         try:
-            placing = native().Placing(self._chooser, PLACING_CLASSES, choice_s, choice_s.bounds, called)
+            classes = (Endpoint, reservation_class(), *PLACING_CLASSES)
+            placing = native().Placing(self._chooser, classes, choice_s, choice_s.bounds, called)
         except (TypeError, AttributeError) as error:
             log_event(log, logging.WARNING, "native_placing", used=False, why=str(error))
             return None

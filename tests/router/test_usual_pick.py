@@ -12,7 +12,7 @@ from quire_contract.router_config import EndpointEntry, ModelEntry, RouterConfig
 from quire_contract.router_settings import ChoiceSettings, FaultSettings, RouterSettingsEntry
 from quire_router import kv_index
 from quire_router.endpoint_pool import EndpointPool
-from quire_router.endpoints import Reservation
+from quire_router.endpoints import Endpoint, Reservation
 from quire_router.kv_index import new_indexes
 from quire_router.metrics import RouterMetrics
 from quire_router.native.library import native
@@ -276,10 +276,10 @@ def test_placing_refuses_what_it_could_not_write():
     bars = world.metrics.choice_s
 
     for arguments in (
-        (None, PLACING_CLASSES, bars, bars.bounds, called),
+        (None, (Endpoint, Reservation, *PLACING_CLASSES), bars, bars.bounds, called),
         (chooser, (Impostor,) * 7, bars, bars.bounds, (*called[:3], iter([]), *called[4:])),
-        (chooser, PLACING_CLASSES, bars, bars.bounds, called),
-        (chooser, PLACING_CLASSES, bars, ["x"], (*called[:3], iter([]), *called[4:])),
+        (chooser, (Endpoint, Reservation, *PLACING_CLASSES), bars, bars.bounds, called),
+        (chooser, (Endpoint, Reservation, *PLACING_CLASSES), bars, ["x"], (*called[:3], iter([]), *called[4:])),
         (chooser, PLACING_CLASSES, world, bars.bounds, (*called[:3], iter([]), *called[4:])),
     ):
         with pytest.raises((TypeError, AttributeError)):
