@@ -39,7 +39,9 @@ class AdmissionLayer:
 
     async def answer(self, call: Call, outcome: Outcome, inner: Source) -> Answer:
         """The inner answer, once a worker may take the call. ApiError if none could in time, or if too many wait."""
-        call = ranked(call)
+        fields = call.fields
+        if call.tenant is not None or (fields is not None and fields.timeout_s is not None):
+            call = ranked(call)
         target = self._room.pass_at_once(call)
         if target is not None:
             try:

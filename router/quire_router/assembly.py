@@ -20,6 +20,7 @@ from quire_router.filtering.layer import FilterLayer
 from quire_router.line import LIGHT_PATHS
 from quire_router.live_config import LiveConfig
 from quire_router.metrics import RouterMetrics
+from quire_router.native.library import native
 from quire_router.picker import Picker
 from quire_router.reading import PromptLayer
 from quire_router.saving_parts import SavingParts
@@ -84,7 +85,13 @@ def build_waiting_room(*, live: LiveConfig, pool: EndpointPool, picker: Picker, 
             return picker.least_uncached(call.targets[0], call.prompt)
         return 1 if call.path in LIGHT_PATHS else 1 + len(call.body) // BYTES_PER_TOKEN
 
-    room = WaitingRoom(pool=pool, metrics=AdmissionMetrics(metrics.registry), uncached=uncached, clock=time.monotonic)
+    room = WaitingRoom(
+        pool=pool,
+        metrics=AdmissionMetrics(metrics.registry),
+        uncached=uncached,
+        clock=time.monotonic,
+        parts=native(),
+    )
     pool.on_change = room.changed
     live.follow(room.apply)
     return room

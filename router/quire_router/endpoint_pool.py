@@ -40,6 +40,9 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     policy: RoutingPolicy = "kv_aware"
     adapter: str = ""
     weights: Mapping[str, int] | None = None
+    slow_start_s: float = 0.0
+    is_plain: bool = False
+    """Workers are chosen by what they hold, and nothing else is to be thought of: no adapter, no split."""
 
 
 NOT_SERVED = Served()
@@ -181,6 +184,8 @@ class EndpointPool:
                 policy=self.policy(name),
                 adapter=self.adapter(name),
                 weights=self.weights(name),
+                slow_start_s=self.settings.choice.slow_start_s,
+                is_plain=self.policy(name) == "kv_aware" and not self.adapter(name) and self.weights(name) is None,
             )
             for name, endpoints in self._by_model.items()
         }

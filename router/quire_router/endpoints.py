@@ -245,17 +245,18 @@ class Endpoint:
 
     def admit(self, reservation: Reservation) -> None:
         """Count a request. Only `Reservation` calls this."""
+        uncached, started_s = reservation.uncached, reservation.started_s
         self.num_in_flight += 1
         if reservation.is_trial and self.trial is None:
             self.trial = reservation
         self.num_unanswered += 1
-        self.pending_tokens += reservation.uncached
-        if reservation.started_s > self.report_s - REPORT_LAG_S:
+        self.pending_tokens += uncached
+        if started_s > self.report_s - REPORT_LAG_S:
             self._unreported[reservation] = None
-            self._unreported_tokens += reservation.uncached
-        work_ms = reservation.uncached * (self.learnt_ms_per_token or DEFAULT_MS_PER_TOKEN) + DECODE_MS_PER_REQUEST
-        self._recent_ms = self.recent_ms(reservation.started_s) + work_ms
-        self._recent_s = reservation.started_s
+            self._unreported_tokens += uncached
+        work_ms = uncached * (self.learnt_ms_per_token or DEFAULT_MS_PER_TOKEN) + DECODE_MS_PER_REQUEST
+        self._recent_ms = self._recent_ms * math.exp((self._recent_s - started_s) / RECENT_LIFE_S) + work_ms
+        self._recent_s = started_s
 
     def prefilled(self, reservation: Reservation) -> None:
         """Its prompt is no longer waiting. Only `Reservation` calls this."""
@@ -268,7 +269,8 @@ class Endpoint:
 
     def release(self, reservation: Reservation) -> None:
         """The request is over. Only `Reservation` calls this."""
-        self.prefilled(reservation)
+        if reservation.waiting:
+            self.prefilled(reservation)
         reservation.closed = True
         self._unreported.pop(reservation, None)
         self.num_in_flight -= 1
@@ -290,7 +292,7 @@ class Endpoint:
     def note_success(self, started_s: float) -> None:
         """A request that was sent at `started_s` was answered."""
         health = self.health
-        if health.failures or health.is_ejected:
+        if health.failures or health.is_ejected:  # else it changes nothing
             self.health = ejection.after_success(health, started_s)
 
     def lose(self) -> int:

@@ -4,6 +4,7 @@ Decides on a snapshot and performs no request; the proxy acts on its answer.
 """
 
 import asyncio
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from quire_contract.block_hash import ExtraKeys
 from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import RoutingPolicy
 from quire_router import ejection
+from quire_router.counting import reservation_class
 from quire_router.endpoint_pool import EndpointPool, Served
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.kv_index import KvIndex, SentIndex
@@ -86,10 +88,12 @@ class Picker:
         self._rng = rng
         self._clock = clock
         self._wall_clock = wall_clock
-        self._turn = 0
+        self._turns = itertools.count(1)
         self._large = asyncio.Semaphore(1)
         """The text of a large body is looked at in a thread, of one body at a time."""
         self._decisions: deque[_Decided] = deque(maxlen=MAX_DECISIONS)
+        self._new_reservation = reservation_class()
+        self._place = self._usual.placing(metrics.choice_s, clock, wall_clock, self._turns, self._decisions.append)
         self.planner = RoutePlanner(pool, rng)
         """Says which models may answer for a name."""
 
@@ -155,13 +159,32 @@ class Picker:
         """Choose among the endpoints of `model` that were not tried, and reserve a place there. None: there is none.
 
         `prompt` None: it has none (a call that does not generate)."""
-        now_s, served = self._clock(), self._pool.served(model)
+        served = self._pool.served(model)
+        if prompt is None or tried or self._place is None or not served.is_plain:
+            may_be_usual = prompt is not None and served.policy == "kv_aware" and not (tried or served.adapter)
+            return self._pick_slowly(request_id, model, served, prompt, tried, may_be_usual=may_be_usual)
+        counts = self._metrics.of_model(model)
+        placed = self._place(request_id, model, served.endpoints, served.slow_start_s, prompt, counts)
+        return placed or self._pick_slowly(request_id, model, served, prompt, tried, may_be_usual=False)
+
+    def _pick_slowly(
+        self,
+        request_id: str,
+        model: str,
+        served: Served,
+        prompt: ReadablePrompt | None,
+        tried: frozenset[str],
+        *,
+        may_be_usual: bool,
+    ) -> tuple[Reservation | None, Choice]:
+        """As `pick`, whatever is the matter, and without the extension."""
+        now_s = self._clock()
         endpoints, split = served.endpoints, None
         if served.weights is not None:
             split = self._split(endpoints, served.weights, tried, None if prompt is None else prompt.split_key)
             endpoints = _of_split(endpoints, split)
         picked = None
-        if prompt is not None and served.policy == "kv_aware" and not (tried or served.adapter):
+        if prompt is not None and may_be_usual:
             picked = self._usual.pick(model, endpoints, prompt, now_s)
         endpoint, choice = picked or self._pick_any(model, served, endpoints, prompt, tried, now_s)
         if split is not None and split.revision is None:
@@ -196,15 +219,14 @@ class Picker:
 
     def _give(self, endpoint: Endpoint, prompt: ReadablePrompt | None, adapter: str, now_s: float) -> None:
         """Remember what goes to the endpoint."""
-        self._turn += 1
-        endpoint.last_turn = self._turn
+        endpoint.last_turn = next(self._turns)
         endpoint.note_adapter(adapter, now_s)
         blocks = None if prompt is None else prompt.blocks_for(endpoint)
         if blocks:
             self._sent.record(endpoint.id, blocks.hashes, now_s)
 
     def _reserve(self, endpoint: Endpoint, uncached: int, now_s: float) -> Reservation:
-        reservation = Reservation(endpoint, uncached, now_s)
+        reservation = self._new_reservation(endpoint, uncached, now_s)
         if endpoint.health.is_ejected:
             reservation.is_trial = ejection.stage_of(endpoint.health, now_s) == "trial"
         return reservation

@@ -26,8 +26,9 @@ class RetryBudget:
 
     def note_request(self) -> None:
         """A request came in."""
-        left = self._left + self._ratio
-        self._left = left if left < self._reserve else self._reserve
+        left = self._left
+        if left < self._reserve:
+            self._left = min(self._reserve, left + self._ratio)
 
     def take(self) -> bool:
         """Use one retry. False: the budget is spent, and nothing changed."""

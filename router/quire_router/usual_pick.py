@@ -4,20 +4,24 @@
 import functools
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from quire_contract.load_report import LoadReport
 from quire_contract.router_config import EndpointEntry
 from quire_contract.telemetry import log_event
 from quire_router import scoring
+from quire_router.counting import reservation_class
 from quire_router.ejection import Health
 from quire_router.endpoint_pool import EndpointPool
-from quire_router.endpoints import RECENT_LIFE_S, SPEED_SAME, Endpoint
+from quire_router.endpoints import RECENT_LIFE_S, SPEED_SAME, Endpoint, Reservation
 from quire_router.kv_index import KvIndex, SentIndex
+from quire_router.metrics import ModelMetrics
 from quire_router.native.library import native
+from quire_router.prompts import PromptBlocks
 from quire_router.scoring import Choice, Score, in_words
 from quire_router.snapshots import SILENT_AFTER_S, SPECULATIVE_LIFE_S, ReadablePrompt, Snapshots
+from quire_router.tallies import Bars, Tally
 from quire_router.usual_choice import Columns, choose_usual, scores_on
 from quire_router.warmup import Warmup
 
@@ -35,9 +39,26 @@ class UsualPick(Protocol):
     def digest(self, endpoints: tuple[Endpoint, ...]) -> str | None:
         """Of their prompt bundle, if all of them have told one and the same. None: they have not."""
 
+    def placing(
+        self,
+        choice_s: Bars,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        turns: Iterator[int],
+        note: Callable[[Any], object],
+    ) -> "Place | None":
+        """All of `Picker.pick` in one call, for the usual case. None: there is no such."""
 
+
+Place = Callable[
+    [str, str, tuple[Endpoint, ...], float, ReadablePrompt, ModelMetrics], tuple[Reservation, Choice] | None
+]
+"""Takes a request's id, its model, that one's endpoints and slow_start_s, the prompt, and where the model's requests are counted. Gives
+what `Picker.pick` does, and notes what that notes. None: something is out of the ordinary, and nothing was noted."""
 CLASSES = (Endpoint, LoadReport, Health, Warmup, EndpointEntry)
 """Whose fields the C++ reads."""
+PLACING_CLASSES = (ReadablePrompt, PromptBlocks, ModelMetrics, Tally, Bars)
+"""Whose fields it reads or writes as well, with those of endpoints and reservations."""
 RULES = {
     "guard_factor": scoring.GUARD_FACTOR,
     "guard_slack": scoring.GUARD_SLACK,
@@ -90,10 +111,13 @@ class _InPython:
         digests = {endpoint.digest for endpoint in endpoints}
         return digests.pop() if len(digests) == 1 else None
 
+    def placing(self, *_: object) -> Place | None:
+        return None
+
 
 class _InCpp:
     def __init__(self, pool: EndpointPool, index: KvIndex, sent: SentIndex, rng: random.Random) -> None:
-        chooser = native().UsualChoice(index, sent, rng.random, CLASSES, RULES)
+        self._chooser = chooser = native().UsualChoice(index, sent, rng.random, CLASSES, RULES)
         self._pick = chooser.pick
         self.digest: Callable[[tuple[Endpoint, ...]], str | None] = chooser.digest
         self._pool = pool
@@ -120,6 +144,23 @@ class _InCpp:
             reason=in_words(matched, longest, len(endpoints), "precise", num_tokens),
             explain=functools.partial(_scores, model, num_tokens, seen),
         )
+
+    def placing(
+        self,
+        choice_s: Bars,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        turns: Iterator[int],
+        note: Callable[[Any], object],
+    ) -> Place | None:
+        called = (Choice, clock, wall_clock, turns, note, _scores)
+        try:
+            classes = (Endpoint, reservation_class(), *PLACING_CLASSES)
+            placing = native().Placing(self._chooser, classes, choice_s, choice_s.bounds, called)
+        except (TypeError, AttributeError) as error:
+            log_event(log, logging.WARNING, "native_placing", used=False, why=str(error))
+            return None
+        return placing.place  # type: ignore[no-any-return]  # of the extension
 
 
 def _scores(model: str, num_tokens: int, seen: Any) -> tuple[Score, ...]:

@@ -11,6 +11,7 @@ It must not know HTTP: `admission` is the layer around it.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from quire_contract import names
 from quire_contract.openai.errors import CODE_QUEUE_TIMEOUT, ApiError, model_not_found
@@ -23,8 +24,9 @@ from quire_router.endpoint_pool import EndpointPool
 from quire_router.endpoints import Endpoint
 from quire_router.fair_queue import Ticket
 from quire_router.holding import Holding
-from quire_router.line import LIGHT_PATHS, Limit, Line, State, Waiter, large_victim, new_waiter, time_limit
+from quire_router.line import Limit, Line, State, Waiter, large_victim, new_waiter, time_limit
 from quire_router.lines import Lines
+from quire_router.passing import Passing
 from quire_router.reach import Reach
 
 MIN_RECHECK_S = 1.0
@@ -41,8 +43,10 @@ class WaitingRoom:
         metrics: AdmissionMetrics,
         uncached: Callable[[Call], int],
         clock: Callable[[], float],
+        parts: Any = None,
     ) -> None:
-        """`uncached`: the tokens of a call's prompt that even the best worker would have to compute."""
+        """`uncached`: the tokens of a call's prompt that even the best worker would have to compute. `parts`: the extension module
+        (`native`), if it is to be used."""
         self._pool = pool
         self._reach = Reach(pool)
         self._metrics = metrics
@@ -51,6 +55,8 @@ class WaitingRoom:
         self._rules = AdmissionSettings()
         self._output_tokens = LimitSettings().default_output_tokens
         self._lines = Lines()
+        self._passing = Passing(self._lines, self._reach, clock, parts)
+        self.pass_at_once = self._passing.target_of
         self._waiting: dict[Line, None] = {}
         """Lines that somebody waits in; the one that was served last comes last."""
         self._due: dict[Line, None] = {}
@@ -70,23 +76,6 @@ class WaitingRoom:
     def comment_s(self) -> float:
         """How often a stream that waits hears of it; 0: never."""
         return self._rules.comment_s
-
-    def pass_at_once(self, call: Call) -> str | None:
-        """The target at which `call` may start now. None: it has to wait. Who passes takes its place before awaiting anything."""
-        now_s, targets = self._clock(), call.targets
-        first = self._lines.of(targets[0])
-        first.arrivals.note(now_s)
-        for target in targets if len(targets) == 1 else self._reach.eligible(call):
-            line = first if target == targets[0] else self._lines.of(target)
-            if call.path in LIGHT_PATHS:
-                if self._reach.is_usable(target):
-                    return target
-            elif target in line.models or line.granted:
-                continue
-            elif self._reach.has_room(line, target, self._rules, now_s):
-                line.waits.note(0.0, now_s)
-                return target
-        return None
 
     @contextlib.contextmanager
     def elsewhere(self, call: Call, target: str) -> Iterator[None]:
@@ -200,6 +189,7 @@ class WaitingRoom:
         self._output_tokens = (LimitSettings() if settings is None else settings.limits).default_output_tokens
         self.holding.apply(self._rules, config)
         self._lines.apply(config, self._rules, self._waiting)
+        self._passing.apply(self._rules, self._pool, [model.name for model in config.models])
         self._metrics.declare(self._pool.models)
         for line in list(self._waiting):
             for waiter in line.waiters:

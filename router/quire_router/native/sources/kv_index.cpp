@@ -453,15 +453,7 @@ PyObject* sent_record(PyObject* self, PyObject* const* args, Py_ssize_t number) 
     if (!hashes) return nullptr;
     const double now_s = PyFloat_AsDouble(args[2]);
     if (now_s == -1 && PyErr_Occurred()) return nullptr;
-    SentBlocks* sent = nullptr;
-    if (find_sent(self, args[0], sent) < 0) return nullptr;
-    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        if (sent == nullptr) sent = begin_sent(self, args[0]);
-        if (sent == nullptr) return nullptr;
-        const Blocks blocks(hashes.get());
-        sent->record(blocks, now_s, as_sent(self)->max_blocks);
-        return blocks.check() < 0 ? nullptr : Py_NewRef(Py_None);
-    });
+    return record_sent(self, args[0], hashes.get(), now_s) < 0 ? nullptr : Py_NewRef(Py_None);
 }
 
 PyObject* sent_clear(PyObject* self, PyObject* endpoint_id) {
@@ -537,6 +529,18 @@ PyTypeObject SentType = [] {
 }();
 
 }  // namespace
+
+int record_sent(PyObject* self, PyObject* endpoint_id, PyObject* hashes, double now_s) {
+    SentBlocks* sent = nullptr;
+    if (find_sent(self, endpoint_id, sent) < 0) return -1;
+    return guarded<int>(-1, [&] {
+        if (sent == nullptr) sent = begin_sent(self, endpoint_id);
+        if (sent == nullptr) return -1;
+        const Blocks blocks(hashes);
+        sent->record(blocks, now_s, as_sent(self)->max_blocks);
+        return blocks.check();
+    });
+}
 
 IndexObject* index_of(PyObject* object) {
     if (PyObject_TypeCheck(object, &IndexType)) return as_index(object);

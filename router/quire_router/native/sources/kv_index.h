@@ -157,6 +157,8 @@ struct SentObject {
 };
 IndexObject* index_of(PyObject* object);
 SentObject* sent_of(PyObject* object);
+// As SentIndex.record; `sent` is one, `hashes` what PySequence_Fast gave. 0, or -1 with an exception.
+int record_sent(PyObject* sent, PyObject* endpoint_id, PyObject* hashes, double now_s);
 // A number that a dictionary has for an endpoint's id: -1 if none, -2 with TypeError if the id is no str.
 Py_ssize_t place_of(PyObject* places, PyObject* endpoint_id);
 

@@ -4,9 +4,7 @@
 // So nothing is copied beforehand, and nothing can be stale. A field that is not of the kind that is reckoned with makes the case an
 // unusual one, which Python decides.
 
-#include "parts.h"
-
-#include <structmember.h>
+#include "usual_choice.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,69 +13,13 @@
 #include <vector>
 
 #include "kv_index.h"
-#include "python_ref.h"
+#include "slots.h"
 
 namespace quire {
 namespace {
 
-constexpr long long MOST = 1LL << 53;  // up to here doubles are exact, as Python's ints are
 constexpr long long MOST_ENDPOINTS = 2048;
 constexpr int64_t UNKNOWN = INT64_MIN;
-
-// Something is out of the ordinary; no error.
-struct Unusual {};
-
-// A class with __slots__, and where its fields are.
-template <size_t N>
-struct Layout {
-    PyTypeObject* type = nullptr;
-    Py_ssize_t at[N] = {};
-
-    // 0, or -1 with TypeError: such a class is not what this reads.
-    int read(PyObject* cls, const char* const (&fields)[N]) {
-        if (!PyType_Check(cls)) return PyErr_SetString(PyExc_TypeError, "a class was asked for"), -1;
-        for (size_t i = 0; i < N; ++i) {
-            const Ref found(PyObject_GetAttrString(cls, fields[i]));
-            if (!found) return -1;
-            const PyMemberDef* member = Py_IS_TYPE(found.get(), &PyMemberDescr_Type)
-                                            ? reinterpret_cast<PyMemberDescrObject*>(found.get())->d_member
-                                            : nullptr;
-            const bool is_its = member != nullptr && PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(cls), PyDescr_TYPE(found.get()));
-            if (!is_its || member->type != T_OBJECT_EX) return PyErr_Format(PyExc_TypeError, "%s is no slot", fields[i]), -1;
-            at[i] = member->offset;
-        }
-        type = reinterpret_cast<PyTypeObject*>(Py_NewRef(cls));
-        return 0;
-    }
-    PyObject* of(PyObject* object, size_t field) const {
-        PyObject* value = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + at[field]);
-        if (value == nullptr) throw Unusual();
-        return value;
-    }
-    PyObject* checked(PyObject* object) const {
-        if (!PyObject_TypeCheck(object, type)) throw Unusual();
-        return object;
-    }
-};
-
-bool truth(PyObject* value) {
-    if (value == Py_True) return true;
-    if (value == Py_False) return false;
-    throw Unusual();
-}
-
-double real(PyObject* value) {
-    if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
-    throw Unusual();
-}
-
-int64_t whole(PyObject* value) {
-    if (!PyLong_CheckExact(value)) throw Unusual();
-    int overflow = 0;
-    const long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
-    if (overflow || number > MOST || number < -MOST) throw Unusual();
-    return number;
-}
 
 // Whether a field is this word. Of many endpoints it is often the very same object: `same` is the last one that was.
 bool is_same(PyObject* value, PyObject* word, PyObject*& same) {
@@ -124,12 +66,14 @@ struct Row {
 // A snapshot that can be explained later.
 struct Seen {
     PyObject_VAR_HEAD
+    PyObject *explain, *model, *num_tokens;  // null until it may be called
     Row rows[1];
 };
 
 void seen_dealloc(PyObject* self) {
     Seen* mine = reinterpret_cast<Seen*>(self);
     for (Py_ssize_t i = 0; i < Py_SIZE(self); ++i) Py_XDECREF(mine->rows[i].id);
+    Py_XDECREF(mine->explain), Py_XDECREF(mine->model), Py_XDECREF(mine->num_tokens);
     Py_TYPE(self)->tp_free(self);
 }
 
@@ -154,6 +98,13 @@ PyObject* seen_columns(PyObject* self, PyObject*) {
         column(mine, [](Row& row) { return number_of(row.free); }), column(mine, [](Row& row) { return PyFloat_FromDouble(row.ms_per_token); }));
 }
 
+PyObject* seen_call(PyObject* self, PyObject* args, PyObject* named) {
+    const Seen* mine = reinterpret_cast<Seen*>(self);
+    if (mine->explain == nullptr || PyTuple_GET_SIZE(args) || (named && PyDict_GET_SIZE(named)))
+        return PyErr_SetString(PyExc_TypeError, "a snapshot of a choice is called without arguments"), nullptr;
+    return PyObject_CallFunctionObjArgs(mine->explain, mine->model, mine->num_tokens, self, nullptr);
+}
+
 PyMethodDef SEEN_METHODS[] = {
     {"columns", seen_columns, METH_NOARGS, "The fields of usual_choice.Columns, in their order."},
     {nullptr, nullptr, 0, nullptr},
@@ -167,6 +118,7 @@ PyTypeObject SeenType = [] {
     type.tp_itemsize = sizeof(Row);
     type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
     type.tp_dealloc = seen_dealloc;
+    type.tp_call = seen_call;
     type.tp_methods = SEEN_METHODS;
     return type;
 }();
@@ -253,16 +205,6 @@ PyObject* chooser_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (made->health.read(health, {"is_ejected"}) < 0 || made->warmup.read(warmup, {"since_s"}) < 0) return nullptr;
     return made->entry.read(entry, {"role"}) < 0 ? nullptr : self.release();
 }
-
-// What is asked.
-struct Asked {
-    PyObject* endpoints;  // a tuple
-    PyObject* digest;
-    PyObject* hashes;
-    int64_t num_tokens, block_tokens;
-    double now_s, slow_start_s;
-    mutable PyObject *same_digest = nullptr, *other_role = nullptr;  // seen before
-};
 
 // All but `matched` of the endpoint's row. Throws Unusual.
 Row row_of(const Chooser& mine, const Asked& asked, PyObject* object) {
@@ -403,7 +345,17 @@ bool is_out_of_bounds(const std::vector<Row>& rows, const Rules& rules) {
     return double(most + 1) > std::max(rules.guard_factor * mean, mean + rules.guard_slack);
 }
 
-PyObject* pick(Chooser& mine, const Asked& asked) {
+// As Endpoint.is_idle.
+bool is_idle(const Chooser& mine, PyObject* object) {
+    if (whole(mine.endpoint.of(object, E_IN_FLIGHT)) != 0) return false;
+    PyObject* report = mine.endpoint.of(object, E_REPORT);
+    if (report == Py_None) return true;
+    mine.report.checked(report);  // other code may have run since the row was made
+    return whole(mine.report.of(report, R_RUNNING)) + whole(mine.report.of(report, R_WAITING)) == 0;
+}
+
+// 0, or -1 with an exception. Throws Unusual.
+int pick(Chooser& mine, const Asked& asked, Picked& picked) {
     const size_t number = size_t(PyTuple_GET_SIZE(asked.endpoints));
     std::vector<Row>& rows = *mine.rows;
     rows.clear();
@@ -411,16 +363,19 @@ PyObject* pick(Chooser& mine, const Asked& asked) {
     for (size_t i = 0; i < number; ++i) rows.push_back(row_of(mine, asked, PyTuple_GET_ITEM(asked.endpoints, Py_ssize_t(i))));
     if (number > 1 && is_out_of_bounds(rows, mine.rules)) throw Unusual();
     pool_speeds(rows, mine.rules);
-    const Ref seen(reinterpret_cast<PyObject*>(PyObject_NewVar(Seen, &SeenType, Py_ssize_t(number))));
-    if (!seen) return nullptr;
-    Seen* kept = reinterpret_cast<Seen*>(seen.get());
+    picked.seen = Ref(reinterpret_cast<PyObject*>(PyObject_NewVar(Seen, &SeenType, Py_ssize_t(number))));
+    if (!picked.seen) return -1;
+    Seen* kept = reinterpret_cast<Seen*>(picked.seen.get());
+    kept->explain = kept->model = kept->num_tokens = nullptr;
     for (size_t i = 0; i < number; ++i) kept->rows[i] = rows[i], Py_INCREF(rows[i].id);  // from here on other code may run
-    if (note_matched(mine, asked, rows) < 0) return nullptr;
-    int64_t longest = 0;
-    for (size_t i = 0; i < number; ++i) kept->rows[i].matched = rows[i].matched, longest = std::max(longest, rows[i].matched);
-    const Py_ssize_t best = number == 1 ? 0 : cheapest(mine, asked, rows, longest);
-    if (best < 0) return nullptr;
-    return Py_BuildValue("nLLO", best, static_cast<long long>(rows[size_t(best)].matched), static_cast<long long>(longest), seen.get());
+    if (note_matched(mine, asked, rows) < 0) return -1;
+    for (size_t i = 0; i < number; ++i)
+        kept->rows[i].matched = rows[i].matched, picked.longest = std::max(picked.longest, rows[i].matched);
+    const Py_ssize_t best = number == 1 ? 0 : cheapest(mine, asked, rows, picked.longest);
+    if (best < 0) return -1;
+    picked.place = size_t(best), picked.number = number, picked.matched = rows[size_t(best)].matched;
+    picked.is_idle = is_idle(mine, PyTuple_GET_ITEM(asked.endpoints, best));
+    return 0;
 }
 
 // While it lives, nobody else uses the chooser's vectors. Throws Unusual if somebody does.
@@ -437,21 +392,44 @@ class Turn {
     Chooser& chooser_;
 };
 
+}  // namespace
+
+int pick_usual(PyObject* chooser, const Asked& asked, Picked& picked) {
+    return guarded<int>(-1, [&] {
+        try {
+            const Turn turn(*as_chooser(chooser));
+            return pick(*as_chooser(chooser), asked, picked) < 0 ? -1 : 1;
+        } catch (const Unusual&) {
+            return 0;
+        }
+    });
+}
+
+void make_explainable(PyObject* seen, PyObject* explain, PyObject* model, PyObject* num_tokens) {
+    Seen* mine = reinterpret_cast<Seen*>(seen);
+    mine->explain = Py_NewRef(explain), mine->model = Py_NewRef(model), mine->num_tokens = Py_NewRef(num_tokens);
+}
+
+PyObject* sent_of_chooser(PyObject* chooser) { return reinterpret_cast<PyObject*>(as_chooser(chooser)->sent); }
+
+namespace {
+
 PyObject* chooser_pick(PyObject* self, PyObject* const* args, Py_ssize_t number) {
     if (number != 7 || !PyTuple_CheckExact(args[0]) || !PyUnicode_CheckExact(args[1]))
         return PyErr_SetString(PyExc_TypeError, "pick(endpoints, digest, hashes, num_tokens, block_tokens, now_s, slow_start_s)"), nullptr;
     const Ref hashes(PySequence_Fast(args[2], "hashes are a sequence of ints"));
     if (!hashes) return nullptr;
-    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        try {
-            const Asked asked{args[0], args[1], hashes.get(), whole(args[3]), whole(args[4]), real(args[5]), PyFloat_AsDouble(args[6])};
-            if (PyErr_Occurred()) return nullptr;
-            const Turn turn(*as_chooser(self));
-            return pick(*as_chooser(self), asked);
-        } catch (const Unusual&) {
-            Py_RETURN_NONE;
-        }
-    });
+    try {
+        const Asked asked{args[0], args[1], hashes.get(), whole(args[3]), whole(args[4]), real(args[5]), PyFloat_AsDouble(args[6])};
+        if (PyErr_Occurred()) return nullptr;
+        Picked picked;
+        const int is_usual = pick_usual(self, asked, picked);
+        if (is_usual < 0) return nullptr;
+        if (is_usual == 0) Py_RETURN_NONE;
+        return Py_BuildValue("nLLO", Py_ssize_t(picked.place), static_cast<long long>(picked.matched), static_cast<long long>(picked.longest), picked.seen.get());
+    } catch (const Unusual&) {
+        Py_RETURN_NONE;
+    }
 }
 
 PyObject* chooser_digest(PyObject* self, PyObject* endpoints) {
@@ -493,6 +471,9 @@ PyTypeObject ChooserType = [] {
 }();
 
 }  // namespace
+
+bool is_chooser(PyObject* object) { return PyObject_TypeCheck(object, &ChooserType); }
+
 }  // namespace quire
 
 int add_usual_choice(PyObject* module) {
