@@ -25,12 +25,13 @@ from quire_router.limits.book import MeterBook
 from quire_router.limits.meter import Demands, Meter, RefusedError
 from quire_router.limits.meters import TenantMeters
 from quire_router.live_config import LiveConfig
+from quire_router.native.library import native
 from quire_router.prices import Price, Prices
 from quire_router.prompts import BYTES_PER_TOKEN
 from quire_router.seen import Seen, seeing, watching, watching_bytes
 from quire_router.tenant_errors import limits_unavailable, refused, show_limit, used_up
 from quire_router.tenant_metrics import TenantMetrics
-from quire_router.usage.reading import usage_of_body
+from quire_router.usage.reading import body_reader
 from quire_router.usage.record import UsageStore
 
 STATUS_BROKEN = 502
@@ -104,6 +105,7 @@ class TokenLimits:
         self._router_id = router_id
         self._clock, self._wall_clock = clocks.monotonic, clocks.wall
         self._model_length = model_length
+        self._usage_of = body_reader(native())
         self._numbers = itertools.count(1)
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
@@ -129,7 +131,7 @@ class TokenLimits:
         if length is not None:
             answer.added_headers[names.HEADER_MAX_TOKENS] = str(length)
         if answer.body is not None:
-            used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
+            used = outcome.usage or self._usage_of(answer.body) or bill.estimate(0)
             status = answer.status
             self._close(bill, outcome, status, used, reason=None if status < 400 else answer.reason())
             return answer

@@ -57,22 +57,26 @@ class MemoryUsage:
 
     def _count(self) -> None:
         """Sum up what has come, and keep no more of it than may be kept."""
+        known: tuple[str, str] | None = None
+        sums = Sums()
         for noted in self._uncounted:
             tenant, model, noted_ts, duration_s, prompt, cached, output, cost_nano, *_ = noted
             number = int((noted_ts - duration_s) // _DAY_S)
             if number != self._day_number:
                 self._day_number, self._day = number, day_of(noted_ts - duration_s)
                 self._forget()
-            group = (self._day, tenant, model)
-            sums = self._sums.get(group)
-            if sums is None:
-                sums = self._sums[group] = Sums()
+                known = None
+            if known != (tenant, model):
+                known = tenant, model
+                sums = self._sums.setdefault((self._day, tenant, model), Sums())
             sums.count(prompt, cached, output, cost_nano)
         self._noted += self._uncounted
         self._uncounted.clear()
-        while len(self._noted) > max(1, self._max_records()):
-            self._noted.popleft()
-            self._num_dropped += 1
+        excess = len(self._noted) - max(1, self._max_records())
+        if excess > 0:
+            self._num_dropped += excess
+            for _ in range(excess):
+                self._noted.popleft()
 
     def _forget(self) -> None:
         days = sorted({group[0] for group in self._sums})[-KEPT_DAYS:]
