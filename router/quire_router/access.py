@@ -42,7 +42,7 @@ class Access:
     def check(self, path: str, headers: Mapping[str, str]) -> Tenant | None:
         """Who asks for `path`; None: nobody's tenant. ApiError 401 for an unknown or expired key, 403 for a suspended tenant."""
         tenants = self.tenants
-        if path in OPEN_PATHS or (tenants.is_empty and not self._plain):
+        if (not self._plain and tenants.is_empty) or path in OPEN_PATHS:
             return None
         presented = presented_key(headers)
         if presented is None:

@@ -91,7 +91,10 @@ class TenantBook:
 
     def may_use(self, tenant: Tenant | None, model: str) -> bool:
         """Whether the model or route exists for the tenant; None: a caller who is none."""
-        return tenant is None or model in self._visible_to(tenant.entry)
+        if tenant is None:
+            return True
+        visible = self._visible.get(tenant.entry.id)
+        return model in (self._visible_to(tenant.entry) if visible is None else visible)
 
     def visible(self, tenant: Tenant | None, names: Iterable[str]) -> list[str]:
         """Those of `names` that the tenant may use, in their order."""
@@ -112,10 +115,8 @@ class TenantBook:
         return hmac.digest(self._salt_key, message, "sha256").hex()
 
     def _visible_to(self, entry: TenantEntry) -> frozenset[str]:
-        known = self._visible.get(entry.id)
-        if known is None:
-            known = self._visible[entry.id] = _visible(entry, self._config)
-        return known
+        visible = self._visible[entry.id] = _visible(entry, self._config)
+        return visible
 
 
 def salt_key(trust: Trust | None) -> bytes | None:

@@ -11,7 +11,6 @@ from quire_router.native.library import native
 from quire_router.prices import Prices, decimal_of, nano, price_of
 from quire_router.usage.reading import StreamUsage, body_reader, usage_of_body
 
-
 CHAT = b'{"id":"x","usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":6}}}'
 SPACED = b'{"usage" : {"prompt_tokens": 9, "completion_tokens": 4}}'
 RESPONSE = (
