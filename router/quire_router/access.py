@@ -18,6 +18,7 @@ from quire_contract.openai.errors import (
 from quire_contract.trust import presented_key
 from quire_router.answer import Answer, Source
 from quire_router.call import Call, Outcome, Tenant
+from quire_router.native.library import native
 from quire_router.tenants import KnownKey, TenantBook
 
 OPEN_PATHS = frozenset(
@@ -31,35 +32,35 @@ class Access:
 
     def __init__(self, api_keys: Sequence[str], tenants: TenantBook, wall_clock: Callable[[], float]) -> None:
         """`wall_clock`: Unix time in seconds, by which keys expire."""
-        self._plain = frozenset(_digest(key) for key in api_keys)
+        module = native()
+        self._digest: Callable[[bytes], bytes] = _digest if module is None else module.sha256
+        self._plain = frozenset(self._digest(key.encode("utf-8", "replace")) for key in api_keys)
         self.tenants = tenants
         """What is known of them."""
         self._wall_clock = wall_clock
 
     def check(self, path: str, headers: Mapping[str, str]) -> Tenant | None:
         """Who asks for `path`; None: nobody's tenant. ApiError 401 for an unknown or expired key, 403 for a suspended tenant."""
-        if path in OPEN_PATHS or self._is_open:
+        tenants = self.tenants
+        if (not self._plain and tenants.is_empty) or path in OPEN_PATHS:
             return None
         presented = presented_key(headers)
         if presented is None:
             raise unauthorized()
-        digest = _digest(presented)
-        known = self.tenants.find(digest)
+        digest = self._digest(presented.encode("utf-8", "replace"))
+        known = tenants.find(digest)
         if known is None:
             if digest not in self._plain:
                 raise unauthorized()
-            if self.tenants.require_tenant and path != names.PATH_DEBUG_ROUTE:
+            if tenants.require_tenant and path != names.PATH_DEBUG_ROUTE:
                 raise unauthorized("This router asks for a tenant's key; the key that was sent is the router's own.")
             return None
-        check_still(known, self._wall_clock())
+        if not known.lasts:
+            check_still(known, self._wall_clock())
         if path == names.PATH_DEBUG_ROUTE:
             message = f"{path} is not for tenants; ask the admin port, or send one of the router's own keys."
             raise ApiError(403, message, type="permission_error", code=CODE_NOT_ALLOWED)
         return known.tenant
-
-    @property
-    def _is_open(self) -> bool:
-        return not self._plain and self.tenants.is_empty
 
 
 class AccessLayer:
@@ -71,12 +72,17 @@ class AccessLayer:
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
         """The inner answer. ApiError 401 if its key has gone or expired meanwhile, 403 if its tenant was suspended."""
-        if call.tenant is not None and not self._tenants.is_empty:  # where there are none, everybody is let in
-            known = self._tenants.key(call.tenant)
-            if known is None:
-                raise unauthorized("The key that was sent has been revoked meanwhile.")
-            check_still(known, self._wall_clock())
+        if call.tenant is not None and not self._tenants.is_as_it_was(call.tenant):
+            self._look_again(call.tenant)
         return inner(call, outcome)
+
+    def _look_again(self, tenant: Tenant) -> None:
+        if self._tenants.is_empty:  # where there are none, everybody is let in
+            return
+        known = self._tenants.key(tenant)
+        if known is None:
+            raise unauthorized("The key that was sent has been revoked meanwhile.")
+        check_still(known, self._wall_clock())
 
 
 def check_still(known: KnownKey, now_s: float) -> None:
@@ -93,5 +99,5 @@ def check_still(known: KnownKey, now_s: float) -> None:
         raise ApiError(403, "The tenant is suspended.", type="permission_error", code=CODE_TENANT_SUSPENDED)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -66,7 +66,7 @@ def limits_unavailable() -> ApiError:
 def show_limit(headers: MutableMapping[str, str], meter: Meter, kind: str, reset_s: float = _WINDOW_S) -> None:
     """OpenAI's x-ratelimit-* headers. `kind`: requests or tokens. Reset: until all of the limit is there again if nothing more is asked."""
     limit, remaining, reset = _HEADERS[kind]
-    headers[limit] = str(meter.limit)
+    headers[limit] = meter.limit_text
     headers[remaining] = str(meter.remaining)
     headers[reset] = "1m0s" if reset_s == _WINDOW_S else duration(reset_s)
 

@@ -25,13 +25,14 @@ from quire_router.limits.book import MeterBook
 from quire_router.limits.meter import Demands, Meter, RefusedError
 from quire_router.limits.meters import TenantMeters
 from quire_router.live_config import LiveConfig
+from quire_router.native.library import native
 from quire_router.prices import Price, Prices
 from quire_router.prompts import BYTES_PER_TOKEN
 from quire_router.seen import Seen, seeing, watching, watching_bytes
 from quire_router.tenant_errors import limits_unavailable, refused, show_limit, used_up
 from quire_router.tenant_metrics import TenantMetrics
-from quire_router.usage.reading import usage_of_body
-from quire_router.usage.record import UsageRecord, UsageStore
+from quire_router.usage.reading import body_reader
+from quire_router.usage.record import UsageStore
 
 STATUS_BROKEN = 502
 _FREE_PATHS = frozenset({names.PATH_TOKENIZE, names.PATH_DETOKENIZE, names.PATH_COUNT_TOKENS})
@@ -54,16 +55,15 @@ class RequestLimits:
         demands = meters.request_demands()
         if not demands:
             return await inner(call, outcome)
-        if not meters.try_reserve(demands):
+        if not meters.try_reserve(demands, refills=True):
             await _reserve(meters, demands, tenant, self._metrics)
         limited = meters.requests if meters.requests.limit is not None else None
-        if limited is not None:
-            meters.refill_early((limited,))
         counted = 1
         is_open = False
         try:
             answer = await inner(call, outcome)
-            counted = 1 if _ran_out(answer.reason(), outcome) else _counts(answer.status)
+            if not _counts(answer.status):
+                counted = int(_ran_out(answer.reason(), outcome))
             if limited is not None:
                 show_limit(answer.added_headers, limited, "requests")
             if answer.body is None:
@@ -71,7 +71,7 @@ class RequestLimits:
                 return _closing(answer, lambda: _settle_requests(meters, demands, outcome.late_status or answer.status))
             return answer
         except ApiError as error:
-            counted = 1 if _ran_out(_reason(error), outcome) else _counts(error.status)
+            counted = int(_counts(error.status) or _ran_out(_reason(error), outcome))
             if limited is not None:
                 show_limit(error.headers, limited, "requests")
             raise
@@ -105,6 +105,7 @@ class TokenLimits:
         self._router_id = router_id
         self._clock, self._wall_clock = clocks.monotonic, clocks.wall
         self._model_length = model_length
+        self._usage_of = body_reader(native())
         self._numbers = itertools.count(1)
 
     def answer(self, call: Call, outcome: Outcome, inner: Source) -> Awaitable[Answer]:
@@ -112,13 +113,15 @@ class TokenLimits:
         return inner(call, outcome) if call.tenant is None else self._limited(call, outcome, inner, call.tenant)
 
     async def _limited(self, call: Call, outcome: Outcome, inner: Source, tenant: Tenant) -> Answer:
-        bill = await self._open(call, tenant)
-        length = None if call.is_stream else self._length(call, bill)
+        bill = self._bill(call, tenant)
+        if bill.demands and not bill.meters.try_reserve(bill.demands, refills=True):
+            await _reserve(bill.meters, bill.demands, tenant, self._metrics)
+        length = self._length(call, bill) if bill.has_quota and not call.is_stream else None
         try:
             answer = await inner(call if length is None else with_length(call, length), outcome)
         except ApiError as error:
             bill.show(error.headers)
-            self._close(bill, outcome, error.status, bill.begun(outcome), ran_out=_ran_out(_reason(error), outcome))
+            self._close(bill, outcome, error.status, bill.begun(outcome), reason=_reason(error))
             raise
         except BaseException as error:
             status = STATUS_FAILED if isinstance(error, Exception) else STATUS_CLIENT_GONE
@@ -128,27 +131,27 @@ class TokenLimits:
         if length is not None:
             answer.added_headers[names.HEADER_MAX_TOKENS] = str(length)
         if answer.body is not None:
-            used = outcome.usage or usage_of_body(answer.body) or bill.estimate(0)
-            self._close(bill, outcome, answer.status, used, ran_out=_ran_out(answer.reason(), outcome))
+            used = outcome.usage or self._usage_of(answer.body) or bill.estimate(0)
+            status = answer.status
+            self._close(bill, outcome, status, used, reason=None if status < 400 else answer.reason())
             return answer
         return self._watched(answer, bill, outcome)
 
-    async def _open(self, call: Call, tenant: Tenant) -> "_Bill":
+    def _bill(self, call: Call, tenant: Tenant) -> "_Bill":
+        """What is to be reserved."""
         meters = self._book.of(tenant.entry)
         prompt, output = _prompt_tokens(call), self._most_output(call)
-        demands = [(meter, prompt + output) for meter in meters.token_meters()]
+        demands: list[tuple[Meter, int]] = []
+        for meter in meters.token_meters():
+            demands.append((meter, prompt + output))
         if meters.balance.limit is not None:
             most = Usage(prompt=prompt, output=output)
             demands.append((meters.balance, max(self._cost(target, most) for target in call.targets)))
-        if demands:
-            if not meters.try_reserve(demands):
-                await _reserve(meters, demands, tenant, self._metrics)
-            meters.refill_early([meter for meter, _ in demands])
-        return _Bill(call=call, tenant=tenant, meters=meters, demands=demands, prompt=prompt, output=output)
+        return _Bill(call, tenant, meters, demands, prompt, output, meters.has_quota)
 
     def _length(self, call: Call, bill: "_Bill") -> int | None:
         """To be told to the worker of a whole answer, which nobody sees grow. None: it needs none, or the model's own is not known."""
-        if not is_unbounded(call.fields) or call.path not in FIELD_OF_LENGTH or bill.is_of_minute:
+        if not is_unbounded(call.fields) or call.path not in FIELD_OF_LENGTH:
             return None
         lengths = [length for target in call.targets if (length := self._model_length(target)) is not None]
         most = payable(bill.meters, bill.demands, prompt=bill.prompt, cost=self._cost_of(bill))
@@ -165,7 +168,7 @@ class TokenLimits:
 
     def _allowance(self, bill: "_Bill") -> Allowance | None:
         """None: it can use no more than it has reserved, or nothing that it uses up would be missing."""
-        if not is_unbounded(bill.call.fields) or bill.is_of_minute:
+        if not bill.has_quota or not is_unbounded(bill.call.fields):
             return None
         portion = self._live.settings.limits.default_output_tokens
         return Allowance(bill.meters, bill.demands, output=bill.output, portion=portion, cost=self._cost_of(bill))
@@ -194,43 +197,35 @@ class TokenLimits:
             seen_answer.attach = seeing(answer.attach, seen)
         return _closing(seen_answer, settle)
 
-    def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage, *, ran_out: bool = False) -> None:
-        """Settle what was reserved, and write it down. `ran_out`: it ended when its sender had wished it to, not for a fault of ours."""
-        call, tenant = bill.call, bill.tenant
+    def _close(self, bill: "_Bill", outcome: Outcome, status: int, used: Usage, *, reason: str | None = None) -> None:
+        """Settle what was reserved, and write it down. `reason`: why it was refused."""
+        call, tenant_id = bill.call, bill.tenant.entry.id
         served = outcome.target or ""
-        if status >= 400 and status != STATUS_CLIENT_GONE and not ran_out:
-            billed, cost = Usage(), 0
-            used = used if status == STATUS_BROKEN else billed
-        elif outcome.cached_answer:
-            billed, cost = Usage(), 0
-        else:
-            billed, cost = used, self._cost(served or call.targets[0], used)
-        tokens = billed.prompt + billed.output
-        demands: list[tuple[Meter, int | None]] = list(bill.demands)
-        spent = [cost if meter is bill.meters.balance else tokens for meter, _ in demands]
-        if cost and not any(meter is bill.meters.balance for meter, _ in demands):
-            demands.append((bill.meters.balance, None))  # counted, should the tenant pay in advance one day
-            spent.append(cost)
-        bill.meters.settle(demands, spent)
-        self._metrics.count(tenant.entry.id, status, used, cost)
+        tokens = cost = 0
+        if status >= 400 and status != STATUS_CLIENT_GONE and not _ran_out(reason, outcome):
+            used = used if status == STATUS_BROKEN else Usage()
+        elif not outcome.cached_answer:
+            tokens, cost = used.prompt + used.output, self._cost(served or call.targets[0], used)
+        bill.settle(tokens, cost)
+        self._metrics.count(tenant_id, status, used, cost)
         self._usage.add(
-            UsageRecord(
-                id=f"{self._router_id}-{next(self._numbers)}",
-                ts=self._wall_clock() - (self._clock() - call.arrived_s),
-                tenant=tenant.entry.id,
-                key_id=tenant.key_id,
-                request_id=call.request_id,
-                model=call.model,
-                served_model=served,
-                path=call.path,
-                status=status,
-                prompt_tokens=used.prompt,
-                cached_tokens=used.cached,
-                output_tokens=used.output,
-                cost_nano=cost,
-                duration_ms=round((self._clock() - call.arrived_s) * 1000),
-                cached_answer=outcome.cached_answer,
-                router=self._router_id,
+            (
+                tenant_id,
+                call.model,
+                self._wall_clock(),
+                self._clock() - call.arrived_s,
+                used.prompt,
+                used.cached,
+                used.output,
+                cost,
+                self._router_id,
+                next(self._numbers),
+                bill.tenant.key_id,
+                call.request_id,
+                served,
+                call.path,
+                status,
+                outcome.cached_answer,
             )
         )
 
@@ -246,10 +241,12 @@ class TokenLimits:
         if most is None:
             is_chat = fields.messages is not None
             most = self._live.settings.limits.default_output_tokens if is_chat else DEFAULT_COMPLETION_MAX_TOKENS
+        if fields.messages is not None and fields.n is None and most > 0:
+            return most
         return max(0, most) * max(1, fields.n or 1) * _num_prompts(fields)
 
 
-class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class _Bill(msgspec.Struct, frozen=True, gc=False):
     """What a request reserved."""
 
     call: Call
@@ -258,12 +255,8 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     demands: list[tuple[Meter, int]]
     prompt: int
     output: int
-
-    @property
-    def is_of_minute(self) -> bool:
-        """Whether nothing is limited that ends an answer: a minute's limit lets it go on."""
-        demands = self.demands  # one for each meter
-        return not demands or (len(demands) == 1 and demands[0][0] is self.meters.tokens)
+    has_quota: bool
+    """As of the meters when it was made."""
 
     @property
     def num_choices(self) -> int:
@@ -277,6 +270,19 @@ class _Bill(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def begun(self, outcome: Outcome) -> Usage:
         """Of a request that ended before its answer began: a worker that has got it has read the prompt."""
         return self.estimate(0) if outcome.attempts else Usage()
+
+    def settle(self, tokens: int, cost: int) -> None:
+        """This is what it used."""
+        demands, balance = self.demands, self.meters.balance
+        if not cost and not self.has_quota:  # as usual
+            self.meters.settle(demands, (tokens,) * len(demands))
+            return
+        told: list[tuple[Meter, int | None]] = list(demands)
+        spent = [cost if meter is balance else tokens for meter, _ in demands]
+        if cost and not any(meter is balance for meter, _ in demands):
+            told.append((balance, None))  # counted, should the tenant pay in advance one day
+            spent.append(cost)
+        self.meters.settle(told, spent)
 
     def show(self, headers: MutableMapping[str, str]) -> None:
         """The headers about tokens: of the minute's limit, or else of the shortest quota."""
@@ -310,6 +316,7 @@ async def _reserve(meters: TenantMeters, demands: Demands, tenant: Tenant, metri
     """What is not at hand. ApiError 429 if it is too much, 503 if nobody can say."""
     try:
         await meters.reserve(demands)
+        meters.refill_early(demands)
     except RefusedError as error:
         metrics.reject(tenant.entry.id, error.meter.name)
         refusal = refused(error, meters)

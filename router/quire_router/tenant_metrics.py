@@ -18,10 +18,10 @@ CODES = ("2xx", "4xx", "429", "499", "5xx")
 class _OfTenant:
     """Plain numbers since the last look: instruments with locks would cost each request several microseconds."""
 
-    __slots__ = ("cached", "codes", "cost_nano", "output", "prompt", "rejections")
+    __slots__ = ("cached", "cost_nano", "output", "prompt", "rejections", "statuses")
 
     def __init__(self) -> None:
-        self.codes = dict.fromkeys(CODES, 0)
+        self.statuses: dict[int, int] = {}
         self.rejections = dict.fromkeys(REJECTIONS, 0)
         self.prompt = self.cached = self.output = self.cost_nano = 0
 
@@ -74,8 +74,8 @@ class TenantMetrics:
 
     def count(self, tenant: str, status: int, usage: Usage, cost_nano: int) -> None:
         """A request that limits let through has ended."""
-        mine = self._of(tenant)
-        mine.codes[_code(status)] += 1
+        mine = self._by_tenant.get(tenant) or self._of(tenant)
+        mine.statuses[status] = mine.statuses.get(status, 0) + 1
         mine.prompt += usage.prompt
         mine.cached += usage.cached
         mine.output += usage.output
@@ -114,8 +114,10 @@ class TenantMetrics:
     def _tell(self) -> None:
         """Into the instruments; all series of a tenant begin at once, at 0, so that they have rates."""
         for tenant, counted in self._by_tenant.items():
-            for code, number in counted.codes.items():
-                self.requests.labels(tenant, code).inc(number)
+            for code in CODES:
+                self.requests.labels(tenant, code)
+            for status, number in counted.statuses.items():
+                self.requests.labels(tenant, _code(status)).inc(number)
             for reason, number in counted.rejections.items():
                 self.rejections.labels(tenant, reason).inc(number)
             for kind in ("prompt", "cached", "output"):

@@ -25,6 +25,8 @@ class KnownKey(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tenant: Tenant
     expires_ts: float | None
     """Unix time in seconds; None: never."""
+    lasts: bool
+    """Whether it is good for as long as the configuration is: it never expires, and its tenant is not suspended."""
 
 
 class TenantBook:
@@ -40,6 +42,9 @@ class TenantBook:
         self._config = RouterConfig(models=[], endpoints=[])
         self.require_tenant = False
         """Whether requests without a tenant's key are refused."""
+        self.is_empty = True
+        """Whether there is no tenant and none is required."""
+        self._lasting: dict[int, Tenant] = {}
 
     def swap(self, config: RouterConfig) -> None:
         """Know the tenants of `config` from now on, and no others."""
@@ -47,7 +52,9 @@ class TenantBook:
             self._tenants = {entry.id: entry for entry in config.tenants}
             self._keys = {
                 bytes.fromhex(key.sha256): KnownKey(
-                    tenant=Tenant(entry=entry, key_id=key.id), expires_ts=key.expires_ts
+                    tenant=Tenant(entry=entry, key_id=key.id),
+                    expires_ts=key.expires_ts,
+                    lasts=key.expires_ts is None and not entry.suspended,
                 )
                 for entry in reversed(
                     config.tenants
@@ -55,14 +62,11 @@ class TenantBook:
                 for key in entry.keys
             }
             self._by_id = {(known.tenant.entry.id, known.tenant.key_id): known for known in self._keys.values()}
+            self._lasting = {id(known.tenant): known.tenant for known in self._by_id.values() if known.lasts}
         self.require_tenant = config.require_tenant
+        self.is_empty = not self._tenants and not self.require_tenant
         self._config = config
         self._visible = {}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no tenant and none is required."""
-        return not self._tenants and not self.require_tenant
 
     @property
     def tenants(self) -> Mapping[str, TenantEntry]:
@@ -72,6 +76,10 @@ class TenantBook:
     def find(self, digest: bytes) -> KnownKey | None:
         """The key with this SHA-256. What a look-up's time tells is of the digest, from which no key can be guessed."""
         return self._keys.get(digest)
+
+    def is_as_it_was(self, tenant: Tenant) -> bool:
+        """Whether nothing has changed since `tenant` was found here, and its key lasts. False: look at `key`."""
+        return id(tenant) in self._lasting  # it lives, so no other one has its place
 
     def key(self, tenant: Tenant) -> KnownKey | None:
         """The key that was presented as it stands now; None: it was revoked, or its tenant is gone."""
@@ -83,7 +91,10 @@ class TenantBook:
 
     def may_use(self, tenant: Tenant | None, model: str) -> bool:
         """Whether the model or route exists for the tenant; None: a caller who is none."""
-        return tenant is None or model in self._visible_to(tenant.entry)
+        if tenant is None:
+            return True
+        visible = self._visible.get(tenant.entry.id)
+        return model in (self._visible_to(tenant.entry) if visible is None else visible)
 
     def visible(self, tenant: Tenant | None, names: Iterable[str]) -> list[str]:
         """Those of `names` that the tenant may use, in their order."""
@@ -104,10 +115,8 @@ class TenantBook:
         return hmac.digest(self._salt_key, message, "sha256").hex()
 
     def _visible_to(self, entry: TenantEntry) -> frozenset[str]:
-        known = self._visible.get(entry.id)
-        if known is None:
-            known = self._visible[entry.id] = _visible(entry, self._config)
-        return known
+        visible = self._visible[entry.id] = _visible(entry, self._config)
+        return visible
 
 
 def salt_key(trust: Trust | None) -> bytes | None:

@@ -46,6 +46,7 @@ class Meter:
         "least",
         "life_s",
         "limit",
+        "limit_text",
         "name",
         "refused_least",
         "refused_s",
@@ -64,6 +65,7 @@ class Meter:
         self.window_s = window_s
         self.life_s = life_s
         self.limit: int | None = None
+        self.limit_text = ""
         self.lease_percent = 0
         self.held = 0
         self.reserved = 0
@@ -95,12 +97,13 @@ class Meter:
         """Of the limit, what this router believes is left for it."""
         if self.limit is None:
             return 0
-        free = self.limit - self.total if self.free is None else self.free
-        return max(0, min(self.limit, free + self.available))
+        left = (self.limit - self.total if self.free is None else self.free) + self.held - self.reserved
+        return 0 if left < 0 else min(left, self.limit)
 
     def plan(self, limit: int | None, lease_percent: int) -> None:
         """Hold to `limit` from now on, and `lease_percent` of it in advance."""
         self.limit = limit
+        self.limit_text = "" if limit is None else str(limit)
         self.lease_percent = lease_percent
         self.free = None
         self.refused_until_s = 0.0
@@ -110,22 +113,6 @@ class Meter:
         free = self.limit if self.free is None else max(0, self.free)
         lease = 0 if self.limit is None or free is None else min(self.limit, free) * self.lease_percent // 100
         self.spare = lease if lease > 1 else 0
-
-    def reserve(self, number: int) -> None:
-        """Before the work. The caller knows that so much is available."""
-        self.reserved += number
-        self.is_used = True
-
-    def settle(self, reserved: int | None, used: int) -> None:
-        """After the work: `reserved` are free again and `used` are gone for good. None: nothing was asked for, it is only counted."""
-        if self.window_s == ONLY_HELD:
-            used = 0
-        self.total += used
-        if reserved is not None:
-            self.reserved -= reserved
-            self.held -= used
-            if reserved > used:
-                self.refused_until_s = 0.0  # there may be room again
 
     def order(self, now_s: float, *, keep: int) -> Order:
         """What to tell the account now: `keep` units stay available, more is given back from this moment on."""

@@ -77,7 +77,7 @@ class TenantMeters:
 
     def token_meters(self) -> tuple[Meter, ...]:
         """Those with a limit that count tokens."""
-        if self._wall_clock() >= self._period_ends_s:
+        if self._has_periods and self._wall_clock() >= self._period_ends_s:
             self._look_at_calendar()
         return self._limited_tokens
 
@@ -94,13 +94,19 @@ class TenantMeters:
         month = (day.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
         return _midnight_s(day + datetime.timedelta(days=1)) - now_s, _midnight_s(month) - now_s
 
-    def try_reserve(self, demands: Demands) -> bool:
-        """Reserve all of it if it is at hand, or nothing."""
+    def try_reserve(self, demands: Demands, *, refills: bool = False) -> bool:
+        """Reserve all of it if it is at hand, or nothing. `refills`: as `refill_early` does, if it was at hand."""
         for meter, number in demands:
             if meter.held - meter.reserved < number:
                 return False
+        is_low = False
         for meter, number in demands:
-            meter.reserve(number)
+            meter.reserved = reserved = meter.reserved + number
+            meter.is_used = True
+            if meter.spare > 2 * (meter.held - reserved):
+                is_low = True
+        if is_low and refills:
+            self.refill_early(demands)
         return True
 
     async def reserve(self, demands: Demands) -> None:
@@ -125,17 +131,26 @@ class TenantMeters:
         """After the work: what it really took. What was reserved of each meter (None: it was only counted) is free again."""
         is_idle = False
         for (meter, number), spent in zip(demands, used, strict=True):
-            meter.settle(number, spent)
-            is_idle = is_idle or (not meter.spare and meter.held > meter.reserved)
+            gone = 0 if meter.window_s == ONLY_HELD else spent
+            meter.total += gone
+            if number is not None:
+                meter.reserved -= number
+                meter.held -= gone
+                if number > gone:
+                    meter.refused_until_s = 0.0  # there may be room again
+            if not meter.spare and meter.held > meter.reserved:
+                is_idle = True
         if is_idle and self._flight is None:
             self._give_back_soon(demands)
 
-    def refill_early(self, meters: Iterable[Meter]) -> None:
-        """Fetch more in the background where half of the lease is gone, so that no request waits."""
+    def refill_early(self, demands: Demands) -> None:
+        """Fetch more in the background where half of the lease is gone, so that no request waits; not of what comes back by itself."""
         if self._flight is not None:
             return
         is_low = False
-        for meter in meters:
+        for meter, _ in demands:
+            if meter.window_s == ONLY_HELD:
+                continue
             if meter.spare > 2 * (meter.held - meter.reserved) and self._clock() >= meter.refused_until_s:
                 meter.wanted = max(meter.wanted, 1)
                 meter.least = 1
@@ -269,6 +284,9 @@ class TenantMeters:
     def _list_limited(self) -> None:
         tokens = (self.tokens, self.tokens_day, self.tokens_month)
         self._limited_tokens = tuple(meter for meter in tokens if meter.limit is not None)
+        self._has_periods = self.tokens_day.limit is not None or self.tokens_month.limit is not None
+        self.has_quota = self._has_periods or self.balance.limit is not None
+        """Whether anything is limited that ends an answer: a minute's limit lets it go on."""
         requests = (self.concurrency, self.requests)
         self._request_demands = tuple((meter, 1) for meter in requests if meter.limit is not None)
 

@@ -7,7 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from quire_router.usage.record import KEPT_DAYS, Group, Page, Query, Sums, UsageRecord
+from quire_router.usage.record import (
+    KEPT_DAYS,
+    Group,
+    Noted,
+    Page,
+    Query,
+    Sums,
+    UsageRecord,
+    day_of,
+    group_of,
+    record_of,
+)
+
+_DAY_S = 86_400
+_MAX_UNCOUNTED = 256
+"""Requests that are summed up at once: together they cost less than each by itself."""
 
 
 class MemoryUsage:
@@ -16,36 +31,52 @@ class MemoryUsage:
     def __init__(self, max_records: Callable[[], int]) -> None:
         """`max_records`: asked each time, as the configuration may change."""
         self._max_records = max_records
-        self._records: deque[UsageRecord] = deque()
+        self._noted: deque[Noted] = deque()
         self._num_dropped = 0
+        self._uncounted: list[Noted] = []
         self._sums: dict[Group, Sums] = {}
         self._day_number, self._day = -1, ""
 
-    def add(self, record: UsageRecord) -> None:
+    def add(self, noted: Noted) -> None:
         """Write it down."""
-        self._records.append(record)
-        while len(self._records) > max(1, self._max_records()):
-            self._records.popleft()
-            self._num_dropped += 1
-        number = int(record.ts // 86_400)
-        if number != self._day_number:
-            self._day_number, self._day = number, record.day
-            self._forget()
-        group = (self._day, record.tenant, record.model)
-        sums = self._sums.get(group)
-        if sums is None:
-            sums = self._sums[group] = Sums()
-        sums.count(record)
+        self._uncounted.append(noted)
+        if len(self._uncounted) >= _MAX_UNCOUNTED:
+            self._count()
 
     async def sums(self, query: Query) -> list[tuple[Group, Sums]]:
         """By day, tenant and model, sorted."""
+        self._count()
         return await asyncio.to_thread(_sums, list(self._sums.items()), query)
 
     async def page(self, query: Query, cursor: str | None, limit: int) -> Page:
         """Records from `cursor` on: the number, since the process began, of the first one."""
-        last = self._num_dropped + len(self._records) - 1
+        self._count()
+        last = self._num_dropped + len(self._noted) - 1
         at = last if cursor is None else int(cursor)
-        return await asyncio.to_thread(_page, tuple(self._records), last, at, query, limit)
+        return await asyncio.to_thread(_page, tuple(self._noted), last, at, query, limit)
+
+    def _count(self) -> None:
+        """Sum up what has come, and keep no more of it than may be kept."""
+        known: tuple[str, str] | None = None
+        sums = Sums()
+        for noted in self._uncounted:
+            tenant, model, noted_ts, duration_s, prompt, cached, output, cost_nano, *_ = noted
+            number = int((noted_ts - duration_s) // _DAY_S)
+            if number != self._day_number:
+                self._day_number, self._day = number, day_of(noted_ts - duration_s)
+                self._forget()
+                known = None
+            if known != (tenant, model):
+                known = tenant, model
+                sums = self._sums.setdefault((self._day, tenant, model), Sums())
+            sums.count(prompt, cached, output, cost_nano)
+        self._noted += self._uncounted
+        self._uncounted.clear()
+        excess = len(self._noted) - max(1, self._max_records())
+        if excess > 0:
+            self._num_dropped += excess
+            for _ in range(excess):
+                self._noted.popleft()
 
     def _forget(self) -> None:
         days = sorted({group[0] for group in self._sums})[-KEPT_DAYS:]
@@ -61,13 +92,14 @@ def _sums(sums: Iterable[tuple[Group, Sums]], query: Query) -> list[tuple[Group,
     )
 
 
-def _page(records: Sequence[UsageRecord], last: int, at: int, query: Query, limit: int) -> Page:
+def _page(noted: Sequence[Noted], last: int, at: int, query: Query, limit: int) -> Page:
     """In a thread: all records may have to be looked at. `last` is the number of the last one, `at` that of the first of the page."""
     found: list[UsageRecord] = []
-    for record in itertools.islice(reversed(records), max(0, last - at), None):
-        if query.admits(record.tenant, record.model) and query.from_day <= record.day <= query.to_day:
+    for one in itertools.islice(reversed(noted), max(0, last - at), None):
+        day, tenant, model = group_of(one)
+        if query.admits(tenant, model) and query.from_day <= day <= query.to_day:
             if len(found) == limit:
                 return Page(records=found, cursor=str(at))
-            found.append(record)
+            found.append(record_of(one))
         at -= 1
     return Page(records=found, cursor=None)

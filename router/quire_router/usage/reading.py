@@ -3,6 +3,9 @@
 For workers that do not tell the router in a header or in comment lines. Looks only at events that have the word in them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 
 from quire_router.call import Usage
@@ -12,11 +15,11 @@ _MARK = b'"usage":'
 _MAX_KEPT_BYTES = 256 * 1024
 
 
-class _Details(msgspec.Struct, frozen=True):
+class _Details(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
 
 
-class _Used(msgspec.Struct, frozen=True):
+class _Used(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
@@ -27,11 +30,11 @@ class _Used(msgspec.Struct, frozen=True):
     cache_creation_input_tokens: int | None = None
 
 
-class _Holder(msgspec.Struct, frozen=True):
+class _Holder(msgspec.Struct, frozen=True, gc=False):
     usage: _Used | None = None
 
 
-class _Said(msgspec.Struct, frozen=True):
+class _Said(msgspec.Struct, frozen=True, gc=False):
     """A body or an event: of chats, completions, embeddings and Anthropic's deltas; of responses; of the beginning of a message."""
 
     usage: _Used | None = None
@@ -44,7 +47,25 @@ _DECODER = msgspec.json.Decoder(_Said)
 
 def usage_of_body(body: bytes) -> Usage | None:
     """Of a whole JSON answer; None if it does not say."""
-    return None if _MARK not in body and b'"usage" :' not in body else _read(body)
+    if _MARK not in body and b'"usage" :' not in body:
+        return None
+    return _read(body)
+
+
+def body_reader(parts: Any) -> Callable[[bytes], Usage | None]:
+    """`usage_of_body`; the usual kind of answer is read without making anything else of it. `parts`: the extension module."""
+    if parts is None:
+        return usage_of_body
+    read = parts.chat_usage
+
+    def usage(body: bytes) -> Usage | None:
+        found = read(body)
+        if found is None:
+            return usage_of_body(body)
+        prompt, cached, output = found
+        return Usage(prompt=prompt, cached=cached, output=output)
+
+    return usage
 
 
 class StreamUsage:
@@ -84,8 +105,10 @@ def _read(data: bytes) -> Usage | None:
         said = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    holder = said.response or said.message
-    used = said.usage or (holder.usage if holder is not None else None)
+    used = said.usage
+    if used is None:
+        holder = said.response or said.message
+        used = None if holder is None else holder.usage
     return None if used is None else _usage(used)
 
 

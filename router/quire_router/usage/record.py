@@ -49,6 +49,12 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return day_of(self.ts)
 
 
+Noted = tuple[str, str, float, float, int, int, int, int, str, int, str, str, str, str, int, str]
+"""What a request leaves, to be made a record where that is read or sent, as it costs more than all the rest: tenant, model, Unix time at
+which it ended, seconds that it took, tokens of the prompt, of those cached, and of the output, cost; router, its number there, key, id,
+served model, path, status, and whether its answer was cached."""
+
+
 class Sums(msgspec.Struct, kw_only=True, gc=False):
     """Of a group of requests."""
 
@@ -58,13 +64,13 @@ class Sums(msgspec.Struct, kw_only=True, gc=False):
     output_tokens: int = 0
     cost_nano: int = 0
 
-    def count(self, record: UsageRecord) -> None:
+    def count(self, prompt_tokens: int, cached_tokens: int, output_tokens: int, cost_nano: int) -> None:
         """One request more."""
         self.requests += 1
-        self.prompt_tokens += record.prompt_tokens
-        self.cached_tokens += record.cached_tokens
-        self.output_tokens += record.output_tokens
-        self.cost_nano += record.cost_nano
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+        self.output_tokens += output_tokens
+        self.cost_nano += cost_nano
 
     def add(self, other: "Sums") -> None:
         """Sum up."""
@@ -111,7 +117,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class UsageStore(Protocol):
     """Keeps records and sums."""
 
-    def add(self, record: UsageRecord) -> None:
+    def add(self, noted: Noted) -> None:
         """Write it down, soon, and once however often that has to be tried."""
         ...
 
@@ -132,8 +138,39 @@ def sums_of(records: Iterable[UsageRecord]) -> dict[Group, Sums]:
     """By day, tenant and the model that was asked for."""
     sums: dict[Group, Sums] = {}
     for record in records:
-        sums.setdefault((record.day, record.tenant, record.model), Sums()).count(record)
+        mine = sums.setdefault((record.day, record.tenant, record.model), Sums())
+        mine.count(record.prompt_tokens, record.cached_tokens, record.output_tokens, record.cost_nano)
     return sums
+
+
+def group_of(noted: Noted) -> Group:
+    """What it is summed up with."""
+    tenant, model, noted_ts, duration_s, *_ = noted
+    return day_of(noted_ts - duration_s), tenant, model
+
+
+def record_of(noted: Noted) -> UsageRecord:
+    """The record."""
+    tenant, model, noted_ts, duration_s, prompt, cached, output, cost_nano = noted[:8]
+    router, number, key_id, request_id, served_model, path, status, cached_answer = noted[8:]
+    return UsageRecord(
+        id=f"{router}-{number}",
+        ts=noted_ts - duration_s,
+        tenant=tenant,
+        key_id=key_id,
+        request_id=request_id,
+        model=model,
+        served_model=served_model,
+        path=path,
+        status=status,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        output_tokens=output,
+        cost_nano=cost_nano,
+        duration_ms=round(duration_s * 1000),
+        cached_answer=cached_answer,
+        router=router,
+    )
 
 
 def day_of(ts: float) -> str:

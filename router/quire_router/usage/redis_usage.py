@@ -21,11 +21,13 @@ from quire_router.usage.record import (
     KEPT_DAYS,
     SUM_FIELDS,
     Group,
+    Noted,
     Page,
     Query,
     Sums,
     UsageRecord,
     UsageUnavailableError,
+    record_of,
     sums_of,
 )
 
@@ -76,7 +78,7 @@ class RedisUsage:
         self._max_records = max_records
         self._max_queued = max_queued
         self._on_drop = on_drop
-        self._queue: deque[UsageRecord] = deque()
+        self._queue: deque[Noted] = deque()
         self._batch: list[UsageRecord] = []
         self._batch_number = 0
         self._script = link.script(_WRITE)
@@ -86,12 +88,12 @@ class RedisUsage:
         """Records that are not in Redis yet."""
         return len(self._queue) + len(self._batch)
 
-    def add(self, record: UsageRecord) -> None:
+    def add(self, noted: Noted) -> None:
         """Write it down soon."""
         if self.num_queued >= self._max_queued():
             self._on_drop()
             return
-        self._queue.append(record)
+        self._queue.append(noted)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -106,7 +108,7 @@ class RedisUsage:
     async def write(self) -> bool:
         """Write one batch. Whether it was; if not, the same one is next."""
         if not self._batch:
-            self._batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            self._batch = [record_of(self._queue.popleft()) for _ in range(min(BATCH, len(self._queue)))]
             self._batch_number += 1
         keys, args = self._written(self._batch)
 

@@ -30,6 +30,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_prompt_cache,
              &add_plain_chat,
              &add_plain_request,
+             &add_chat_usage,
              &add_plain_answer,
              &add_event_line,
              &add_turn,

@@ -18,6 +18,7 @@ int add_client_sink(PyObject* module);
 int add_prompt_cache(PyObject* module);
 int add_plain_chat(PyObject* module);
 int add_plain_request(PyObject* module);
+int add_chat_usage(PyObject* module);
 int add_plain_answer(PyObject* module);
 int add_event_line(PyObject* module);
 int add_turn(PyObject* module);

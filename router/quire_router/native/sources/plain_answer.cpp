@@ -14,7 +14,7 @@
 namespace quire {
 namespace {
 
-constexpr size_t MAX_NAMES = 256, MAX_NAME_CHARS = 64;
+constexpr size_t MAX_NAMES = 256, MAX_NAME_CHARS = 64, MAX_ADDABLE = 8;
 constexpr Py_ssize_t NUM_OWN = 3;
 
 struct Hash {  // keyed: strangers choose the names
@@ -36,6 +36,8 @@ struct Writer {
     PyObject* status;  // of `start`, the beginning of the last answer
     time_t second;
     PyObject* start;
+    PyObject* addable[MAX_ADDABLE];  // names that layers added before and may add; it holds them, so none is at another's place
+    size_t num_addable;
 };
 
 enum class Outcome { PLAIN, ODD, FAILED };
@@ -172,17 +174,27 @@ Outcome add_own(Writer* self, PyObject* const* values, std::string& out) {
     return Outcome::PLAIN;
 }
 
-// Names and values that the router's layers add. None of them is one of `own`, or the type of the body.
+// Whether a layer may add a header of this name: none of `own`, no type of the body.
+bool is_addable(Writer* self, PyObject* key) {
+    for (size_t i = 0; i < self->num_addable; ++i)
+        if (self->addable[i] == key) return true;
+    std::string_view name, own;
+    if (!as_ascii(key, name) || !is_name(name)) return false;
+    for (Py_ssize_t i = 0; i < NUM_OWN; ++i)
+        if (as_ascii(PyTuple_GET_ITEM(self->own, i), own) && equals_in_any_case(name, own)) return false;
+    for (std::string_view other : {"connection", "content-length", "content-type", "date", "server"})
+        if (equals_lower(name, other)) return false;
+    if (self->num_addable < MAX_ADDABLE) self->addable[self->num_addable++] = Py_NewRef(key);
+    return true;
+}
+
+// Names and values that the router's layers add.
 Outcome add_added(Writer* self, PyObject* added, std::string& out) {
     PyObject *key, *text;
     Py_ssize_t at = 0;
     while (PyDict_Next(added, &at, &key, &text)) {
-        std::string_view name, value, own;
-        if (!as_ascii(key, name) || !is_name(name) || !as_ascii(text, value) || !is_value(value)) return Outcome::ODD;
-        for (Py_ssize_t i = 0; i < NUM_OWN; ++i)
-            if (as_ascii(PyTuple_GET_ITEM(self->own, i), own) && equals_in_any_case(name, own)) return Outcome::ODD;
-        for (std::string_view other : {"connection", "content-length", "content-type", "date", "server"})
-            if (equals_lower(name, other)) return Outcome::ODD;
+        std::string_view name, value;
+        if (!is_addable(self, key) || !as_ascii(key, name) || !as_ascii(text, value) || !is_value(value)) return Outcome::ODD;
         add(out, name, value);
     }
     return Outcome::PLAIN;
@@ -239,6 +251,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
     self->own = Py_NewRef(own);
     self->status = self->start = nullptr;
     self->second = 0;
+    self->num_addable = 0;
     self->names = names.release();
     return reinterpret_cast<PyObject*>(self);
 }
@@ -248,6 +261,7 @@ void end(PyObject* object) {
     PyTypeObject* type = Py_TYPE(object);
     delete self->names;
     for (PyObject* held : {self->passes, self->start_of, self->own, self->status, self->start}) Py_XDECREF(held);
+    for (size_t i = 0; i < self->num_addable; ++i) Py_DECREF(self->addable[i]);
     type->tp_free(object);
     Py_DECREF(type);
 }
