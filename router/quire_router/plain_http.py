@@ -14,7 +14,6 @@ from quire_contract import names
 from quire_router.first_lines import first_lines
 from quire_router.headers import HEADER_ROUTE, goes_to_client
 from quire_router.native.library import native
-from quire_router.passed_headers import PassedHeaders
 
 _SPELLED: Mapping[bytes, istr] = {name.lower().encode(): name for name in vars(hdrs).values() if isinstance(name, istr)}
 """Headers that aiohttp knows, as it spells them."""
@@ -36,14 +35,9 @@ class PlainHttp:
         """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
         is plain; None: anything else."""
         own = (names.HEADER_REQUEST_ID, names.HEADER_WORKER, HEADER_ROUTE)
-        self._write = module.AnswerWriter(goes_to_client, first_lines, own).write
-
-    def written(self, status: int, headers: PassedHeaders, body: bytes) -> bytes | None:
-        """The whole answer, for a connection that goes on; `status` allows a body. None: it is not plain."""
-        found: bytes | None = self._write(
-            status, headers.theirs, headers.request_id, headers.endpoint_id, headers.route, body, headers.added
-        )
-        return found
+        self.write = module.AnswerWriter(goes_to_client, first_lines, own).write
+        """Status, a worker's headers, the values of our own (the request's id, the worker, the route), the body, and what layers added ->
+        the whole answer, for a connection that goes on; the status allows a body. None: it is not plain."""
 
 
 def plain_http(paths: Collection[str], *, hold_s: float = HOLD_S) -> PlainHttp | None:
