@@ -67,10 +67,10 @@ class Tallies(Collector):
 class Bars:
     """How many of the values that were observed lie up to each bound, and their sum."""
 
-    __slots__ = ("_bounds", "counts", "created_ts", "total")
+    __slots__ = ("bounds", "counts", "created_ts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         """Not cumulative; the last is of what lies beyond all bounds."""
         self.total = 0.0
@@ -78,7 +78,7 @@ class Bars:
 
     def observe(self, value: float) -> None:
         """One more."""
-        self.counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
 
