@@ -38,7 +38,7 @@ class Access:
 
     def check(self, path: str, headers: Mapping[str, str]) -> Tenant | None:
         """Who asks for `path`; None: nobody's tenant. ApiError 401 for an unknown or expired key, 403 for a suspended tenant."""
-        if path in OPEN_PATHS or self._is_open:
+        if (not self._plain and self.tenants.is_empty) or path in OPEN_PATHS:
             return None
         presented = presented_key(headers)
         if presented is None:
@@ -56,10 +56,6 @@ class Access:
             message = f"{path} is not for tenants; ask the admin port, or send one of the router's own keys."
             raise ApiError(403, message, type="permission_error", code=CODE_NOT_ALLOWED)
         return known.tenant
-
-    @property
-    def _is_open(self) -> bool:
-        return not self._plain and self.tenants.is_empty
 
 
 class AccessLayer:
