@@ -93,7 +93,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self.setFormatter(formatter)
         self.batch: list[tuple[EventLine, float, tuple[Any, ...]]] = []
-        """Lines that are written together: whose, when it happened in Unix time, and its values."""
+        """Lines that are written together: whose, when it happened in Unix time, and its values. Takes further ones without a lock: it is
+        only ever added to, and cut at its beginning."""
         self.num_batches = 0
         """That were written."""
 
@@ -102,15 +103,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._write_held()
         super().emit(record)
 
-    def put(self, line: "EventLine", values: tuple[Any, ...], later: Later) -> None:
-        """Write the line of what has happened now, soon. Takes no lock: the list is only ever added to, and cut at its beginning."""
-        batch = self.batch
-        batch.append((line, time.time(), values))
-        number = len(batch)
-        if number == 1:
-            later(WRITE_AFTER_S, self.flush)
-        elif number >= _MAX_HELD_LINES:
+    def see_to(self, num_held: int, later: Later) -> None:
+        """Have the batch written soon, as it has begun, or now, as it is full."""
+        if num_held >= _MAX_HELD_LINES:
             self.flush()
+        else:
+            later(WRITE_AFTER_S, self.flush)
 
     def flush(self) -> None:
         """Write what is held."""
@@ -168,7 +166,11 @@ class EventLine:
                 log_event(self._logger, self._level, self._event, **dict(zip(self._fields, values, strict=True)))
                 return
             self._batch_number = handler.num_batches
-        handler.put(self, values, self._later)
+        batch = handler.batch
+        batch.append((self, time.time(), values))
+        num_held = len(batch)
+        if num_held == 1 or num_held >= _MAX_HELD_LINES:
+            handler.see_to(num_held, self._later)
 
     def _found(self) -> LineHandler | None:
         """What its lines may be given to."""

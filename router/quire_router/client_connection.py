@@ -21,7 +21,6 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler
-from multidict import CIMultiDictProxy
 
 from quire_contract.openai.errors import ApiError, internal
 from quire_contract.request_id import new_request_id
@@ -97,31 +96,29 @@ class ClientConnection(RequestHandler):
         is_free = turn is not None or not self._has_begun
         if is_free and not (self._messages or self._force_close or self._close):
             found = self._plain.read(held + data if held else data)  # type: ignore[union-attr]  # there is one: some are not missing
-        if type(found) is tuple:
-            self._take(found, turn)
-        elif not self._holds(data, found):
-            self._parse(data)
+        if type(found) is not tuple:
+            if not self._holds(data, found):
+                self._parse(data)
+            return
+        if held:
+            self._let_go()
+            self._missing = 0
+        if self._is_timed:
+            self._is_timed = False
+            self._manager.heads.came(self)  # type: ignore[union-attr]  # a RouterServer
+        path, headers, body = found
+        request = PlainRequest(path, headers, body, self)
+        if turn is None:
+            self._messages.append((request, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # it needs no other message
+        else:
+            self._idle = None
+            turn.wake(request)
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if self._current_request is None and not self._messages:
             self._is_timed = True
             self._manager.heads.expect(self, self.transport)  # type: ignore[union-attr]  # a RouterServer
-
-    def _take(self, found: tuple[str, CIMultiDictProxy[str], bytes], turn: Turn[PlainRequest | None] | None) -> None:
-        """What was held and what came is a request that is answered from here on. `turn`: its task waits there."""
-        if self._held:
-            self._let_go()
-            self._missing = 0
-        if self._is_timed:
-            self._is_timed = False
-            self._manager.heads.came(self)  # type: ignore[union-attr]  # a RouterServer
-        request = PlainRequest(*found, self)
-        if turn is None:
-            self._messages.append((request, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # it needs no other message
-        else:
-            self._idle = None
-            turn.wake(request)
 
     def _holds(self, data: bytes, missing: int | None) -> bool:
         """Whether `data` is kept for what is `missing`, which may come soon."""
@@ -155,7 +152,11 @@ class ClientConnection(RequestHandler):
         while goes_on and not self._force_close:
             request: Any = None
             if not self._messages:
-                turn = self._next_turn(turn)
+                if turn is None or self._missing is None:
+                    turn = self._new_turn()
+                else:
+                    turn.begin_anew()
+                    self._waiter = self._idle = turn
                 request = await turn
                 self._waiter = self._idle = None
             handler: Any = self._request_handler
@@ -169,20 +170,17 @@ class ClientConnection(RequestHandler):
                 except Exception as error:  # noqa: BLE001 - it is logged and answered there
                     response = self._answer_to(request, error)
                 self._current_request = None
-                is_sent = type(request) is PlainRequest and self._send_plain(response)
-                if is_sent and not (self._paused or self._close or self._force_close):
-                    self._await_next()
-                else:
+                is_sent = (
+                    type(response) is WholeResponse and type(request) is PlainRequest and self._send_plain(response)
+                )
+                if not is_sent or self._paused or self._close or self._force_close:
                     goes_on = await self._end(request, response, payload, is_sent)
-            except asyncio.CancelledError:
-                self.force_close()
-                raise
-            except Exception as error:  # noqa: BLE001 - the end of one connection only
-                goes_on = False
-                self._note_failure(error)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the end of one connection only
+                goes_on = self._has_failed(error)
             finally:
-                self._current_request = None
-                self._note_answered()
+                self._request_in_progress, self._current_request = False, None
+                if self._handler_waiter is not None:
+                    self._note_answered()
             if goes_on and self._messages:  # whoever sends many at once, none of which waits, would keep out all others
                 await asyncio.sleep(0)
         self._close_sent()
@@ -198,24 +196,25 @@ class ClientConnection(RequestHandler):
         """What the client gets where its handler raised."""
         return error if isinstance(error, web.HTTPException) else self.handle_error(request, 500, error)
 
-    def _note_failure(self, error: Exception) -> None:
-        """No answer could be sent. Where not just the client has left, that is news."""
+    def _has_failed(self, error: BaseException) -> bool:
+        """False: no answer could be sent, and no other request may follow. Where not just the client has left, that is news."""
+        if isinstance(error, asyncio.CancelledError):
+            self.force_close()
+            raise error
         if not isinstance(error, ConnectionError):
             self.log_exception("Unhandled exception", exc_info=error)
             self.force_close()
+        return False
 
-    def _next_turn(self, last: Any) -> Any:
-        """What its task waits at next: a future, or as much of one as is asked of it."""
+    def _new_turn(self) -> Any:
+        """What its task waits at: a future, or as much of one as is asked of it."""
         turn: Any
         if self._missing is None:  # all is the parser's from now on
             self._waiter = turn = self._loop.create_future()
-            return turn
-        if last is None:
-            last = Turn(self._loop)
         else:
-            last.begin_anew()
-        self._waiter = self._idle = last
-        return last
+            turn = Turn(self._loop)
+            self._waiter = self._idle = turn
+        return turn
 
     async def _end(
         self,
@@ -237,15 +236,10 @@ class ClientConnection(RequestHandler):
             await self._linger(payload)
         if not self._keepalive or self._close or self._force_close:
             return False
-        self._await_next()
-        return True
-
-    def _await_next(self) -> None:
-        """Another request may follow, for a while."""
-        self._keepalive = True
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        return True
 
     def _next_request(self) -> tuple[web.BaseRequest, Handler, StreamReader | EmptyStreamReader]:
         """What has come first, who answers it, and what may still come of its body."""
@@ -267,15 +261,18 @@ class ClientConnection(RequestHandler):
         nothing: Any = None  # is made in advance
         return make(message, payload, self, nothing, nothing), handler, payload
 
-    def _send_plain(self, response: web.StreamResponse) -> bool:
-        """Send an answer of the usual kind to a plain request. False: it is another one, or there is nobody to send it to."""
+    def _send_plain(self, response: WholeResponse) -> bool:
+        """Send the answer to a plain request, after which another one may follow. False: it is not plain, or there is nobody to send it
+        to."""
         plain, transport = self._plain, self.transport
-        if type(response) is not WholeResponse or transport is None or plain is None or self._upgraded:
+        if self._keepalive_handle is None or plain is None or transport is None or self._upgraded:
             return False
         data = response.written(plain)
         if data is None or transport.is_closing():
             return False
         transport.write(data)
+        self._keepalive = True
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         return True
 
     def _send_whole(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:

@@ -4,23 +4,21 @@ Most answers are written as they came (`plain_http`), with what layers add besid
 them pays for the map.
 """
 
+import msgspec
 from multidict import CIMultiDict, MultiMapping
 
 from quire_router.headers import to_client
 
 
-class PassedHeaders:
+class PassedHeaders(msgspec.Struct, eq=False, gc=False):
     """Of one answer. What each is, `headers.to_client` says; nobody changes the worker's."""
 
-    __slots__ = ("added", "endpoint_id", "request_id", "route", "theirs")
-
-    def __init__(self, theirs: MultiMapping[str], request_id: str, endpoint_id: str, route: str) -> None:
-        self.theirs = theirs
-        self.request_id = request_id
-        self.endpoint_id = endpoint_id
-        self.route = route
-        self.added: dict[str, str] = {}
-        """By layers on the answer's way; each takes the place of any other one of its name."""
+    theirs: MultiMapping[str]
+    request_id: str
+    endpoint_id: str
+    route: str
+    added: dict[str, str] = {}
+    """By layers on the answer's way; each takes the place of any other one of its name."""
 
     def made(self) -> CIMultiDict[str]:
         """All that go to the client."""
