@@ -117,12 +117,14 @@ class LineHandler(logging.StreamHandler[TextIO]):
             super().flush()
 
     def _write_held(self) -> None:
-        with self.lock, contextlib.suppress(OSError, ValueError):  # type: ignore[union-attr]
+        with self.lock:  # type: ignore[union-attr]  # None only before a handler is made
             held = self.batch[:]
-            if held:
-                del self.batch[: len(held)]
-                self.num_batches += 1
-                lines = [line.text(self.formatter, created_s, values) for line, created_s, values in held]
+            if not held:
+                return
+            del self.batch[: len(held)]
+            self.num_batches += 1
+            lines = [line.text(self.formatter, created_s, values) for line, created_s, values in held]
+            with contextlib.suppress(OSError, ValueError):
                 self.stream.write(self.terminator.join([*lines, ""]))
 
 
@@ -260,8 +262,12 @@ class LogFormatter(logging.Formatter):
         return " ".join([self.begin(created_s, head), *pairs])
 
     def begin(self, created_s: float, head: str) -> str:
-        """How the line of an event at a Unix time begins."""
-        return f"ts={self._timestamp(created_s)} {head}"
+        """How the line of an event at a Unix time begins: with that in UTC, in ISO 8601 with milliseconds."""
+        second = int(created_s)
+        known, date = self._date
+        if second != known:
+            date = self._date_of(second)
+        return f"ts={date}.{int((created_s - second) * 1000):03d}+00:00 {head}"
 
     def pair(self, label: str, value: Any, *, is_secret: bool) -> str:
         """A field with its value."""
@@ -298,18 +304,15 @@ class LogFormatter(logging.Formatter):
                 self._labels[key] = label
         return label
 
-    def _timestamp(self, created_s: float) -> str:
-        """UTC in ISO 8601 with milliseconds; the date is made once a second."""
-        second = int(created_s)
-        known, date = self._date
-        if second != known:
-            date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._date = (second, date)
-        return f"{date}.{int((created_s - second) * 1000):03d}+00:00"
+    def _date_of(self, second: int) -> str:
+        """UTC in ISO 8601; made once a second."""
+        date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self._date = (second, date)
+        return date
 
     def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {
-            "ts": self._timestamp(record.created),
+            "ts": self.begin(record.created, "").removeprefix("ts=").removesuffix(" "),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
