@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 NUM_DRAWN = 64
 """Ids for which the system is asked at once."""
@@ -15,20 +15,17 @@ def new_request_id() -> str:
     return os.urandom(16).hex()
 
 
-class RequestIds:
-    """Makes ids as `new_request_id` does, and asks the system for many of them at once. Not to be shared with a forked process."""
+def request_ids() -> Callable[[], str]:
+    """Makes ids as `new_request_id` does, and asks the system for many of them at once. Not to be shared with a forked process, nor between
+    threads."""
+    return _drawn().__next__
 
-    __slots__ = ("_drawn",)
 
-    def __init__(self) -> None:
-        self._drawn: list[str] = []
-
-    def __call__(self) -> str:
-        """One that nobody else has."""
-        if not self._drawn:
-            digits = os.urandom(16 * NUM_DRAWN).hex()
-            self._drawn = [digits[start : start + 32] for start in range(0, len(digits), 32)]
-        return self._drawn.pop()
+def _drawn() -> Iterator[str]:
+    while True:
+        digits = os.urandom(16 * NUM_DRAWN).hex()
+        for start in range(0, len(digits), 32):
+            yield digits[start : start + 32]
 
 
 def request_id_from(header: str | None, new: Callable[[], str] = new_request_id) -> str:

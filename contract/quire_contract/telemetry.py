@@ -92,21 +92,22 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO, formatter: "LogFormatter") -> None:
         super().__init__(stream)
         self.setFormatter(formatter)
-        self._held: list[str] = []
+        self.batch: list[tuple[EventLine, float, tuple[Any, ...]]] = []
+        """Lines that are written together: whose, when it happened in Unix time, and its values. Takes further ones without a lock: it is
+        only ever added to, and cut at its beginning."""
+        self.num_batches = 0
+        """That were written."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what is held, and the record."""
         self._write_held()
         super().emit(record)
 
-    def put(self, line: str, later: Later) -> None:
-        """Write the line soon."""
-        with self.lock:  # type: ignore[union-attr]  # None only before a handler is made
-            self._held.append(line)
-            number = len(self._held)
-        if number >= _MAX_HELD_LINES:
+    def see_to(self, num_held: int, later: Later) -> None:
+        """Have the batch written soon, as it has begun, or now, as it is full."""
+        if num_held >= _MAX_HELD_LINES:
             self.flush()
-        elif number == 1:
+        else:
             later(WRITE_AFTER_S, self.flush)
 
     def flush(self) -> None:
@@ -116,15 +117,21 @@ class LineHandler(logging.StreamHandler[TextIO]):
             super().flush()
 
     def _write_held(self) -> None:
-        with self.lock, contextlib.suppress(OSError, ValueError):  # type: ignore[union-attr]
-            held, self._held = self._held, []
-            if held:
-                self.stream.write("".join(f"{line}{self.terminator}" for line in held))
+        with self.lock:  # type: ignore[union-attr]  # None only before a handler is made
+            held = self.batch[:]
+            if not held:
+                return
+            del self.batch[: len(held)]
+            self.num_batches += 1
+            lines = [line.text(self.formatter, created_s, values) for line, created_s, values in held]
+            with contextlib.suppress(OSError, ValueError):
+                self.stream.write(self.terminator.join([*lines, ""]))
 
 
 class EventLine:
     """One event that happens all the time and has the same fields each time. Logs it as `log_event` does, for a third of the cost where its
-    lines go to a `LineHandler` alone: no record is made, and the line is written soon instead of at once."""
+    lines go to a `LineHandler` alone: no record is made, and the line is written soon instead of at once, with others. Where they go is
+    looked up for the first of these."""
 
     def __init__(
         self,
@@ -143,25 +150,39 @@ class EventLine:
         self._event = event
         self._fields = tuple(fields)
         self._later = later
+        self._handler: LineHandler | None = None
+        self._batch_number = -1
+        """Of the handler's, for which it was looked up."""
         self._made_for: LogFormatter | None = None
         self._head = ""
         self._labels: tuple[tuple[str, bool, dict[str, str]], ...] = ()
 
     def log(self, *values: Any) -> None:
-        """The event happened; `values` are its fields', in their order. Those that are None are left out."""
-        if not self._logger.isEnabledFor(self._level):
-            return
+        """The event happened; `values` are its fields', in their order, and do not change. Those that are None are left out."""
+        handler = self._handler
+        if handler is None or handler.num_batches != self._batch_number:
+            if not self._logger.isEnabledFor(self._level):
+                return
+            handler = self._handler = self._found()
+            if handler is None:
+                log_event(self._logger, self._level, self._event, **dict(zip(self._fields, values, strict=True)))
+                return
+            self._batch_number = handler.num_batches
+        batch = handler.batch
+        batch.append((self, time.time(), values))
+        num_held = len(batch)
+        if num_held == 1 or num_held >= _MAX_HELD_LINES:
+            handler.see_to(num_held, self._later)
+
+    def _found(self) -> LineHandler | None:
+        """What its lines may be given to."""
         handler = _only_handler(self._logger)
-        if (
-            handler is None
-            or handler.formatter.as_json
-            or handler.filters
-            or self._logger.filters
-            or self._level < handler.level
-        ):
-            log_event(self._logger, self._level, self._event, **dict(zip(self._fields, values, strict=True)))
-            return
-        formatter = handler.formatter
+        if handler is None or handler.formatter.as_json or handler.filters or self._logger.filters:
+            return None
+        return None if self._level < handler.level else handler
+
+    def text(self, formatter: "LogFormatter", created_s: float, values: tuple[Any, ...]) -> str:
+        """The line of what happened at a Unix time."""
         if formatter is not self._made_for:
             self._made_for = formatter
             self._head = formatter.head(logging.getLevelName(self._level), self._logger.name, self._event)
@@ -169,12 +190,13 @@ class EventLine:
             if self._compiled is not None:
                 labels = tuple((label, is_secret) for label, is_secret, _ in self._labels)
                 self._write = self._compiled(labels, _pair_of(formatter)).write
-        line = None if self._write is None else self._write(formatter.begin(time.time(), self._head), values)
-        handler.put(self._formatted(formatter, values) if line is None else line, self._later)
+        begin = formatter.begin(created_s, self._head)
+        line = None if self._write is None else self._write(begin, values)
+        return self._formatted(formatter, begin, values) if line is None else line
 
-    def _formatted(self, formatter: "LogFormatter", values: Sequence[Any]) -> str:
+    def _formatted(self, formatter: "LogFormatter", begin: str, values: Sequence[Any]) -> str:
         """As `LogFormatter.line`; most of a field's texts come again and again."""
-        parts = [formatter.begin(time.time(), self._head)]
+        parts = [begin]
         for (label, is_secret, known), value in zip(self._labels, values, strict=True):
             if value is None:
                 continue
@@ -240,8 +262,12 @@ class LogFormatter(logging.Formatter):
         return " ".join([self.begin(created_s, head), *pairs])
 
     def begin(self, created_s: float, head: str) -> str:
-        """How the line of an event at a Unix time begins."""
-        return f"ts={self._timestamp(created_s)} {head}"
+        """How the line of an event at a Unix time begins: with that in UTC, in ISO 8601 with milliseconds."""
+        second = int(created_s)
+        known, date = self._date
+        if second != known:
+            date = self._date_of(second)
+        return f"ts={date}.{int((created_s - second) * 1000):03d}+00:00 {head}"
 
     def pair(self, label: str, value: Any, *, is_secret: bool) -> str:
         """A field with its value."""
@@ -278,18 +304,15 @@ class LogFormatter(logging.Formatter):
                 self._labels[key] = label
         return label
 
-    def _timestamp(self, created_s: float) -> str:
-        """UTC in ISO 8601 with milliseconds; the date is made once a second."""
-        second = int(created_s)
-        known, date = self._date
-        if second != known:
-            date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._date = (second, date)
-        return f"{date}.{int((created_s - second) * 1000):03d}+00:00"
+    def _date_of(self, second: int) -> str:
+        """UTC in ISO 8601; made once a second."""
+        date = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self._date = (second, date)
+        return date
 
     def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {
-            "ts": self._timestamp(record.created),
+            "ts": self.begin(record.created, "").removeprefix("ts=").removesuffix(" "),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,

@@ -36,7 +36,10 @@ class LateRefusalError(Exception):
 class Answer:
     """What is sent to the client. Either whole, or in parts."""
 
-    __slots__ = ("_headers", "_release", "attach", "body", "is_events", "is_provisional", "parts", "status")
+    __slots__ = ("_release", "attach", "body", "is_events", "is_provisional", "parts", "status", "untouched_headers")
+
+    untouched_headers: CIMultiDict[str] | PassedHeaders
+    """As they were given, where nobody has looked at them yet: for who only sends them."""
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class Answer:
         `release` is awaited when the answer is closed, also if no part was ever taken: a generator that never began cannot clean up."""
         assert (body is None) != (parts is None), "an answer is whole or comes in parts"
         self.status = status
-        self._headers = headers
+        self.untouched_headers = headers
         self.body = body
         self.parts = parts
         self.is_events = is_events
@@ -68,28 +71,23 @@ class Answer:
     @property
     def headers(self) -> CIMultiDict[str]:
         """Its own, to be changed as well."""
-        headers = self._headers
+        headers = self.untouched_headers
         if isinstance(headers, PassedHeaders):
-            headers = self._headers = headers.made()
+            headers = self.untouched_headers = headers.made()
         return headers
 
     @property
     def added_headers(self) -> MutableMapping[str, str]:
         """Where a header is set that takes the place of any other one of its name. Not for reading."""
-        headers = self._headers
+        headers = self.untouched_headers
         return headers.added if isinstance(headers, PassedHeaders) else headers
 
     def reason(self) -> str | None:
         """Why a worker or the router refused; None: it does not say."""
-        headers = self._headers
+        headers = self.untouched_headers
         if isinstance(headers, PassedHeaders) and names.HEADER_REASON not in headers.theirs:
             return headers.added.get(names.HEADER_REASON)
         return self.headers.get(names.HEADER_REASON)
-
-    @property
-    def untouched_headers(self) -> CIMultiDict[str] | PassedHeaders:
-        """As they were given, where nobody has looked at them yet: for who only sends them."""
-        return self._headers
 
     def through(self, parts: AsyncGenerator[bytes, None]) -> "Answer":
         """This answer with other parts, made of its own. It is closed with the new one."""

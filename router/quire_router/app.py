@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from quire_contract import names
 from quire_contract.openai.errors import CODE_METHOD_NOT_ALLOWED, ApiError, model_not_found, path_not_found, unavailable
 from quire_contract.openai.responses import ModelCard, ModelList
-from quire_contract.request_id import RequestIds, request_id_from
+from quire_contract.request_id import request_id_from, request_ids
 from quire_router.access import Access
 from quire_router.call import Tenant
 from quire_router.debug_route import describe_endpoints, explain_decisions
@@ -47,7 +47,7 @@ class RouterApp:
         self._metrics = metrics
         self._clock = clock
         self._started_ts = started_ts
-        self._new_id = RequestIds()
+        self._new_id = request_ids()
         self.admin_url = ""
         """Where the admin API listens; empty: nowhere."""
         self.draining = False
@@ -64,9 +64,11 @@ class RouterApp:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to any request."""
         path, headers = request.path, request.headers
-        request_id = request_id_from(headers.get(names.HEADER_REQUEST_ID), self._new_id)
+        theirs = headers.get(names.HEADER_REQUEST_ID)
+        request_id = self._new_id() if theirs is None else request_id_from(theirs, self._new_id)
         try:
-            handler = self._find(path, request.method)
+            route = self._routes.get(path)
+            handler = route[1] if route is not None and route[0] == request.method else self._find(path, request.method)
             tenant = self._access.check(path, headers)
             response = await handler(request, request_id, tenant)
         except ApiError as error:

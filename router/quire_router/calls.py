@@ -26,7 +26,7 @@ from quire_router.answer import Source
 from quire_router.arrived import take_arrived
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.content_encoding import decoded
-from quire_router.delivery import deliver
+from quire_router.delivery import deliver, whole
 from quire_router.endpoint_pool import EndpointPool
 from quire_router.metrics import UNKNOWN_MODEL, RouterMetrics
 from quire_router.native.library import native
@@ -128,6 +128,9 @@ class CallHandler:
             outcome.model = model = self._known(named, tenant)
             call = self._call(request, request_id, body, fields, model, started_s, tenant)
             answer = await self._source(call, outcome)
+            response = whole(answer, outcome)
+            if response is not None:
+                return response
             return await deliver(request, call, answer, outcome, idle_s=self._settings.idle_timeout_s)
         except ApiError as error:
             outcome.status = error.status
@@ -201,24 +204,25 @@ class CallHandler:
         return model
 
     def _account(self, request: web.BaseRequest, request_id: str, outcome: Outcome, started_s: float) -> None:
-        model = outcome.model or UNKNOWN_MODEL
+        model, first_byte_s, waited_s = outcome.model or UNKNOWN_MODEL, outcome.first_byte_s, outcome.waited_s
         total_s = self._clock() - started_s
-        first_s = None if outcome.first_byte_s is None else outcome.first_byte_s - started_s
+        first_s = None if first_byte_s is None else first_byte_s - started_s
         self._metrics.count_request(model, outcome.status, total_s, first_s)
         if not self._settings.log_requests:
             return
-        choice = outcome.choice
+        choice, target = outcome.choice, outcome.target
         self._line.log(
             request_id,
             request.path,
             model,
-            None if outcome.target == model else outcome.target,
+            None if target == model else target,
             outcome.status,
             outcome.attempts,
             outcome.resumes or None,
-            _tenths_of_ms(outcome.waited_s) or None,
-            None if first_s is None else _tenths_of_ms(first_s),
-            _tenths_of_ms(total_s),
+            # in ms, to one place; `round` would take three times as long
+            (int(waited_s * 10_000 + 0.5) / 10 or None) if waited_s else None,
+            None if first_s is None else int(first_s * 10_000 + 0.5) / 10,
+            int(total_s * 10_000 + 0.5) / 10,
             *_NOT_CHOSEN
             if choice is None
             else (choice.endpoint_id, choice.level, choice.matched_tokens, choice.num_tokens, choice.reason),
@@ -227,11 +231,6 @@ class CallHandler:
 
 
 _NOT_CHOSEN = (None,) * 5
-
-
-def _tenths_of_ms(seconds: float) -> float:
-    """In ms, to one place; `round` would take three times as long."""
-    return int(seconds * 10_000 + 0.5) / 10
 
 
 def _later(delay_s: float, work: Callable[[], object]) -> None:

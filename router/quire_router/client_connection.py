@@ -28,7 +28,8 @@ from quire_contract.telemetry import log_event
 from quire_router.plain_http import MAX_HELD_BYTES, PlainHttp
 from quire_router.plain_request import PlainRequest
 from quire_router.responses import error_response
-from quire_router.tiny_chunks import has_tiny_chunks
+from quire_router.tiny_chunks import MIN_BYTES, has_tiny_chunks
+from quire_router.turn import Turn
 from quire_router.whole_response import WholeResponse
 
 log = logging.getLogger("quire_router.server")
@@ -45,7 +46,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class ClientConnection(RequestHandler):
     """One client's."""
 
-    __slots__ = ("_has_begun", "_held", "_holding", "_missing", "_plain")
+    __slots__ = ("_has_begun", "_held", "_holding", "_idle", "_is_timed", "_missing", "_plain", "max_body_bytes")
 
     _plain: PlainHttp | None
     _missing: int | None
@@ -55,12 +56,18 @@ class ClientConnection(RequestHandler):
     _held: bytes
     """The beginning of a plain request, for which the parser need not be asked if the rest comes soon."""
     _holding: asyncio.TimerHandle | None
+    _idle: Turn[PlainRequest | None] | None
+    """What its task waits at for a request of either kind. None: it does not, or at what only the parser ends."""
+    _is_timed: bool
+    """Whether a head may be expected of it: there may be a timer to end."""
+    max_body_bytes: int
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client that reads slowly must not fill the kernel's memory either, which counts as the router's."""
-        self._plain = self._manager.plain  # type: ignore[union-attr]  # a RouterServer
+        manager: Any = self._manager  # a RouterServer
+        self._plain, self.max_body_bytes = manager.plain, manager.max_body_bytes
         self._missing = None if self._plain is None else 0
-        self._has_begun, self._held, self._holding = False, b"", None
+        self._has_begun, self._held, self._holding, self._idle, self._is_timed = False, b"", None, None, True
         super().connection_made(transport)
         own = transport.get_extra_info("socket")
         if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux
@@ -73,52 +80,53 @@ class ClientConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """A body in tiny chunks is not even parsed. The rest of a head that has begun must come in time."""
-        if has_tiny_chunks(data):
+        if len(data) >= MIN_BYTES and has_tiny_chunks(data):
             log_event(log, logging.INFO, "bad_http", error="tiny_chunks")
             self.force_close()
             return
-        if data and self._plain is not None and self._missing is not None and self._takes_plain(self._plain, data):
+        missing, held = self._missing, self._held
+        if missing is None or not data:
+            self._parse(data)
             return
-        self._parse(data)
+        if missing and not held:
+            self._missing = missing - len(data) if missing >= len(data) else None
+            self._parse(data)
+            return
+        turn, found = self._idle, None
+        is_free = turn is not None or not self._has_begun
+        if is_free and not (self._messages or self._force_close or self._close):
+            found = self._plain.read(held + data if held else data)  # type: ignore[union-attr]  # there is one: some are not missing
+        if type(found) is not tuple:
+            if not self._holds(data, found):
+                self._parse(data)
+            return
+        if held:
+            self._let_go()
+            self._missing = 0
+        if self._is_timed:
+            self._is_timed = False
+            self._manager.heads.came(self)  # type: ignore[union-attr]  # a RouterServer
+        path, headers, body = found
+        request = PlainRequest(path, headers, body, self)
+        if turn is None:
+            self._messages.append((request, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # it needs no other message
+        else:
+            self._idle = None
+            turn.wake(request)
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if self._current_request is None and not self._messages:
+            self._is_timed = True
             self._manager.heads.expect(self, self.transport)  # type: ignore[union-attr]  # a RouterServer
 
-    def _takes_plain(self, plain: PlainHttp, data: bytes) -> bool:
-        """Whether `data`, with what is held, is a request that is answered from here on, or may become one, and nothing for the parser."""
-        held = self._held
-        if self._missing and not held:
-            left = self._missing - len(data)
-            self._missing = left if left >= 0 else None
-            return False
-        turn: Any = self._waiter
-        is_busy = self._has_begun if turn is None else turn.done()
-        found = None
-        if not (is_busy or self._messages or self._force_close or self._close):
-            found = plain.read(held + data if held else data)
-        if type(found) is not tuple:
-            self._missing = found
-            return self._holds(plain, data, found)
-        if held:
-            self._let_go()
-            self._missing = 0
-        manager: Any = self._manager
-        manager.heads.came(self)
-        path, headers, body = found
-        request: Any = PlainRequest(path, headers, body, self, manager.max_body_bytes)
-        self._messages.append((request, EMPTY_PAYLOAD))
-        if turn is not None:
-            turn.wake(None)
-        return True
-
-    def _holds(self, plain: PlainHttp, data: bytes, missing: int | None) -> bool:
+    def _holds(self, data: bytes, missing: int | None) -> bool:
         """Whether `data` is kept for what is `missing`, which may come soon."""
+        self._missing = missing
         if missing is not None and missing <= MAX_HELD_BYTES:
             self._held += data
-            if self._holding is None:
-                self._holding = self._loop.call_later(plain.hold_s, lambda: self._parse(self._let_go()))
+            if self._holding is None and self._plain is not None:
+                self._holding = self._loop.call_later(self._plain.hold_s, lambda: self._parse(self._let_go()))
             return True
         if self._held:
             self._parse(self._let_go())
@@ -142,55 +150,81 @@ class ClientConnection(RequestHandler):
         goes_on = self._has_begun = True
         turn: Any = None
         while goes_on and not self._force_close:
+            request: Any = None
             if not self._messages:
-                self._waiter = turn = self._next_turn(turn)
-                try:
-                    await turn
-                finally:
-                    self._waiter = None
+                if turn is None or self._missing is None:
+                    turn = self._new_turn()
+                else:
+                    turn.begin_anew()
+                    self._waiter = self._idle = turn
+                request = await turn
+                self._waiter = self._idle = None
+            handler: Any = self._request_handler
+            payload: StreamReader | EmptyStreamReader = EMPTY_PAYLOAD
             try:
-                goes_on = await self._answer(*self._next_request())
-            except asyncio.CancelledError:
-                self.force_close()
-                raise
-            except ConnectionError:
-                break
-            except Exception as error:  # noqa: BLE001 - the end of one connection only
-                self.log_exception("Unhandled exception", exc_info=error)
-                self.force_close()
+                if request is None:
+                    request, handler, payload = self._next_request()
+                self._request_in_progress, self._current_request = True, request
+                try:
+                    response = await handler(request)
+                except Exception as error:  # noqa: BLE001 - it is logged and answered there
+                    response = self._answer_to(request, error)
+                self._current_request = None
+                is_sent = (
+                    type(response) is WholeResponse and type(request) is PlainRequest and self._send_plain(response)
+                )
+                if not is_sent or self._paused or self._close or self._force_close:
+                    goes_on = await self._end(request, response, payload, is_sent)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the end of one connection only
+                goes_on = self._has_failed(error)
             finally:
-                self._note_answered()
+                self._request_in_progress, self._current_request = False, None
+                if self._handler_waiter is not None:
+                    self._note_answered()
             if goes_on and self._messages:  # whoever sends many at once, none of which waits, would keep out all others
                 await asyncio.sleep(0)
+        self._close_sent()
+
+    def _close_sent(self) -> None:
+        """Close the connection as soon as what was written is sent, if it is not closed."""
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
 
-    def _next_turn(self, last: Any) -> Any:
-        """What its task waits at next: a future, or as much of one as is asked of it."""
-        plain = self._plain
-        if self._missing is None or plain is None:  # all is the parser's from now on
-            return self._loop.create_future()
-        if type(last) is not plain.turn:
-            return plain.turn(self._loop)
-        last.begin_anew()
-        return last
+    def _answer_to(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
+        """What the client gets where its handler raised."""
+        return error if isinstance(error, web.HTTPException) else self.handle_error(request, 500, error)
 
-    async def _answer(
-        self, request: web.BaseRequest, handler: Handler, payload: StreamReader | EmptyStreamReader
+    def _has_failed(self, error: BaseException) -> bool:
+        """False: no answer could be sent, and no other request may follow. Where not just the client has left, that is news."""
+        if isinstance(error, asyncio.CancelledError):
+            self.force_close()
+            raise error
+        if not isinstance(error, ConnectionError):
+            self.log_exception("Unhandled exception", exc_info=error)
+            self.force_close()
+        return False
+
+    def _new_turn(self) -> Any:
+        """What its task waits at: a future, or as much of one as is asked of it."""
+        turn: Any
+        if self._missing is None or self._plain is None:  # all is the parser's from now on
+            self._waiter = turn = self._loop.create_future()
+        else:
+            turn = self._plain.turn(self._loop)
+            self._waiter = self._idle = turn
+        return turn
+
+    async def _end(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        payload: StreamReader | EmptyStreamReader,
+        is_sent: bool,
     ) -> bool:
-        """Whether another request may follow. ConnectionError: no."""
-        self._request_in_progress, self._current_request = True, request
-        try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            response = error
-        except Exception as error:  # noqa: BLE001 - it is logged and answered there
-            response = self.handle_error(request, 500, error)
-        finally:
-            self._current_request = None
-        if not self._send_whole(request, response):
+        """Send the answer, if that `is_sent` not yet. Whether another request may follow. ConnectionError: no."""
+        if not is_sent and not self._send_whole(request, response):
             _, is_gone = await self.finish_response(request, response, None)
             if is_gone:
                 return False
@@ -227,16 +261,25 @@ class ClientConnection(RequestHandler):
         nothing: Any = None  # is made in advance
         return make(message, payload, self, nothing, nothing), handler, payload
 
+    def _send_plain(self, response: WholeResponse) -> bool:
+        """Send the answer to a plain request, after which another one may follow. False: it is not plain, or there is nobody to send it
+        to."""
+        plain, transport = self._plain, self.transport
+        if self._keepalive_handle is None or plain is None or transport is None or self._upgraded:
+            return False
+        data = response.written(plain)
+        if data is None or transport.is_closing():
+            return False
+        transport.write(data)
+        self._keepalive = True
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
+
     def _send_whole(self, request: web.BaseRequest, response: web.StreamResponse) -> bool:
         """Send an answer of the common kind. False: it is another one, or there is nobody to send it to."""
         if type(response) is not WholeResponse or self._upgraded:
             return False
-        data = None
-        if type(request) is PlainRequest and self._plain is not None:
-            data = response.written(self._plain)
-        if data is None:
-            data = response.encoded(request)
-        transport = self.transport
+        data, transport = response.encoded(request), self.transport
         if data is None or transport is None or transport.is_closing():
             return False
         transport.write(data)

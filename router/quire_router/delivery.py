@@ -23,10 +23,8 @@ from quire_router.whole_response import WholeResponse
 async def deliver(
     request: web.BaseRequest, call: Call, answer: Answer, outcome: Outcome, *, idle_s: float
 ) -> web.StreamResponse:
-    """Send `answer` and close it. A client that takes nothing for `idle_s` seconds is cut off."""
+    """Send `answer`, which comes in parts, and close it. A client that takes nothing for `idle_s` seconds is cut off."""
     outcome.status = answer.status
-    if answer.body is not None:
-        return WholeResponse(status=answer.status, headers=answer.untouched_headers, body=answer.body)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     sent = _Sent()
     try:
@@ -40,6 +38,15 @@ async def deliver(
     finally:
         await answer.close()
     return response
+
+
+def whole(answer: Answer, outcome: Outcome) -> WholeResponse | None:
+    """`answer`, to be sent at once. None: it comes in parts."""
+    body = answer.body
+    if body is None:
+        return None
+    outcome.status = status = answer.status
+    return WholeResponse(status=status, headers=answer.untouched_headers, body=body)
 
 
 class EventSink(Protocol):

@@ -10,7 +10,7 @@ from multidict import CIMultiDict, MultiMapping
 from quire_router.headers import to_client
 
 
-class PassedHeaders(msgspec.Struct, eq=False):
+class PassedHeaders(msgspec.Struct, eq=False, gc=False):
     """Of one answer. What each is, `headers.to_client` says; nobody changes the worker's."""
 
     theirs: MultiMapping[str]

@@ -14,7 +14,6 @@ from quire_contract import names
 from quire_router.first_lines import first_lines
 from quire_router.headers import HEADER_ROUTE, goes_to_client
 from quire_router.native.library import native
-from quire_router.passed_headers import PassedHeaders
 from quire_router.turn import Turn
 
 _SPELLED: Mapping[bytes, istr] = {name.lower().encode(): name for name in vars(hdrs).values() if isinstance(name, istr)}
@@ -33,20 +32,15 @@ class PlainHttp:
         """`module` as of `native()`. `paths` are those whose POSTs are read."""
         self.hold_s = hold_s
         """How long the beginning of a plain request is kept from aiohttp, for the rest to come."""
-        self.turn: type[Turn[None]] = module.Turn
+        self.turn: type[Turn[Any]] = module.Turn
         """What a connection's task waits at."""
         self.read = module.PlainReader(tuple(paths), name_of).read
         """bytes -> path, headers and body of the one request that they are; how many bytes of its body are still to come, if all before it
         is plain; None: anything else."""
         own = (names.HEADER_REQUEST_ID, names.HEADER_WORKER, HEADER_ROUTE)
-        self._write = module.AnswerWriter(goes_to_client, first_lines, own).write
-
-    def written(self, status: int, headers: PassedHeaders, body: bytes) -> bytes | None:
-        """The whole answer, for a connection that goes on; `status` allows a body. None: it is not plain."""
-        found: bytes | None = self._write(
-            status, headers.theirs, headers.request_id, headers.endpoint_id, headers.route, body, headers.added
-        )
-        return found
+        self.write = module.AnswerWriter(goes_to_client, first_lines, own).write
+        """Status, a worker's headers, the values of our own (the request's id, the worker, the route), the body, and what layers added ->
+        the whole answer, for a connection that goes on; the status allows a body. None: it is not plain."""
 
 
 def plain_http(paths: Collection[str], *, hold_s: float = HOLD_S) -> PlainHttp | None:

@@ -3,6 +3,7 @@
 What hardly anybody asks of a request is made when somebody does.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import HttpVersion11, hdrs
@@ -19,13 +20,15 @@ class PlainRequest(ClientRequest):
     """A POST over HTTP/1.1 of a path without a query, with all of its body, on a connection that goes on."""
 
     __slots__ = (
+        "_protocol",
         "headers",
         "path",
         "whole",
-    )  # these three are asked for all the time; aiohttp's own would ask a cache each time
+    )  # the latter three are asked for all the time; aiohttp's own would ask a cache each time
 
     path: str
     headers: CIMultiDictProxy[str]
+    """As much of one as the extension's `Headers` are."""
     whole: bytes
     """All of the body."""
     method = hdrs.METH_POST
@@ -38,20 +41,19 @@ class PlainRequest(ClientRequest):
     _content: StreamReader | None = None
 
     def __init__(  # pylint: disable=super-init-not-called
-        self, path: str, headers: list[tuple[str, str]], body: bytes, protocol: RequestHandler, max_body_bytes: int
+        self, path: str, headers: CIMultiDictProxy[str], body: bytes, protocol: RequestHandler
     ) -> None:
         self.path = path
-        self.headers = CIMultiDictProxy(CIMultiDict(headers))
+        self.headers = headers
         self.whole = body
         self._protocol = protocol
-        self._loop = protocol._loop
-        self._client_max_size = max_body_bytes
-        self._state = {}
-        self._cache: dict[str, Any] = {}
 
-    @property
-    def _headers(self) -> CIMultiDictProxy[str]:  # type: ignore[override]
-        return self.headers
+    def __getattr__(self, name: str) -> Any:
+        """What hardly anybody asks for."""
+        if name in _MADE:
+            made = self.__dict__[name] = _MADE[name](self)
+            return made
+        raise AttributeError(f"a request has no {name}")
 
     @property
     def _payload(self) -> StreamReader:  # type: ignore[override]
@@ -74,7 +76,7 @@ class PlainRequest(ClientRequest):
             self._method,
             self.path,
             HttpVersion11,
-            self.headers,
+            self._headers,
             raw,
             False,
             None,
@@ -87,3 +89,13 @@ class PlainRequest(ClientRequest):
         """The connection is gone; whoever reads on is told."""
         if self._content is not None:
             super()._cancel(exc)
+
+
+_MADE: Mapping[str, Callable[[PlainRequest], Any]] = {
+    "_headers": lambda request: CIMultiDictProxy(CIMultiDict(request.headers.items())),
+    "_state": lambda request: {},
+    "_cache": lambda request: {},
+    "_loop": lambda request: request._protocol._loop,
+    "_client_max_size": lambda request: request._protocol.max_body_bytes,  # type: ignore[attr-defined]  # a ClientConnection
+}
+"""Names of what aiohttp's own methods ask for -> how it is made."""

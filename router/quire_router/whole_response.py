@@ -25,26 +25,32 @@ _STATUS_WITHOUT_BODY = frozenset({204, 205, 304})
 class WholeResponse(web.StreamResponse):
     """As `web.Response` with a body of bytes."""
 
-    _passed: PassedHeaders | None = None
+    __slots__ = ("_keep_alive", "_passed", "_status", "_whole")
+
+    _passed: PassedHeaders | None
     """Where nobody has asked for its headers yet."""
     _plain: web.Response | None = None
     """The same as aiohttp sends it."""
 
     def __init__(self, *, status: int = 200, headers: Mapping[str, str] | PassedHeaders, body: bytes) -> None:
         """`headers` are taken over."""
-        self._state = {}
         self._status = status
         self._whole = body
-        if isinstance(headers, PassedHeaders):
+        self._keep_alive: bool | None = None
+        if type(headers) is PassedHeaders:
             self._passed = headers
         else:
-            self._headers = headers if type(headers) is CIMultiDict else CIMultiDict(headers)
+            self._passed = None
+            self._headers = headers if type(headers) is CIMultiDict else CIMultiDict(headers)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         """What hardly anybody asks for."""
         if name == "_headers" and self._passed is not None:
             self._headers, self._passed = self._passed.made(), None
             return self._headers
+        if name == "_state":
+            self._state = {}
+            return self._state
         if name == "_reason":
             return REASON_PHRASES.get(self._status, "")
         raise AttributeError(name)
@@ -54,7 +60,9 @@ class WholeResponse(web.StreamResponse):
         passed, status = self._passed, self._status
         if passed is None or self._keep_alive is False or status < 200 or status in _STATUS_WITHOUT_BODY:
             return None
-        written = plain.written(status, passed, self._whole)
+        written: bytes | None = plain.write(
+            status, passed.theirs, passed.request_id, passed.endpoint_id, passed.route, self._whole, passed.added
+        )
         if written is not None:
             self._keep_alive = True
         return written

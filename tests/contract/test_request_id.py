@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_contract.request_id import NUM_DRAWN, RequestIds, new_request_id, request_id_from
+from quire_contract.request_id import NUM_DRAWN, new_request_id, request_id_from, request_ids
 
 
 @pytest.mark.parametrize("header", ["a", "0f8c", "trace:1.2_3-4@host", "x" * 128])
@@ -23,7 +23,7 @@ def test_new_ids_differ() -> None:
 
 
 def test_ids_that_are_drawn_together_are_fit_and_all_different():
-    new = RequestIds()
+    new = request_ids()
 
     made = [request_id_from(None, new) for _ in range(3 * NUM_DRAWN)]
 

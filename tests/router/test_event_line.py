@@ -36,6 +36,17 @@ def test_a_line_is_the_same_with_and_without_the_extension(rows):
     assert lines_of(rows, native().LineWriter) == lines_of(rows, None)
 
 
+@given(st.integers(-10, 1_100_000), st.sampled_from([1, 10, 100, 1000]))
+@example(0, 10)
+@example(999_990, 10)
+@example(999_989, 10)
+@example(1, 100)
+def test_a_number_is_written_the_same_with_and_without_the_extension(number, part):
+    row = ("a", "m", 200, number / part, -number / part, None, None)
+
+    assert lines_of([row], native().LineWriter) == lines_of([row], None)
+
+
 def test_what_is_no_line_is_an_error():
     writer = native().LineWriter((("a=", False), ("b=", False)), lambda label, value, is_secret: 1 / value)
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from aiohttp.http_writer import _serialize_headers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
@@ -300,6 +300,27 @@ def test_a_request_is_written_the_same(pairs, body, keep_key, is_trusted, salt):
     call = call_with(headers, keep_key=keep_key, deadline_s=112.5, priority=3, tenant=tenant, cache_salt=salt)
 
     ours, theirs = (written(RequestHeads(trust, parts), call, body) for parts in (native(), None))
+
+    assert ours == theirs
+
+
+@settings(max_examples=300)
+@given(
+    pairs=st.lists(st.tuples(NAMES, st.sampled_from(["a", "keep-alive", "b c", "x\t;y", "close"])), max_size=6),
+    keep_key=st.booleans(),
+)
+def test_headers_that_were_read_are_written_as_a_map_of_them(pairs, keep_key):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in [*pairs, ("Host", "h"), ("Content-Length", "1")])
+    found = (
+        native().PlainReader(("/p",), lambda raw: istr(raw.decode())).read(f"POST /p HTTP/1.1\r\n{lines}\r\nx".encode())
+    )
+    assume(found is not None)
+
+    rules = native().RequestHeads(header_rules.NOT_TO_WORKER, header_rules.KEYS, "x-quire-")
+    ours, theirs = (
+        rules.write(b"L\r\n", headers, keep_key, ["x-own", "1"], b"x")
+        for headers in (found[1], CIMultiDictProxy(CIMultiDict(found[1].items())))
+    )
 
     assert ours == theirs
 

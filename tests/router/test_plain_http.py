@@ -6,7 +6,7 @@ import random
 import pytest
 from aiohttp.http_parser import HttpRequestParser
 from aiohttp.streams import StreamReader
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from quire_router.native.library import native
 from quire_router.passed_headers import PassedHeaders
@@ -153,10 +153,29 @@ def assert_parser_agrees(found, data, loop):
     assert payload.is_eof()
     assert payload.read_nowait() == body
     theirs = list(message.headers.items())
-    assert headers == theirs
-    assert [type(name) for name, _ in headers] == [type(name) for name, _ in theirs]
+    assert headers.items() == theirs
+    assert [type(name) for name in headers] == [type(name) for name, _ in theirs]
+    assert_alike(headers, message.headers)
     ((again, rest),) = parser.feed_data(data)[0]  # it was between two requests
     assert (again.path, rest.read_nowait()) == (path, body)
+
+
+def assert_alike(ours, theirs):
+    """What is asked of one is answered by the other alike."""
+    assert (len(ours), ours.items(), ours.values()) == (len(theirs), list(theirs.items()), list(theirs.values()))
+    assert list(ours) == ours.keys() == [name for name, _ in theirs.items()]
+    for name in [*theirs, "X-none", "content-type", "", "ä"]:
+        for asked in (name, name.lower(), name.upper(), istr(name)):
+            assert (asked in ours) == (asked in theirs)
+            assert ours.get(asked) == theirs.get(asked)
+            assert ours.getall(asked, None) == theirs.getall(asked, None)
+            if asked in theirs:
+                assert (ours[asked], ours.getone(asked)) == (theirs[asked], theirs.getone(asked))
+    assert 5 not in ours
+    for ask in (ours.__getitem__, ours.getone, ours.getall):
+        with pytest.raises(KeyError):
+            ask("X-none")
+    assert CIMultiDict(ours.items()) == theirs
 
 
 def test_nothing_that_is_refused_or_odd_is_read(plain):
@@ -173,7 +192,9 @@ def test_every_beginning_of_a_plain_request_is_left_or_its_missing_bytes_are_tol
 
     assert found[:head] == [None] * head
     assert found[head:-1] == list(range(len(BODY), 0, -1))
-    assert found[-1] == (PATHS[0], [("Host", "r"), ("Content-Length", str(len(BODY))), ("X-A", "b")], BODY)
+    path, headers, body = found[-1]
+    assert (path, body) == (PATHS[0], BODY)
+    assert headers.items() == [("Host", "r"), ("Content-Length", str(len(BODY))), ("X-A", "b")]
 
 
 def test_names_without_number_are_not_all_kept(plain):
@@ -181,7 +202,7 @@ def test_names_without_number_are_not_all_kept(plain):
 
     found = [plain.read(request % number) for number in range(5000)]
 
-    assert [read[1][2][0] for read in found] == [f"X-{number}" for number in range(5000)]
+    assert [read[1].keys()[2] for read in found] == [f"X-{number}" for number in range(5000)]
 
 
 def test_a_name_that_cannot_be_spelled_is_an_error_and_not_a_request():
@@ -193,6 +214,11 @@ def test_a_name_that_cannot_be_spelled_is_an_error_and_not_a_request():
     with pytest.raises(KeyError):
         reader.read(LINES[0] + b"Host: r\r\nContent-Length: 1\r\n\r\nx")
     assert reader.read(bytearray(LINES[0])) is None
+    for spelled in (b"Host", None, "Hos", "Hôst"):
+        with pytest.raises(ValueError, match="spelled"):
+            native().PlainReader(PATHS, lambda raw, spelled=spelled: spelled).read(
+                LINES[0] + b"Host: r\r\nContent-Length: 1\r\n\r\nx"
+            )
 
 
 THEIRS = [
@@ -248,6 +274,28 @@ def test_what_is_written_is_what_our_python_writes_of_the_same_answer(plain):
     assert 1000 < num_plain < 3000
 
 
+def test_headers_that_were_read_are_written_as_a_map_of_them(plain):
+    rng = random.Random(6)
+    num_plain = 0
+
+    for _ in range(500):
+        names = [rng.choice(ODD_THEIRS if rng.random() < 0.03 else THEIRS) for _ in range(rng.randrange(8))]
+        names = [(name, value) for name, value in names if name.lower() not in ("content-length", "transfer-encoding")]
+        lines = "".join(f"{name}: {value}\r\n" for name, value in [*names, ("Content-Length", "0")])
+        answer = native().read_answer(b"HTTP/1.1 200 OK\r\n" + lines.encode("utf-8", "surrogateescape") + b"\r\n")
+        if answer is None:
+            continue
+        read = answer[1]
+        found, expected = (
+            plain.write(200, headers, "a", "b", "c", BODY, {"x-b": "added"})
+            for headers in (read, CIMultiDictProxy(CIMultiDict(read.items())))
+        )
+        num_plain += found is not None
+        assert found == expected
+
+    assert 300 < num_plain < 500
+
+
 def without_date(data):
     return [line for line in data.split(b"\r\n") if not line.startswith(b"Date:")]
 
@@ -261,7 +309,7 @@ def test_an_answer_whose_headers_cannot_be_listed_is_an_error(plain):
         == b"SContent-Length: 0\r\nx: y\r\na: 1\r\nb: 2\r\nc: 3\r\nz: 4\r\n\r\n"
     )
     with pytest.raises(AttributeError):
-        plain.written(200, PassedHeaders(None, "a", "b", "c"), b"")
+        plain.write(200, None, "a", "b", "c", b"", {})
     with pytest.raises(TypeError):
         writer().write(200, {}, "1", "2", "3", "no bytes", {})
     with pytest.raises(TypeError):

@@ -1,5 +1,6 @@
 // Writes the fields of a log line as quire_contract.telemetry.EventLine does; what is not plain is asked of Python.
 
+#include <cmath>
 #include <memory>
 #include <new>
 #include <string>
@@ -46,6 +47,17 @@ Form form_of(std::string_view text) {
     return has_escapes ? Form::OTHER : Form::QUOTED;
 }
 
+// Tenths, as many as six digits show, are what most numbers here are.
+bool add_tenths(double number, std::string& out) {
+    constexpr double MOST = 99999.0;
+    if (!(number > 0.0 && number < MOST)) return false;
+    const long tenths = std::lround(number * 10.0);
+    if (double(tenths) / 10.0 != number) return false;
+    out.append(std::to_string(tenths / 10));
+    if (tenths % 10) out.append({'.', char('0' + tenths % 10)});
+    return true;
+}
+
 // Whether the value was added; false leaves `out` as it was.
 bool add_plain(PyObject* value, std::string& out, const std::string& label) {
     std::string_view text;
@@ -66,6 +78,10 @@ bool add_plain(PyObject* value, std::string& out, const std::string& label) {
         return true;
     }
     if (PyFloat_CheckExact(value)) {
+        const size_t before = out.size();
+        out.append(label);
+        if (add_tenths(PyFloat_AS_DOUBLE(value), out)) return true;
+        out.resize(before);
         char* number = PyOS_double_to_string(PyFloat_AS_DOUBLE(value), 'g', 6, 0, nullptr);
         if (number == nullptr) {
             PyErr_Clear();

@@ -18,6 +18,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
     for (const auto& add : {
              &add_sha256,
              &add_request_head,
+             &add_http_headers,
              &add_http_answer,
              &add_chunks,
              &add_replay_events,

@@ -6,6 +6,7 @@
 
 int add_sha256(PyObject* module);
 int add_request_head(PyObject* module);
+int add_http_headers(PyObject* module);
 int add_http_answer(PyObject* module);
 int add_chunks(PyObject* module);
 int add_replay_events(PyObject* module);

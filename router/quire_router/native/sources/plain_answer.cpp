@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "hash.h"
+#include "http_headers.h"
 #include "python_ref.h"
 
 namespace quire {
@@ -69,12 +70,12 @@ bool equals_lower(std::string_view text, std::string_view lowered) {
 }
 
 // What is known of a name; nullptr with an exception set: failed.
-const Name* name_at(Writer* self, PyObject* text, std::string_view raw) {
+const Name* name_at(Writer* self, std::string_view raw) {
     auto found = self->names->find(raw);
     if (found != self->names->end()) return &found->second;
-    PyObject* said = PyObject_CallOneArg(self->passes, text);
-    const int passes = said == nullptr ? -1 : PyObject_IsTrue(said);
-    Py_XDECREF(said);
+    const Ref text(PyUnicode_FromStringAndSize(raw.data(), Py_ssize_t(raw.size())));
+    const Ref said(text ? PyObject_CallOneArg(self->passes, text.get()) : nullptr);
+    const int passes = said ? PyObject_IsTrue(said.get()) : -1;
     if (passes < 0) return nullptr;
     if (self->names->size() >= MAX_NAMES) self->names->clear();
     const Name name{passes != 0, equals_lower(raw, "connection"), equals_lower(raw, "content-type")};
@@ -103,12 +104,10 @@ bool has_name(PyObject* added, std::string_view name) {
     return false;
 }
 
-Outcome add_header(Writer* self, PyObject* item, PyObject* added, std::string& out, bool& has_type) {
-    std::string_view name, value;
-    if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 2) return Outcome::ODD;
-    if (!as_ascii(PyTuple_GET_ITEM(item, 0), name) || !is_name(name)) return Outcome::ODD;
-    if (!as_ascii(PyTuple_GET_ITEM(item, 1), value) || !is_value(value)) return Outcome::ODD;
-    const Name* known = name_at(self, PyTuple_GET_ITEM(item, 0), name);
+Outcome add_header(
+    Writer* self, std::string_view name, std::string_view value, PyObject* added, std::string& out, bool& has_type) {
+    if (!is_name(name) || !is_value(value)) return Outcome::ODD;
+    const Name* known = name_at(self, name);
     if (known == nullptr) return Outcome::FAILED;
     if (known->is_connection && !equals_lower(value, "keep-alive")) return Outcome::ODD;  // it may name others
     if (!known->passes) return Outcome::PLAIN;
@@ -118,7 +117,23 @@ Outcome add_header(Writer* self, PyObject* item, PyObject* added, std::string& o
     return Outcome::PLAIN;
 }
 
+Outcome add_item(Writer* self, PyObject* item, PyObject* added, std::string& out, bool& has_type) {
+    std::string_view name, value;
+    if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 2) return Outcome::ODD;
+    if (!as_ascii(PyTuple_GET_ITEM(item, 0), name) || !as_ascii(PyTuple_GET_ITEM(item, 1), value)) return Outcome::ODD;
+    return add_header(self, name, value, added, out, has_type);
+}
+
+// Those of an answer that was read here.
+Outcome add_read(Writer* self, const Headers& headers, PyObject* added, std::string& out, bool& has_type) {
+    Outcome outcome = Outcome::PLAIN;
+    for (Py_ssize_t i = 0; outcome == Outcome::PLAIN && i < Py_SIZE(&headers); ++i)
+        outcome = add_header(self, headers.name(i), headers.value(i), added, out, has_type);
+    return outcome;
+}
+
 Outcome add_headers(Writer* self, PyObject* headers, PyObject* added, std::string& out, bool& has_type) {
+    if (const Headers* read = as_headers(headers)) return add_read(self, *read, added, out, has_type);
     const Ref items(PyObject_CallMethod(headers, "items", nullptr));
     const Ref each(items ? PyObject_GetIter(items.get()) : nullptr);
     if (!each) return Outcome::FAILED;
@@ -129,7 +144,7 @@ Outcome add_headers(Writer* self, PyObject* headers, PyObject* added, std::strin
             if (PyErr_Occurred()) outcome = Outcome::FAILED;
             break;
         }
-        outcome = add_header(self, item.get(), added, out, has_type);
+        outcome = add_item(self, item.get(), added, out, has_type);
     }
     return outcome;
 }

@@ -8,7 +8,7 @@
 #include <unordered_map>
 
 #include "hash.h"
-#include "parts.h"
+#include "http_headers.h"
 
 namespace quire {
 namespace {
@@ -90,14 +90,9 @@ struct Reader {
     bool is_busy;
 };
 
-struct Field {
-    PyObject* name;  // borrowed from the table, which loses none while a request is read
-    std::string_view value;
-};
-
 struct Head {
     PyObject* path = nullptr;  // borrowed
-    Field fields[MAX_HEADERS];
+    HeaderField fields[MAX_HEADERS];  // names borrowed from the table, which loses none while a request is read
     size_t num_fields = 0, num_bytes = 0, length = 0;
 };
 
@@ -119,6 +114,11 @@ const Name* name_at(Reader* self, std::string_view raw) {
     if (raw.size() >= 14 && equals_lower(raw.substr(0, 14), "sec-websocket-")) name.kind = Kind::REFUSED;
     name.text = PyObject_CallFunction(self->name_of, "y#", raw.data(), Py_ssize_t(raw.size()));
     if (name.text == nullptr) return nullptr;
+    if (!PyUnicode_Check(name.text) || !PyUnicode_IS_ASCII(name.text) || size_t(PyUnicode_GET_LENGTH(name.text)) != raw.size()) {
+        Py_DECREF(name.text);
+        PyErr_SetString(PyExc_ValueError, "a header's name is spelled with as many characters as it has bytes");
+        return nullptr;
+    }
     try {
         return &self->names->emplace(std::string(raw), name).first->second;
     } catch (const std::bad_alloc&) {
@@ -157,7 +157,7 @@ bool takes(const Name& name, std::string_view value, unsigned& seen, Head& head)
 
 Outcome read_head(Reader* self, std::string_view data, Head& head) {
     constexpr std::string_view METHOD = "POST ", VERSION = " HTTP/1.1\r\n";
-    if (!data.starts_with(METHOD)) return Outcome::ODD;
+    if (data.size() > UINT32_MAX || !data.starts_with(METHOD)) return Outcome::ODD;
     const size_t end = data.find(' ', METHOD.size());
     if (end == std::string_view::npos || data.substr(end, VERSION.size()) != VERSION) return Outcome::ODD;
     head.path = known_path(self, data.substr(METHOD.size(), end - METHOD.size()));
@@ -181,32 +181,20 @@ Outcome read_head(Reader* self, std::string_view data, Head& head) {
         const Name* name = name_at(self, raw);
         if (name == nullptr) return Outcome::FAILED;
         if (!takes(*name, value, seen, head)) return Outcome::ODD;
-        head.fields[head.num_fields++] = {name->text, value};
+        head.fields[head.num_fields++] = {
+            name->text, uint32_t(begun), uint32_t(raw.size()), uint32_t(value_begun), uint32_t(value.size())};
     }
     if (!(seen & 1) || !(seen & 2)) return Outcome::ODD;  // Host, Content-Length
     head.num_bytes = at + 2;
     return Outcome::PLAIN;
 }
 
-PyObject* ascii(std::string_view text) {
-    PyObject* made = PyUnicode_New(Py_ssize_t(text.size()), 127);
-    if (made != nullptr) std::memcpy(PyUnicode_1BYTE_DATA(made), text.data(), text.size());
-    return made;
-}
-
-PyObject* pairs_of(const Head& head) {
-    PyObject* pairs = PyList_New(Py_ssize_t(head.num_fields));
-    for (size_t i = 0; pairs != nullptr && i < head.num_fields; ++i) {
-        PyObject* value = ascii(head.fields[i].value);
-        PyObject* pair = value == nullptr ? nullptr : PyTuple_Pack(2, head.fields[i].name, value);
-        Py_XDECREF(value);
-        if (pair == nullptr) {
-            Py_CLEAR(pairs);
-        } else {
-            PyList_SET_ITEM(pairs, Py_ssize_t(i), pair);
-        }
-    }
-    return pairs;
+// Of the head alone: a body that somebody holds on to is held once.
+PyObject* headers_of(std::string_view data, const Head& head) {
+    PyObject* text = PyBytes_FromStringAndSize(data.data(), Py_ssize_t(head.num_bytes));
+    PyObject* headers = text == nullptr ? nullptr : make_headers(text, head.fields, head.num_fields);
+    Py_XDECREF(text);
+    return headers;
 }
 
 PyObject* read_whole(Reader* self, std::string_view data) {
@@ -219,10 +207,10 @@ PyObject* read_whole(Reader* self, std::string_view data) {
     const size_t there = data.size() - head.num_bytes;
     if (there > head.length) Py_RETURN_NONE;
     if (there < head.length) return PyLong_FromSize_t(head.length - there);
-    PyObject* pairs = pairs_of(head);
-    PyObject* body = pairs == nullptr ? nullptr : PyBytes_FromStringAndSize(data.data() + head.num_bytes, Py_ssize_t(there));
-    PyObject* found = body == nullptr ? nullptr : PyTuple_Pack(3, head.path, pairs, body);
-    Py_XDECREF(pairs);
+    PyObject* headers = headers_of(data, head);
+    PyObject* body = headers == nullptr ? nullptr : PyBytes_FromStringAndSize(data.data() + head.num_bytes, Py_ssize_t(there));
+    PyObject* found = body == nullptr ? nullptr : PyTuple_Pack(3, head.path, headers, body);
+    Py_XDECREF(headers);
     Py_XDECREF(body);
     return found;
 }
@@ -271,7 +259,7 @@ void end(PyObject* object) {
 
 PyMethodDef METHODS[] = {
     {"read", read, METH_O,
-     "read(data): (path, [(name, value)], body) of one plain request; how many bytes of its body are still to come, where nothing else is "
+     "read(data): (path, headers, body) of one plain request; how many bytes of its body are still to come, where nothing else is "
      "missing; None: it is anything else."},
     {nullptr, nullptr, 0, nullptr},
 };

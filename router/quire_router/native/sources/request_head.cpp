@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "http_headers.h"
 #include "http_text.h"
 #include "python_ref.h"
 
@@ -72,9 +73,29 @@ Way way_of(const Rules& rules, std::string_view name) {
     return rules.keys.contains(known) ? Way::IS_A_KEY : Way::PASSES;
 }
 
-// Whether the client's headers could be written.
-bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool keep_key) {
-    const Ref iterator(PyObject_GetIter(items));
+// Whether a header of the client's could be written, or was left out. Its name is a token.
+bool pass(std::string& out, const Rules& rules, std::string_view name, std::string_view value, bool keep_key) {
+    const Way way = way_of(rules, name);
+    // what a client declares to be of its connection only goes as well: seldom anything that would have passed
+    if (way == Way::ENDS) return !same_name(name, "connection") || same_name(stripped(value), "keep-alive");
+    if (way == Way::IS_A_KEY && !keep_key) return true;
+    if (!is_plain_value(value)) return false;
+    write_line(out, name, value);
+    return true;
+}
+
+// Whether the client's headers could be written, as they were read.
+bool write_read(std::string& out, const Rules& rules, const Headers& headers, bool keep_key) {
+    for (Py_ssize_t i = 0; i < Py_SIZE(&headers); ++i)
+        if (!pass(out, rules, headers.name(i), headers.value(i), keep_key)) return false;
+    return true;
+}
+
+// Whether the client's headers could be written, of any map.
+bool write_passed(std::string& out, const Rules& rules, PyObject* headers, bool keep_key) {
+    if (const Headers* read = as_headers(headers)) return write_read(out, rules, *read, keep_key);
+    const Ref items(PyObject_CallMethod(headers, "items", nullptr));
+    const Ref iterator(items ? PyObject_GetIter(items.get()) : nullptr);
     if (!iterator) return false;
     bool is_plain = true;
     while (is_plain) {
@@ -83,16 +104,7 @@ bool write_passed(std::string& out, const Rules& rules, PyObject* items, bool ke
         std::string_view name, value;
         is_plain = PyTuple_Check(item.get()) && PyTuple_GET_SIZE(item.get()) == 2 && ascii_of(PyTuple_GET_ITEM(item.get(), 0), &name) &&
                    ascii_of(PyTuple_GET_ITEM(item.get(), 1), &value) && is_plain_name(name);
-        if (is_plain) {
-            const Way way = way_of(rules, name);
-            if (way == Way::ENDS) {
-                // what a client declares to be of its connection only goes as well: seldom anything that would have passed
-                is_plain = !same_name(name, "connection") || same_name(stripped(value), "keep-alive");
-            } else if (way == Way::PASSES || keep_key) {
-                is_plain = is_plain_value(value);
-                if (is_plain) write_line(out, name, value);
-            }
-        }
+        if (is_plain) is_plain = pass(out, rules, name, value, keep_key);
     }
     return is_plain && !PyErr_Occurred();
 }
@@ -112,8 +124,6 @@ bool write_told(std::string& out, PyObject* own) {
 PyObject* written(PyObject* self, PyObject* const* args) {
     const int keep_key = PyObject_IsTrue(args[2]);
     if (keep_key < 0) return nullptr;
-    const Ref items(PyObject_CallMethod(args[1], "items", nullptr));
-    if (!items) return nullptr;
     const Rules& rules = *reinterpret_cast<RequestHeads*>(self)->rules;
     const size_t size = size_t(PyBytes_GET_SIZE(args[5]));
     std::string out;
@@ -121,7 +131,7 @@ PyObject* written(PyObject* self, PyObject* const* args) {
     out.append(PyBytes_AS_STRING(args[0]), size_t(PyBytes_GET_SIZE(args[0])));
     write_line(out, "Content-Length", std::to_string(size));
     std::string_view id;
-    bool is_plain = write_passed(out, rules, items.get(), keep_key != 0) && ascii_of(args[3], &id) && is_plain_value(id);
+    bool is_plain = write_passed(out, rules, args[1], keep_key != 0) && ascii_of(args[3], &id) && is_plain_value(id);
     if (is_plain) {
         write_line(out, rules.id_name, id);
         is_plain = write_told(out, args[4]);
