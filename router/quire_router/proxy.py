@@ -58,10 +58,15 @@ class Proxy:
     async def answer(self, call: Call, outcome: Outcome) -> Answer:
         """A worker's answer. ApiError if no endpoint gave one, NobodyLeftError if another one might."""
         tried: frozenset[str] = frozenset()
-        is_busy = False
+        is_busy, targets = False, call.targets
         self._budget.note_request()
         while True:
-            reservation, choice = self._pick(call, tried, outcome)
+            if len(targets) == 1:  # mostly, and then without a step of its own
+                reservation, choice = self._picker.pick(call.request_id, targets[0], call.prompt, tried)
+                if reservation is not None:
+                    outcome.target = targets[0]
+            else:
+                reservation, choice = self._pick(call, tried, outcome)
             if reservation is None:
                 if tried:
                     message = f"{outcome.problem}; {choice.reason}"
