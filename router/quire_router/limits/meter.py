@@ -97,8 +97,9 @@ class Meter:
         """Of the limit, what this router believes is left for it."""
         if self.limit is None:
             return 0
-        left = (self.limit - self.total if self.free is None else self.free) + self.held - self.reserved
-        return 0 if left < 0 else min(left, self.limit)
+        limit = self.limit
+        left = (limit - self.total if self.free is None else self.free) + self.held - self.reserved
+        return 0 if left < 0 else left if left < limit else limit
 
     def plan(self, limit: int | None, lease_percent: int) -> None:
         """Hold to `limit` from now on, and `lease_percent` of it in advance."""

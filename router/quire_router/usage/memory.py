@@ -35,7 +35,8 @@ class MemoryUsage:
         self._num_dropped = 0
         self._uncounted: list[Noted] = []
         self._sums: dict[Group, Sums] = {}
-        self._day_number, self._day = -1, ""
+        self._day, self._day_from, self._day_to = "", 0, 0
+        """The day that was counted last, and its bounds in Unix time."""
 
     def add(self, noted: Noted) -> None:
         """Write it down."""
@@ -57,17 +58,19 @@ class MemoryUsage:
 
     def _count(self) -> None:
         """Sum up what has come, and keep no more of it than may be kept."""
-        known: tuple[str, str] | None = None
+        known_tenant: str | None = None
+        known_model: str | None = None
         sums = Sums()
         for noted in self._uncounted:
-            tenant, model, noted_ts, duration_s, prompt, cached, output, cost_nano, *_ = noted
-            number = int((noted_ts - duration_s) // _DAY_S)
-            if number != self._day_number:
-                self._day_number, self._day = number, day_of(noted_ts - duration_s)
+            tenant, model, noted_ts, duration_s, prompt, cached, output, cost_nano = noted[:8]
+            came_ts = noted_ts - duration_s
+            if not self._day_from <= came_ts < self._day_to:
+                self._day_from = int(came_ts // _DAY_S) * _DAY_S
+                self._day, self._day_to = day_of(came_ts), self._day_from + _DAY_S
                 self._forget()
-                known = None
-            if known != (tenant, model):
-                known = tenant, model
+                known_model = None
+            if model != known_model or tenant != known_tenant:
+                known_tenant, known_model = tenant, model
                 sums = self._sums.setdefault((self._day, tenant, model), Sums())
             sums.count(prompt, cached, output, cost_nano)
         self._noted += self._uncounted
