@@ -316,9 +316,9 @@ def test_headers_that_were_read_are_written_as_a_map_of_them(pairs, keep_key):
     )
     assume(found is not None)
 
-    rules = native().RequestHeads(header_rules.NOT_TO_WORKER, header_rules.KEYS, "x-quire-")
+    rules = native().RequestHeads(header_rules.NOT_TO_WORKER, header_rules.KEYS, "x-quire-", "x-request-id")
     ours, theirs = (
-        rules.write(b"L\r\n", headers, keep_key, ["x-own", "1"], b"x")
+        rules.write(b"L\r\n", headers, keep_key, "r", ["x-own", "1"], b"x")
         for headers in (found[1], CIMultiDictProxy(CIMultiDict(found[1].items())))
     )
 
