@@ -19,9 +19,10 @@ from quire_router import headers as header_rules
 from quire_router.call import Call, Tenant
 from quire_router.endpoints import Endpoint, Reservation
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
+from quire_router.native.library import native
 from quire_router.revision_stats import RevisionStats
 from quire_router.scoring import Choice
-from quire_router.upstream import Timeouts, Upstreams, request_of
+from quire_router.upstream import RetryableError, Timeouts, Upstreams, request_of
 from quire_router.worker_client import WorkerClient
 
 POLL_S = 0.005
@@ -89,8 +90,9 @@ async def ask(router, body=STREAM):
         return answered.status, await answered.read()
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
 async def test_requests_that_wait_at_a_worker_that_fell_silent_are_answered_elsewhere_long_before_their_limit(
-    serve, until
+    serve, until, is_stream
 ):
     router, (stopped, well) = await serve(
         hang, answer, faults=FaultSettings(lost_after_s=0.3), first_byte_timeout_s=600.0
@@ -98,7 +100,7 @@ async def test_requests_that_wait_at_a_worker_that_fell_silent_are_answered_else
     well.ready_status = 503
     await router.until_ready(1)
 
-    asking = [asyncio.create_task(ask(router)) for _ in range(3)]
+    asking = [asyncio.create_task(ask(router, {**STREAM, "stream": is_stream})) for _ in range(3)]
     await until(lambda: stopped.num_calls == 3)
     router.app._pool.get("w0").take_report(report("w0"), time.monotonic())
     stopped.is_stopped, well.ready_status = True, 200
@@ -281,11 +283,11 @@ async def test_calls_without_a_prompt_and_whole_answers_are_never_hedged(serve):
     assert sum(worker.num_calls for worker in workers) == 2
 
 
-def call_with(**fields):
+def call_with(*, is_stream=True, **fields):
     values = {"request_id": "r", "model": "m", "targets": ("m",), "path": "/v1/completions", "body": b"{}"}
     return Call(
         **values,
-        is_stream=True,
+        is_stream=is_stream,
         first_byte_timeout_s=None,
         prompt=None,
         keep_key=False,
@@ -334,6 +336,66 @@ async def test_a_request_whose_time_is_over_is_not_sent_and_is_nobodys_fault(sta
 
     assert (refused.value.status, refused.value.code) == (504, "deadline_exceeded")
     assert (upstream.num_calls, endpoint.num_in_flight, endpoint.health.failures) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("parts", [native(), None], ids=["native", "python"])
+@pytest.mark.parametrize("comes", ["nothing", "a head"])
+@pytest.mark.parametrize("how", ["its time is over", "its worker is lost", "its client leaves"])
+async def test_a_request_over_a_connection_that_was_used_before_ends_like_any_other(
+    start_upstream, until, how, comes, parts
+):
+    asked, over = [], []
+
+    async def once(request, upstream):
+        asked.append(request)
+        over.append(request.transport)
+        if len(asked) == 1:
+            return web.json_response({})
+        response = web.StreamResponse()
+        if comes == "a head":
+            await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    upstream = await start_upstream("a", once)
+    endpoint = Endpoint(EndpointEntry(id="a", url=upstream.url, models=["m"]), RevisionStats("boot").of("", ""))
+    choice = Choice(endpoint_id="a", level="hash", matched_tokens=0, num_tokens=None, reason="", explain=tuple)
+    limit_s = 0.2 if how == "its time is over" else 600.0
+    async with ClientSession(auto_decompress=False) as session:
+        upstreams = Upstreams(
+            client=WorkerClient(session, parts),
+            timeouts=Timeouts(first_byte=600.0, answer=limit_s, idle=600.0),
+            trust=None,
+            faults=FaultSettings,
+            on_ejection=lambda: None,
+            clock=time.monotonic,
+            parts=parts,
+        )
+
+        def begin():
+            request = request_of(call_with(is_stream=False), "m")
+            return asyncio.create_task(upstreams.begin(request, Reservation(endpoint, 0, time.monotonic()), choice))
+
+        first = await begin()
+        after_first = endpoint.num_in_flight, len(endpoint.uses)
+        second = begin()
+        await until(lambda: len(asked) == 2)
+        await a_while()
+        if how == "its worker is lost":
+            endpoint.lose()
+        elif how == "its client leaves":
+            second.cancel()
+        with pytest.raises((ApiError, RetryableError, asyncio.CancelledError)) as ended:
+            await second
+        await until(lambda: asked[1].transport is None)
+
+    assert (first.begun.data, first.begun.is_whole, after_first) == (b"{}", True, (0, 0))
+    expected = {"its time is over": ApiError, "its worker is lost": RetryableError}
+    assert type(ended.value) is expected.get(how, asyncio.CancelledError)
+    assert over[0] is over[1]
+    assert getattr(ended.value, "reason", "lost") == "lost"
+    assert (endpoint.num_in_flight, len(endpoint.uses)) == (0, 0)
+    assert endpoint.health.failures == (how != "its client leaves")
 
 
 async def test_an_idle_guard_ends_only_the_wait_that_takes_too_long():
