@@ -65,7 +65,8 @@ void placing_dealloc(PyObject* self) {
     PyObject_GC_UnTrack(self);
     Placing* mine = as_placing(self);
     placing_clear(self);
-    for (PyObject* one : {mine->chooser, mine->choice_s, mine->precise, mine->kv_aware, mine->one, mine->zero, mine->nobody_holds, mine->choice_fields})
+    for (PyObject* one : {mine->chooser, mine->choice_s, mine->precise, mine->kv_aware, mine->one, mine->zero, mine->nobody_holds,
+                          mine->choice_fields})
         Py_XDECREF(one);
     for (PyTypeObject* type : {mine->endpoint.type, mine->reservation.type, mine->prompt.type, mine->blocks.type, mine->metrics.type,
                                mine->tally.type, mine->bars.type})

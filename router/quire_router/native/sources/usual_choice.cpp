@@ -426,7 +426,8 @@ PyObject* chooser_pick(PyObject* self, PyObject* const* args, Py_ssize_t number)
         const int is_usual = pick_usual(self, asked, picked);
         if (is_usual < 0) return nullptr;
         if (is_usual == 0) Py_RETURN_NONE;
-        return Py_BuildValue("nLLO", Py_ssize_t(picked.place), static_cast<long long>(picked.matched), static_cast<long long>(picked.longest), picked.seen.get());
+        return Py_BuildValue("nLLO", Py_ssize_t(picked.place), static_cast<long long>(picked.matched), static_cast<long long>(picked.longest),
+                             picked.seen.get());
     } catch (const Unusual&) {
         Py_RETURN_NONE;
     }
