@@ -27,6 +27,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_prompt_cache,
              &add_plain_chat,
              &add_chat_body,
+             &add_chat_reader,
              &add_plain_request,
              &add_plain_answer,
              &add_event_line,

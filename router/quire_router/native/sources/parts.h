@@ -15,6 +15,7 @@ int add_client_sink(PyObject* module);
 int add_prompt_cache(PyObject* module);
 int add_plain_chat(PyObject* module);
 int add_chat_body(PyObject* module);
+int add_chat_reader(PyObject* module);
 int add_plain_request(PyObject* module);
 int add_plain_answer(PyObject* module);
 int add_event_line(PyObject* module);
