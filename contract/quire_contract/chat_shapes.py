@@ -63,9 +63,11 @@ class ShapeMemory:
         """`sources` by name; all compile. `now` as the templates have it."""
         self._tracer = TemplateTracer(sources, now)
         self._now = now
-        self._traces: dict[Shape, list[Trace]] = {}
+        self.traces: dict[Shape, list[Trace]] = {}
+        """Of each shape those that hold for some contents, the oldest first; of one that came once, none."""
         self._size_chars = 0
-        self._num_hits = 0
+        self.num_hits = 0
+        """How often one of them said what is written; counted by whoever else looks into `traces` as well."""
         self._num_attempts = 0
         self._lock = threading.Lock()
 
@@ -79,11 +81,11 @@ class ShapeMemory:
         trace = self._find(shape, contents)
         if trace is None:
             return None
-        self._num_hits += 1
+        self.num_hits += 1
         return trace.fill(contents)
 
     def _find(self, shape: Shape, contents: Sequence[str]) -> Trace | None:
-        for trace in self._traces.get(shape, ()):
+        for trace in self.traces.get(shape, ()):
             if trace.holds(contents, self._now):
                 return trace
         return None
@@ -98,12 +100,12 @@ class ShapeMemory:
     ) -> None:
         """A conversation was rendered as `text`, from `messages` and the other `values`: the second time, how is found out."""
         with self._lock:
-            traces = self._traces.get(shape)
+            traces = self.traces.get(shape)
             if traces is None:
                 num_arguments = len(shape[-1]) if type(shape[-1]) is tuple else 0
                 self._add(shape, None, SHAPE_CHARS + 8 * len(contents) + ARGUMENT_CHARS * num_arguments)
                 return
-            if self._num_attempts > FIRST_ATTEMPTS + self._num_hits // HITS_FOR_ATTEMPT:
+            if self._num_attempts > FIRST_ATTEMPTS + self.num_hits // HITS_FOR_ATTEMPT:
                 return
             if any(trace.holds(contents, self._now) for trace in traces):  # how is known: by Jinja2
                 return
@@ -116,8 +118,8 @@ class ShapeMemory:
 
     def _add(self, shape: Shape, trace: Trace | None, size_chars: int) -> None:
         if self._size_chars + size_chars > MAX_MEMORY_CHARS:
-            self._traces, self._size_chars = {}, 0
-        traces = self._traces.get(shape, [])
+            self.traces, self._size_chars = {}, 0
+        traces = self.traces.get(shape, [])
         kept = traces[1 - MAX_TRACES :] if len(traces) >= MAX_TRACES else traces
         self._size_chars += size_chars - sum(old.size_chars for old in traces[: len(traces) - len(kept)])
-        self._traces[shape] = kept if trace is None else [*kept, trace]
+        self.traces[shape] = kept if trace is None else [*kept, trace]

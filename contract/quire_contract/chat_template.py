@@ -48,9 +48,11 @@ class ChatTemplate:
         self._sandbox = new_sandbox(now)
         self._knows_developer = {name: "developer" in source for name, source in sources.items()}
         self._templates = {name: self._compile(name, source) for name, source in sources.items()}
-        self._shapes = ShapeMemory(sources, now)
+        self.shapes = ShapeMemory(sources, now)
+        """How conversations are written that need no Jinja2."""
         self._special_tokens = dict(special_tokens)
-        self._max_chars = max_chars
+        self.max_chars = max_chars
+        """Of what a conversation may be written as."""
         self._max_render_s = max_render_s
 
     def render(
@@ -110,13 +112,13 @@ class ChatTemplate:
         }
         text = self._run(self._templates[name], values)
         if shape is not None:
-            self._shapes.learn(shape, seen, values, contents, text)
+            self.shapes.learn(shape, seen, values, contents, text)
         return [_cut_at_mark(text) if continue_final_message else text]
 
     def known_pieces(self, shape: Shape, contents: Sequence[str]) -> list[str] | None:
         """As `pieces` for messages of a shape that has come before. None: `pieces` must tell."""
-        known = self._shapes.pieces(shape, contents)
-        return None if known is None or sum(map(len, known)) > self._max_chars else known
+        known = self.shapes.pieces(shape, contents)
+        return None if known is None or sum(map(len, known)) > self.max_chars else known
 
     def _name_for(self, tools: object) -> str:
         if tools is not None and "tool_use" in self._templates:
@@ -135,7 +137,7 @@ class ChatTemplate:
 
     def _run(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         pieces: list[str] = []
-        room = self._max_chars
+        room = self.max_chars
         self._sandbox.start_clock(self._max_render_s)
         try:
             for piece in template.generate(**values):
@@ -143,7 +145,7 @@ class ChatTemplate:
                 pieces.append(piece)
                 room -= len(piece)
                 if room < 0:
-                    raise PromptError(f"The chat template wrote more than {self._max_chars} characters.")
+                    raise PromptError(f"The chat template wrote more than {self.max_chars} characters.")
         except TooSlowError:
             raise PromptError(
                 f"The chat template takes longer than {self._max_render_s:g} s over these messages; send fewer."

@@ -99,7 +99,7 @@ class UntraceableError(Exception):
 class Trace:
     """How conversations of one shape are written, if their contents answer as is noted."""
 
-    __slots__ = ("_dates", "_frame", "_places", "_questions")
+    __slots__ = ("_dates", "_frame", "_places", "_questions", "simple")
 
     def __init__(
         self,
@@ -114,6 +114,14 @@ class Trace:
         self._places: tuple[tuple[int, int, Steps], ...] = ()
         if parts is not None:
             self._frame, self._places = _framed(parts)
+        self.simple = self._simple()
+        """What is written whatever the contents are like: pieces, and whose contents take every other of them. None: `holds` and `fill`
+        must tell."""
+
+    def _simple(self) -> tuple[list[str], tuple[int, ...]] | None:
+        if self._questions or self._dates or self._frame is None or any(steps for _, _, steps in self._places):
+            return None
+        return self._frame, tuple(index for _, index, _ in self._places)
 
     @property
     def size_chars(self) -> int:

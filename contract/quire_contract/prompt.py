@@ -9,7 +9,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from quire_contract.chat_shapes import Shape
 from quire_contract.chat_template import ChatTemplate, PromptError
 from quire_contract.detokenize import Detokenizer, TokenStream
 from quire_contract.model_folder import load_tokenizer
@@ -28,7 +27,8 @@ class PromptRenderer:
         """PromptError if a template does not compile, ModelFolderError if the tokenizer is none."""
         self.bundle = bundle
         self._tokenizer: Tokenizer = load_tokenizer(bundle.tokenizer_json, "prompt bundle")
-        self._template = ChatTemplate(bundle.chat_templates, bundle.special_tokens, now)
+        self.template = ChatTemplate(bundle.chat_templates, bundle.special_tokens, now)
+        """Writes conversations as texts."""
         self._detokenizer = Detokenizer(self._tokenizer, bundle.tokenizer_json)
         longest = self._detokenizer.longest_token_chars()
         self._max_chars = None if longest is None else longest * bundle.max_model_len
@@ -72,17 +72,13 @@ class PromptRenderer:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Text of a conversation, as `ChatTemplate.pieces` gives it."""
-        return self._template.pieces(
+        return self.template.pieces(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
         )
-
-    def known_pieces(self, shape: Shape, contents: Sequence[str]) -> list[str] | None:
-        """As `ChatTemplate.known_pieces`."""
-        return self._template.known_pieces(shape, contents)
 
     def completion(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, or the ids themselves.

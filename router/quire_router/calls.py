@@ -11,7 +11,6 @@ import msgspec
 from aiohttp import hdrs, web
 
 from quire_contract.openai.errors import (
-    CODE_INVALID_JSON,
     ApiError,
     body_too_large,
     invalid,
@@ -20,10 +19,11 @@ from quire_contract.openai.errors import (
 )
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import RoutingFields
-from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT, routing_fields
+from quire_contract.routing import PATHS_BY_MODEL, PATHS_WITH_PROMPT
 from quire_contract.telemetry import EventLine
 from quire_router.answer import Source
 from quire_router.arrived import take_arrived
+from quire_router.bodies import BodyReader, Read
 from quire_router.call import STATUS_CLIENT_GONE, Call, Outcome, Tenant
 from quire_router.content_encoding import decoded
 from quire_router.delivery import deliver, whole
@@ -65,12 +65,6 @@ LINE_FIELDS = (
 """Of the line that every request leaves."""
 
 
-class ModelField(msgspec.Struct, frozen=True):
-    """The one field that routes a call without a prompt."""
-
-    model: str | None = None
-
-
 class CallSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What holds for every call."""
 
@@ -104,6 +98,7 @@ class CallHandler:
         self._settings = settings
         self._clock = clock
         module = native()
+        self._bodies = BodyReader(settings.limits, module)
         self._line = EventLine(
             log, logging.INFO, "request", LINE_FIELDS, _later, None if module is None else module.LineWriter
         )
@@ -122,9 +117,9 @@ class CallHandler:
             if body is None:
                 body = await _read_body(request, max_bytes)
             if len(body) <= LARGE_BODY_BYTES:
-                fields, named = _fields_of(request.path, body, self._settings.limits)
+                fields, named = self._bodies.read(request.path, body)
             else:
-                fields, named = await self._fields_of_large(request.path, body)
+                fields, named = await self._read_large(request.path, body)
             outcome.model = model = self._known(named, tenant)
             call = self._call(request, request_id, body, fields, model, started_s, tenant)
             answer = await self._source(call, outcome)
@@ -184,10 +179,10 @@ class CallHandler:
             route=None if plan is None or plan.entry is None else plan,
         )
 
-    async def _fields_of_large(self, path: str, body: bytes) -> tuple[RoutingFields | None, str | None]:
-        """As `_fields_of`, in a thread."""
+    async def _read_large(self, path: str, body: bytes) -> Read:
+        """What is read of the body, in a thread."""
         async with self._large:
-            return await asyncio.to_thread(_fields_of, path, body, self._settings.limits)
+            return await asyncio.to_thread(self._bodies.read, path, body)
 
     def _known(self, model: str | None, tenant: Tenant | None) -> str:
         """The name that the caller means. What a tenant may not use does not exist for it, in words and in lists alike."""
@@ -275,19 +270,3 @@ async def _read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="request_timeout") from None
     encodings = request.headers.getall(hdrs.CONTENT_ENCODING, None)
     return body if encodings is None else await decoded(body, ",".join(encodings), max_bytes)
-
-
-def _fields_of(path: str, body: bytes, limits: Limits) -> tuple[RoutingFields | None, str | None]:
-    """What the body says of its prompt (None: the path has none), and its model. ApiError."""
-    fields = routing_fields(path, body, limits) if path in PATHS_WITH_PROMPT else None
-    return fields, _model_of(body) if fields is None else fields.model
-
-
-def _model_of(body: bytes) -> str | None:
-    """`model` of a body without a prompt to route by. ApiError 400 if the body is no JSON object with a usable one."""
-    try:
-        return msgspec.json.decode(body, type=ModelField).model
-    except msgspec.ValidationError as error:
-        raise invalid("model", str(error), "invalid_type") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}", code=CODE_INVALID_JSON) from None

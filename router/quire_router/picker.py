@@ -107,6 +107,34 @@ class Picker:
             for request_id, model, ts, attempt, choice, split, policy in self._decisions
         ]
 
+    def read_at_once(
+        self,
+        model: str,
+        fields: RoutingFields,
+        num_bytes: int,
+        *,
+        cache_salt: str | None,
+        session_key: int | None,
+        split_key: bytes | None,
+    ) -> ReadablePrompt | None:
+        """As `read`, of usual prompts for endpoints of one bundle, which nobody need wait for. None: only `read` can tell."""
+        started_s = self._clock()
+        served = self._pool.served(model)
+        digest = self._usual.digest(served.endpoints) if served.policy in POLICIES_BY_CONTENT else None
+        if digest is None:
+            return None
+        salt = fields.cache_salt if cache_salt is None else cache_salt
+        blocks = self._reader.read_at_once(fields, num_bytes, digest, served.adapter or None, salt)
+        if blocks is None:
+            return None
+        return ReadablePrompt(
+            by_digest={digest: blocks},
+            text=None,
+            read_s=self._clock() - started_s,
+            session_key=session_key,
+            split_key=split_key,
+        )
+
     async def read(
         self,
         model: str,

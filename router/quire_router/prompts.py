@@ -43,6 +43,7 @@ MAX_TEXT_BYTES = 512 * 1024
 """Text beyond this is not looked at: it would hold up the event loop for milliseconds."""
 BYTES_PER_TOKEN = 4
 """For estimates where no tokenizer is known."""
+_UNREADABLE = (ApiError, OverflowError, TypeError)
 
 
 class BundleError(Exception):
@@ -56,6 +57,8 @@ class PromptReader:
         """`parts`: the extension module `native`; None: prompts are read by Python, which gives the same blocks."""
         self._executor = executor
         self._readers: dict[str, Reader] = {}
+        self._usual: dict[str, Callable[[RoutingFields, str | None, str | None], PromptBlocks | None]] = {}
+        """By digest, what reads chats of plain messages of a known shape, with little new text; None: it is none."""
         self._parts = parts
         self._cache: Any = PromptCache() if parts is None else parts.PromptCache(PromptBlocks)
         """Keeps what prompts have in common."""
@@ -83,15 +86,42 @@ class PromptReader:
                 f"hashes blocks by {bundle.scheme!r}, this router knows {SCHEME!r}; use router and worker of one release"
             )
         try:
-            self._readers[digest] = Reader.of(digest, bundle, self._parts)
+            reader = self._readers[digest] = Reader.of(digest, bundle, self._parts)
         except (PromptError, ModelFolderError) as error:
             raise BundleError(str(error)) from None
+        if self._parts is not None:
+            self._usual[digest] = self._usual_chats(reader)
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Drop bundles that no endpoint uses any more."""
         wanted = set(digests)
         for digest in [d for d in self._readers if d not in wanted]:
             del self._readers[digest]
+            self._usual.pop(digest, None)
+
+    def _usual_chats(self, reader: Reader) -> Any:
+        template = reader.renderer.template
+        return self._parts.ChatReader(
+            self._cache,
+            reader.native,
+            template.shapes,
+            template.known_pieces,
+            template="default",
+            max_chars=template.max_chars,
+            max_new_chars=INLINE_CHARS,
+        ).read
+
+    def read_at_once(
+        self, fields: RoutingFields, num_bytes: int, digest: str, adapter: str | None, cache_salt: str | None
+    ) -> PromptBlocks | None:
+        """As `read`, of usual prompts, which nobody need wait for. None: only `read` can tell."""
+        usual = self._usual.get(digest)
+        if usual is None or num_bytes > INLINE_BODY_BYTES:
+            return None
+        try:
+            return usual(fields, adapter, cache_salt)
+        except _UNREADABLE:  # `read` will come upon it as well, and say so
+            return None
 
     async def read(
         self, fields: RoutingFields, num_bytes: int, digest: str, *, keys: ExtraKeys | None = None, tenant: str = ""
@@ -104,24 +134,11 @@ class PromptReader:
             return None
         keys = ExtraKeys(cache_salt=fields.cache_salt) if keys is None else keys
         try:
-            usual = self._read_usual(reader, fields, keys) if num_bytes <= INLINE_BODY_BYTES else None
+            usual = self.read_at_once(fields, num_bytes, digest, keys.adapter, keys.cache_salt)
             return await self._read(reader, fields, keys, num_bytes, tenant) if usual is None else usual
-        except (ApiError, OverflowError, TypeError) as error:
+        except _UNREADABLE as error:
             log_event(log, logging.DEBUG, "prompt_unreadable", error=type(error).__name__)
             return None
-
-    def _read_usual(self, reader: Reader, fields: RoutingFields, keys: ExtraKeys) -> PromptBlocks | None:
-        """A chat of plain messages of a shape that is known, with little text that is new. None: it is no such chat."""
-        if self._parts is None:
-            return None
-        chat = self._parts.plain_chat(fields, "default")
-        pieces = None if chat is None else reader.renderer.known_pieces(*chat)
-        if pieces is None:
-            return None
-        usual: PromptBlocks | None = self._cache.read(
-            reader.native, pieces, keys.adapter, keys.cache_salt, False, INLINE_CHARS
-        )
-        return usual
 
     async def _read(
         self, reader: Reader, fields: RoutingFields, keys: ExtraKeys, num_bytes: int, tenant: str

@@ -19,6 +19,8 @@ MAX_NAME_CHARS = 1024
 def session_key(headers: MultiMapping[str], fields: RoutingFields, tenant_id: str) -> int | None:
     """64 bits of the session's name. None: the request names none."""
     header = headers.get(HEADER_SESSION_ID)
+    if not (header or fields.prompt_cache_key or fields.user):
+        return None
     for kind, name in (("header", header), ("key", fields.prompt_cache_key), ("user", fields.user)):
         if name:
             parts = (tenant_id, kind, name[:MAX_NAME_CHARS])

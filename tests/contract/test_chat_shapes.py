@@ -100,7 +100,7 @@ def test_a_shape_that_is_known_is_written_as_jinja_writes_it(name: str) -> None:
         options = {"add_generation_prompt": prompt, "template_kwargs": {"enable_thinking": True} if thinking else None}
         for turn in (contents, contents[::-1], contents):
             messages = talk(roles, turn)
-            forgetful._shapes._traces.clear()
+            forgetful.shapes.traces.clear()
             expected = outcome(forgetful, messages, **options)
 
             assert outcome(known, messages, **options) == expected

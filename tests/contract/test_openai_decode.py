@@ -81,6 +81,14 @@ def test_whole_floats_are_integers() -> None:
     assert (request.n, request.max_tokens, request.temperature, request.seed) == (2, 1000, 1.0, 7)
 
 
+@pytest.mark.parametrize("body", [b"1.0", b'{"model":"m","n":1.0[]}', b'{"model":"m","n":1.0,'])
+def test_what_is_wrong_beside_a_float_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        decode_routing_fields(body)
+
+    assert caught.value.status == 400
+
+
 def test_whole_floats_beside_an_integer_of_63_bits_leave_it_alone() -> None:
     request = decode_request(ChatCompletionRequest, chat_body(n=2.0, seed=2**63 - 1))
 

@@ -10,7 +10,7 @@ from quire_contract.openai.errors import ApiError
 from quire_contract.openai.limits import Limits
 from quire_contract.openai.requests import ChatCompletionRequest, CompletionRequest
 from quire_contract.routing import routing_fields
-from quire_router.calls import _model_of
+from quire_router.bodies import _model_of
 from quire_router.filtering.bodies import texts_of, with_texts
 from quire_router.splitting import with_field, with_model
 

@@ -111,6 +111,8 @@ def objects_of(parts, rng, again):
         parts.PlainReader(("/v1",), Odd(rng, again)), parts.LineWriter((("a=", False),), Odd(rng, again)),
         parts.AnswerWriter(Odd(rng, again), Odd(rng, again), ("A", "B", "C")),
         parts.RequestHeads(["host"], ["authorization"], "x-", "id"), parts.Turn(Odd(rng, again)),
+        parts.ChatBody(Odd(rng, again), Odd(rng, again), 999, 5, 5),
+        parts.ChatReader(cache, encoder, Odd(rng, again), Odd(rng, again), "default", 999, 999),
     ]  # fmt: skip
     with contextlib.suppress(Exception):
         made.append(cache.job(encoder, ["hello " * 300, "é" * 60, "there"], None, "salt", True))

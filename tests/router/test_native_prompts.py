@@ -3,6 +3,7 @@
 import itertools
 import random
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -159,6 +160,71 @@ def test_a_chat_of_messages_with_role_and_content_alone_has_a_shape():
     found = native().plain_chat(RoutingFields(model="m", messages=messages), "default")
 
     assert found == (("default", True, "system", "user"), ["a", "b"])
+
+
+def chats_of(reader, cache, max_chars=100_000, max_new_chars=100_000):
+    template = reader.renderer.template
+    return native().ChatReader(
+        cache, reader.native, template.shapes, template.known_pieces, "default", max_chars, max_new_chars
+    )
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "asks", "dated"])
+def test_chats_of_known_shapes_are_read_in_one_call_as_in_steps(name):
+    asks = "{% for m in messages %}{{ 'x' if m.content else m.role }}{{ m.content }}{% endfor %}"
+    dated = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{{ m.role }}{% endfor %}"
+    reader = reader_of({**TEMPLATES, "asks": asks, "dated": dated}[name], "words", native())
+    cache, twin, rng, num_read = (
+        native().PromptCache(PromptBlocks),
+        native().PromptCache(PromptBlocks),
+        random.Random(1),
+        0,
+    )
+    chats, shapes, differing = chats_of(reader, cache), reader.renderer.template.shapes, []
+    for _ in range(200):
+        roles = itertools.islice(itertools.cycle(["user", "assistant"]), rng.randint(1, 4))
+        messages = [ChatMessage(role=role, content=rng.choice(CONTENTS)) for role in roles]
+        fields = RoutingFields(model="m", messages=messages, add_generation_prompt=rng.choice([None, True, False]))
+        keys = ExtraKeys(adapter=rng.choice([None, "a"]), cache_salt=rng.choice([None, "s"]))
+
+        num_hits = shapes.num_hits
+        read = chats.read(fields, keys.adapter, keys.cache_salt)
+        num_read += read is not None
+        num_hits = shapes.num_hits - num_hits
+        job = begin_job(reader, twin, fields, keys)
+        job.advance(10**6)
+        if read is not None and (read != job.blocks() or num_hits != 1):
+            differing.append(messages)
+    assert differing == []
+    assert num_read > 100
+
+
+def test_a_chat_that_is_new_or_too_long_or_more_than_messages_is_left_to_others():
+    reader, cache = reader_of(TEMPLATES["chatml"], "words", native()), native().PromptCache(PromptBlocks)
+    fields = RoutingFields(model="m", messages=[ChatMessage(role="user", content="hello")])
+    chats = chats_of(reader, cache)
+
+    unknown = chats.read(fields, None, None)
+    for _ in range(2):
+        begin_job(reader, cache, fields, ExtraKeys())
+
+    assert unknown is None
+    assert chats.read(fields, None, None) is not None
+    assert chats.read(msgspec.structs.replace(fields, tools=[]), None, None) is None
+    assert chats_of(reader, cache, max_chars=30).read(fields, None, None) is None
+    assert chats_of(reader, cache, max_new_chars=3).read(msgspec.structs.replace(fields), None, "new") is None
+
+
+@pytest.mark.parametrize(
+    "simple", [(["a"], (0,)), (["a", "b", "c"], (1,)), (["a", 3, "c"], ()), (["a", "b", "c"], ("x",))]
+)
+def test_a_trace_that_is_none_is_an_error(simple):
+    shapes = SimpleNamespace(traces={("default", True, "user"): [SimpleNamespace(simple=simple)]}, num_hits=0)
+    cache = native().PromptCache(PromptBlocks)
+    chats = native().ChatReader(cache, encoder_of(Numbers()), shapes, print, "default", 99, 99)
+
+    with pytest.raises((TypeError, IndexError)):
+        chats.read(RoutingFields(model="m", messages=[ChatMessage(role="user", content="hello")]), None, None)
 
 
 def test_what_may_be_read_at_once_is_read_and_of_more_nothing_is():

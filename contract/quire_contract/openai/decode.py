@@ -105,14 +105,16 @@ def decode_struct(kind: type[StructT], body: bytes) -> StructT:
 
 def _decode_with_whole_floats(kind: type[StructT], body: bytes) -> StructT:
     """Again, taking 1.0 for 1 where an integer belongs: some languages' JSON writers know no integers."""
-    fields = _FIELDS_DECODER.decode(body)
-    for name, hint in get_type_hints(kind).items():
-        if name in fields and int in get_args(hint):
-            fields[name] = _whole(fields[name])
     try:
+        fields = _FIELDS_DECODER.decode(body)
+        for name, hint in get_type_hints(kind).items():
+            if name in fields and int in get_args(hint):
+                fields[name] = _whole(fields[name])
         return msgspec.json.decode(msgspec.json.encode(fields), type=kind)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from None
+    except (msgspec.DecodeError, RecursionError) as error:  # behind the number
+        raise _syntax_error(body, error) from None
 
 
 def _whole(raw: msgspec.Raw) -> msgspec.Raw:

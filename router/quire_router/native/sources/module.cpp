@@ -30,6 +30,8 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_client_sink,
              &add_prompt_cache,
              &add_plain_chat,
+             &add_chat_body,
+             &add_chat_reader,
              &add_plain_request,
              &add_chat_usage,
              &add_plain_answer,

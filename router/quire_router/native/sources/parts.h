@@ -18,6 +18,8 @@ int add_counting(PyObject* module);
 int add_client_sink(PyObject* module);
 int add_prompt_cache(PyObject* module);
 int add_plain_chat(PyObject* module);
+int add_chat_body(PyObject* module);
+int add_chat_reader(PyObject* module);
 int add_plain_request(PyObject* module);
 int add_chat_usage(PyObject* module);
 int add_plain_answer(PyObject* module);

@@ -1,7 +1,7 @@
 // The shape and contents of a chat of plain messages, straight from a decoded body: what `prompt_input`, `template_message` and
 // `chat_shapes.shape_of` make of it between them.
 
-#include "python_ref.h"
+#include "plain_chat.h"
 
 namespace quire {
 namespace {
@@ -40,31 +40,10 @@ int read_message(PyObject* message, Ref& role, Ref& content) {
 // plain_chat(fields, template name) -> (shape, contents) | None
 PyObject* plain_chat(PyObject*, PyObject* const* args, Py_ssize_t num_args) {
     if (num_args != 2) return PyErr_SetString(PyExc_TypeError, "2 arguments are wanted"), nullptr;
-    PyObject* fields = args[0];
-    const Ref messages(PyObject_GetAttr(fields, names[MESSAGES]));
-    if (!messages) return nullptr;
-    if (!PyList_CheckExact(messages.get())) Py_RETURN_NONE;
-    const int usual = are_none(
-        fields, {CONTINUE_FINAL_MESSAGE, CHAT_TEMPLATE_KWARGS, REASONING_EFFORT, TOOLS, TRUNCATE_PROMPT_TOKENS, ADD_SPECIAL_TOKENS}
-    );
-    if (usual < 0) return nullptr;
-    if (!usual) Py_RETURN_NONE;
-    const Ref opens(PyObject_GetAttr(fields, names[ADD_GENERATION_PROMPT]));
-    if (!opens) return nullptr;
-    const Py_ssize_t count = PyList_GET_SIZE(messages.get());
-    Ref shape(PyTuple_New(count + 2)), contents(PyList_New(count));
-    if (!shape || !contents) return nullptr;
-    PyTuple_SET_ITEM(shape.get(), 0, Py_NewRef(args[1]));
-    PyTuple_SET_ITEM(shape.get(), 1, Py_NewRef(opens.get() == Py_None ? Py_True : opens.get()));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        if (PyList_GET_SIZE(messages.get()) != count) Py_RETURN_NONE;
-        Ref role, content;
-        const int is_plain = read_message(Ref::borrowed(PyList_GET_ITEM(messages.get(), i)).get(), role, content);
-        if (is_plain < 0) return nullptr;
-        if (!is_plain) Py_RETURN_NONE;
-        PyTuple_SET_ITEM(shape.get(), i + 2, role.release());
-        PyList_SET_ITEM(contents.get(), i, content.release());
-    }
+    Ref shape, contents;
+    const int is_plain = read_plain_chat(args[0], args[1], shape, contents);
+    if (is_plain < 0) return nullptr;
+    if (!is_plain) Py_RETURN_NONE;
     return PyTuple_Pack(2, shape.get(), contents.get());
 }
 
@@ -75,6 +54,34 @@ PyMethodDef METHODS[] = {
 };
 
 }  // namespace
+
+int read_plain_chat(PyObject* fields, PyObject* template_name, Ref& shape, Ref& contents) {
+    const Ref messages(PyObject_GetAttr(fields, names[MESSAGES]));
+    if (!messages) return -1;
+    if (!PyList_CheckExact(messages.get())) return 0;
+    const int usual = are_none(
+        fields, {CONTINUE_FINAL_MESSAGE, CHAT_TEMPLATE_KWARGS, REASONING_EFFORT, TOOLS, TRUNCATE_PROMPT_TOKENS, ADD_SPECIAL_TOKENS}
+    );
+    if (usual <= 0) return usual;
+    const Ref opens(PyObject_GetAttr(fields, names[ADD_GENERATION_PROMPT]));
+    if (!opens) return -1;
+    const Py_ssize_t count = PyList_GET_SIZE(messages.get());
+    shape = Ref(PyTuple_New(count + 2));
+    contents = Ref(PyList_New(count));
+    if (!shape || !contents) return -1;
+    PyTuple_SET_ITEM(shape.get(), 0, Py_NewRef(template_name));
+    PyTuple_SET_ITEM(shape.get(), 1, Py_NewRef(opens.get() == Py_None ? Py_True : opens.get()));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (PyList_GET_SIZE(messages.get()) != count) return 0;
+        Ref role, content;
+        const int is_plain = read_message(Ref::borrowed(PyList_GET_ITEM(messages.get(), i)).get(), role, content);
+        if (is_plain <= 0) return is_plain;
+        PyTuple_SET_ITEM(shape.get(), i + 2, role.release());
+        PyList_SET_ITEM(contents.get(), i, content.release());
+    }
+    return 1;
+}
+
 }  // namespace quire
 
 int add_plain_chat(PyObject* module) {

@@ -2,12 +2,11 @@
 
 #include <memory>
 
+#include "prompt_cache.h"
 #include "prompt_job.h"
 #include "text.h"
 
 namespace quire {
-
-extern PyTypeObject PromptCacheType, PromptJobType;
 
 namespace {
 
@@ -70,16 +69,26 @@ int optional_text(PyObject* object, std::optional<std::string_view>& text) {
     return 0;
 }
 
+// Begins a job; false with an exception.
+bool begins(PromptJob& job, const PromptEncoder& encoder, PyObject* pieces, PyObject* adapter, PyObject* salt, bool is_framed) {
+    std::optional<std::string_view> adapter_text, salt_text;
+    if (!PyList_CheckExact(pieces)) return PyErr_SetString(PyExc_TypeError, "pieces: a list of str is wanted"), false;
+    if (optional_text(adapter, adapter_text) < 0 || optional_text(salt, salt_text) < 0) return false;
+    if (is_framed && !encoder.has_frame) return PyErr_SetString(PyExc_ValueError, "is_framed: the encoder has no frame"), false;
+    return job.begin(pieces, adapter_text, salt_text, is_framed);
+}
+
+bool is_encoder(PyObject* object) {
+    if (Py_TYPE(object) != &PromptEncoderType) PyErr_SetString(PyExc_TypeError, "encoder: a PromptEncoder is wanted");
+    return Py_TYPE(object) == &PromptEncoderType;
+}
+
 // (encoder, pieces, adapter, salt, is_framed): a job that has begun; nullptr with an exception.
 PyObject* begun(PyObject* self, PyObject* const* args) {
-    std::optional<std::string_view> adapter, salt;
-    if (Py_TYPE(args[0]) != &PromptEncoderType) return PyErr_SetString(PyExc_TypeError, "encoder: a PromptEncoder is wanted"), nullptr;
-    if (!PyList_CheckExact(args[1])) return PyErr_SetString(PyExc_TypeError, "pieces: a list of str is wanted"), nullptr;
-    if (optional_text(args[2], adapter) < 0 || optional_text(args[3], salt) < 0) return nullptr;
+    if (!is_encoder(args[0])) return nullptr;
     PromptEncoder& encoder = encoder_of(args[0]);
-    if (args[4] == Py_True && !encoder.has_frame) return PyErr_SetString(PyExc_ValueError, "is_framed: the encoder has no frame"), nullptr;
     auto job = std::make_unique<PromptJob>(*cache_of(self)->steps, encoder);
-    if (!job->begin(args[1], adapter, salt, args[4] == Py_True)) return nullptr;
+    if (!begins(*job, encoder, args[1], args[2], args[3], args[4] == Py_True)) return nullptr;
     JobObject* object = PyObject_New(JobObject, &PromptJobType);
     if (object == nullptr) return nullptr;
     object->job = job.release();
@@ -111,14 +120,7 @@ PyObject* cache_read(PyObject* self, PyObject* const* args, Py_ssize_t num_args)
     if (!has_arguments(num_args, 6)) return nullptr;
     const size_t most = PyLong_AsSize_t(args[5]);
     if (most == size_t(-1) && PyErr_Occurred()) return nullptr;
-    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
-        Ref object(begun(self, args));
-        if (!object) return nullptr;
-        PromptJob& job = *job_of(object.get())->job;
-        if (job.missing_chars() > most) Py_RETURN_NONE;
-        if (!job.advance(most)) return nullptr;
-        return blocks_of(job, cache_of(self)->blocks_type);
-    });
+    return read_at_once(self, args[0], args[1], args[2], args[3], args[4] == Py_True, most);
 }
 
 // Whoever is at work on a job may let other threads run: they must not touch it.
@@ -183,6 +185,20 @@ PyGetSetDef JOB_GETTERS[] = {
 };
 
 }  // namespace
+
+PyObject* read_at_once(
+    PyObject* cache, PyObject* encoder, PyObject* pieces, PyObject* adapter, PyObject* salt, bool is_framed, size_t most
+) {
+    if (!is_encoder(encoder)) return nullptr;
+    const Ref held = Ref::borrowed(encoder), held_cache = Ref::borrowed(cache);  // others may run while Python tokenises
+    return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
+        PromptJob job(*cache_of(cache)->steps, encoder_of(encoder));
+        if (!begins(job, encoder_of(encoder), pieces, adapter, salt, is_framed)) return nullptr;
+        if (job.missing_chars() > most) Py_RETURN_NONE;
+        if (!job.advance(most)) return nullptr;
+        return blocks_of(job, cache_of(cache)->blocks_type);
+    });
+}
 
 PyTypeObject PromptCacheType = {
     .ob_base = PyVarObject_HEAD_INIT(nullptr, 0)
