@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 
 from quire_contract.openai.errors import CODE_QUOTA, CODE_RATE_LIMIT, TYPE_RATE_LIMIT, ApiError, unavailable
 from quire_router.limits.meter import Meter, RefusedError
+from quire_router.limits.metering import WHOLE_WINDOW, metering
 from quire_router.limits.meters import TenantMeters
 from quire_router.prices import decimal_of
 
@@ -65,10 +66,13 @@ def limits_unavailable() -> ApiError:
 
 def show_limit(headers: MutableMapping[str, str], meter: Meter, kind: str, reset_s: float = _WINDOW_S) -> None:
     """OpenAI's x-ratelimit-* headers. `kind`: requests or tokens. Reset: until all of the limit is there again if nothing more is asked."""
-    limit, remaining, reset = _HEADERS[kind]
+    quick, words = metering(), _HEADERS[kind]
+    if quick is not None and reset_s == _WINDOW_S and quick.show(headers, meter, words):
+        return
+    limit, remaining, reset = words
     headers[limit] = meter.limit_text
     headers[remaining] = str(meter.remaining)
-    headers[reset] = "1m0s" if reset_s == _WINDOW_S else duration(reset_s)
+    headers[reset] = WHOLE_WINDOW if reset_s == _WINDOW_S else duration(reset_s)
 
 
 def duration(seconds: float) -> str:

@@ -77,7 +77,7 @@ class RequestLimits:
             raise
         finally:
             if not is_open:
-                meters.settle(demands, (counted,) * len(demands))
+                meters.settle_each(demands, counted)
 
 
 class TokenLimits:
@@ -275,7 +275,7 @@ class _Bill(msgspec.Struct, frozen=True, gc=False):
         """This is what it used."""
         demands, balance = self.demands, self.meters.balance
         if not cost and not self.has_quota:  # as usual
-            self.meters.settle(demands, (tokens,) * len(demands))
+            self.meters.settle_each(demands, tokens)
             return
         told: list[tuple[Meter, int | None]] = list(demands)
         spent = [cost if meter is balance else tokens for meter, _ in demands]
@@ -329,7 +329,7 @@ async def _reserve(meters: TenantMeters, demands: Demands, tenant: Tenant, metri
 
 
 def _settle_requests(meters: TenantMeters, demands: Demands, status: int) -> None:
-    meters.settle(demands, (_counts(status),) * len(demands))
+    meters.settle_each(demands, _counts(status))
 
 
 def _counts(status: int) -> int:

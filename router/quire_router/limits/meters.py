@@ -20,6 +20,7 @@ from quire_router.limits.accounts import (
     Order,
 )
 from quire_router.limits.meter import Demands, Meter, Name, RefusedError
+from quire_router.limits.metering import metering
 
 HEARTBEAT_S = 4.0
 """A meter that holds something says so this often at least; Redis believes it dead after 15 s."""
@@ -46,6 +47,7 @@ class TenantMeters:
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock
+        self._native = metering()
         self._prefix = f"{{{tenant_id}}}:"
         self._flight: asyncio.Task[None] | None = None
         self._num_flights = 0
@@ -96,18 +98,12 @@ class TenantMeters:
 
     def try_reserve(self, demands: Demands, *, refills: bool = False) -> bool:
         """Reserve all of it if it is at hand, or nothing. `refills`: as `refill_early` does, if it was at hand."""
-        for meter, number in demands:
-            if meter.held - meter.reserved < number:
-                return False
-        is_low = False
-        for meter, number in demands:
-            meter.reserved = reserved = meter.reserved + number
-            meter.is_used = True
-            if meter.spare > 2 * (meter.held - reserved):
-                is_low = True
-        if is_low and refills:
+        found = None if self._native is None else self._native.reserve(demands)
+        if found is None:
+            found = _reserve(demands)
+        if found == _IS_LOW and refills:
             self.refill_early(demands)
-        return True
+        return found != _NOT_AT_HAND
 
     async def reserve(self, demands: Demands) -> None:
         """Reserve all of it, of meters with a limit, or nothing. RefusedError names the limit; LimitsUnavailableError."""
@@ -126,6 +122,14 @@ class TenantMeters:
             if self.try_reserve(demands):
                 return
         raise RefusedError(*demands[0], HELD_WAIT_S)
+
+    def settle_each(self, demands: Demands, spent: int) -> None:
+        """As `settle`, where so much was taken of each."""
+        is_idle = None if self._native is None else self._native.settle(demands, spent)
+        if is_idle is None:
+            self.settle(demands, (spent,) * len(demands))
+        elif is_idle and self._flight is None:
+            self._give_back_soon(demands)
 
     def settle(self, demands: Iterable[tuple[Meter, int | None]], used: Iterable[int]) -> None:
         """After the work: what it really took. What was reserved of each meter (None: it was only counted) is free again."""
@@ -292,6 +296,23 @@ class TenantMeters:
 
     def _forget_old(self) -> None:
         self._old = [meter for meter in self._old if not meter.is_at_rest and meter is not self.tokens]
+
+
+_NOT_AT_HAND, _IS_LOW = 0, 2
+
+
+def _reserve(demands: Demands) -> int:
+    """_NOT_AT_HAND, and nothing has changed; 1: it is reserved; _IS_LOW: and little is left."""
+    for meter, number in demands:
+        if meter.held - meter.reserved < number:
+            return _NOT_AT_HAND
+    found = 1
+    for meter, number in demands:
+        meter.reserved = reserved = meter.reserved + number
+        meter.is_used = True
+        if meter.spare > 2 * (meter.held - reserved):
+            found = _IS_LOW
+    return found
 
 
 def _take(told: Iterable[tuple[Meter, Order]], grants: Iterable[Grant], now_s: float) -> None:

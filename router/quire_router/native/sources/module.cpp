@@ -27,6 +27,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_placing,
              &add_passing,
              &add_counting,
+             &add_metering,
              &add_client_sink,
              &add_prompt_cache,
              &add_plain_chat,

@@ -15,6 +15,7 @@ int add_usual_choice(PyObject* module);
 int add_placing(PyObject* module);
 int add_passing(PyObject* module);
 int add_counting(PyObject* module);
+int add_metering(PyObject* module);
 int add_client_sink(PyObject* module);
 int add_prompt_cache(PyObject* module);
 int add_plain_chat(PyObject* module);
