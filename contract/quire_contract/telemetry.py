@@ -118,14 +118,14 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def _write_held(self) -> None:
         with self.lock:  # type: ignore[union-attr]  # None only before a handler is made
-            held = self.batch[:]
-            if not held:
-                return
-            del self.batch[: len(held)]
-            self.num_batches += 1
-            lines = [line.text(self.formatter, created_s, values) for line, created_s, values in held]
-            with contextlib.suppress(OSError, ValueError):
-                self.stream.write(self.terminator.join([*lines, ""]))
+            while held := self.batch[
+                :
+            ]:  # what comes before the cut is behind these, and nobody else is told to see to it
+                del self.batch[: len(held)]
+                self.num_batches += 1
+                lines = [line.text(self.formatter, created_s, values) for line, created_s, values in held]
+                with contextlib.suppress(OSError, ValueError):
+                    self.stream.write(self.terminator.join([*lines, ""]))
 
 
 class EventLine:

@@ -151,6 +151,8 @@ class ClientConnection(RequestHandler):
         turn: Any = None
         while goes_on and not self._force_close:
             request: Any = None
+            response: Any = None  # nor is the last answer kept while nothing comes
+            payload: StreamReader | EmptyStreamReader = EMPTY_PAYLOAD
             if not self._messages:
                 if turn is None or self._missing is None:
                     turn = self._new_turn()
@@ -160,7 +162,6 @@ class ClientConnection(RequestHandler):
                 request = await turn
                 self._waiter = self._idle = None
             handler: Any = self._request_handler
-            payload: StreamReader | EmptyStreamReader = EMPTY_PAYLOAD
             try:
                 if request is None:
                     request, handler, payload = self._next_request()

@@ -63,6 +63,8 @@ class Turn(Generic[T]):
 
     def result(self) -> T:
         """What came. CancelledError, or what else was set, if that is why the task was woken."""
+        if type(self._error) is asyncio.CancelledError:
+            raise asyncio.CancelledError  # another one: what is raised holds the task's frames, and they hold this
         if self._error is not None:
             raise self._error
         value: Any = self._value

@@ -211,6 +211,30 @@ def test_a_prepared_line_goes_wherever_records_go(caplog: pytest.LogCaptureFixtu
     assert "request_id=r1" in process.lines()[0]
 
 
+class Interrupted(list[Any]):
+    """Held lines; what another thread does comes right after somebody has looked at them all."""
+
+    between: Callable[[], object] | None = None
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        between, self.between = self.between, None
+        if between is not None:
+            between()
+        return found
+
+
+def test_a_line_that_comes_while_another_thread_writes_is_not_left_behind() -> None:
+    process = Process()
+    held = process.handler.batch = Interrupted()
+    process.line.log("r1", "m", 200, None, 1.5, None)
+
+    held.between = lambda: process.line.log("r2", "m", 200, None, 1.5, None)
+    process.handler.flush()
+
+    assert [line.split()[-4] for line in process.lines()] == ["request_id=r1", "request_id=r2"]
+
+
 def test_lines_for_a_reader_who_has_gone_are_no_error() -> None:
     process = Process()
     process.text.close()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import weakref
 
 import pytest
 from aiohttp import web
@@ -59,6 +60,7 @@ class Server:
             await asyncio.sleep(0)
         seen = await what_is_seen(request)
         response = WholeResponse(headers={"Content-Type": "application/json"}, body=json.dumps(seen).encode())
+        self.answered = weakref.ref(response)
         if request.path == "/last":
             response.force_close()
         return response
@@ -318,6 +320,20 @@ async def test_a_connection_without_a_request_under_way_is_kept(server, connect)
             await asyncio.sleep(POLL_S)
 
     assert (statuses, server.num_plain) == ([200] * 3, 3)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/elsewhere"])
+async def test_a_connection_that_waits_for_its_next_request_does_not_keep_the_last_answer(server, connect, path):
+    reader, writer = await connect()
+
+    writer.write(post(path))
+    status, _ = await answer(reader)
+    async with asyncio.timeout(30):
+        while server.answered() is not None:  # noqa: ASYNC110 - nobody sets an event
+            await asyncio.sleep(POLL_S)
+
+    assert status == 200
+    assert server.num_plain == (path != "/elsewhere")
 
 
 async def test_a_body_that_nobody_wanted_leaves_a_connection_that_is_kept(start):

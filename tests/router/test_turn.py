@@ -95,6 +95,33 @@ async def test_a_task_that_was_cancelled_before_it_waits_does_not(turn_type):
     assert waiting.seen == []
 
 
+@pytest.mark.parametrize("how", ["task", "turn"])
+async def test_a_cancelled_task_is_forgotten_without_the_collector(turn_type, how):
+    class Marked:
+        """It can be seen to go."""
+
+    async def run():
+        kept.append(weakref.ref(mark := Marked()))
+        await turn
+        del mark
+
+    kept, turn = [], turn_type(asyncio.get_running_loop())
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        (task if how == "task" else turn).cancel()
+        await asyncio.wait([task])
+        del task
+        await asyncio.sleep(0)
+        is_forgotten = kept[0]() is None
+    finally:
+        gc.enable()
+
+    assert (turn.done(), is_forgotten) == (True, True)
+
+
 async def test_a_task_waits_at_one_turn_again_and_again(turn_type):
     turn, seen = turn_type(asyncio.get_running_loop()), []
 

@@ -152,10 +152,10 @@ class Scan {
         next();
         const char* const begin = at_;
         number = 0;
-        while (at_ < end_ && is_digit(*at_) && size_t(at_ - begin) <= MAX_DIGITS) number = number * 10 + (*at_++ - '0');
+        while (at_ < end_ && is_digit(*at_) && size_t(at_ - begin) < MAX_DIGITS) number = number * 10 + (*at_++ - '0');
         const size_t size = size_t(at_ - begin);
-        if (size == 0 || size > MAX_DIGITS || (*begin == '0' && size > 1)) return false;
-        return at_ == end_ || (*at_ != '.' && (*at_ | 0x20) != 'e');
+        if (size == 0 || (*begin == '0' && size > 1)) return false;
+        return at_ == end_ || (*at_ != '.' && (*at_ | 0x20) != 'e' && !is_digit(*at_));
     }
 
     // Any value that nobody here asks for.

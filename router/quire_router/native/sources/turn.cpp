@@ -120,6 +120,10 @@ PyObject* add_done_callback(PyObject* object, PyObject* const* args, Py_ssize_t 
 
 PyObject* result(PyObject* object, PyObject*) {
     const Turn* self = turn_of(object);
+    if (self->error != nullptr && Py_IS_TYPE(self->error, reinterpret_cast<PyTypeObject*>(known.cancelled))) {
+        PyErr_SetNone(known.cancelled);  // another one: what is raised holds the task's frames, and they hold this
+        return nullptr;
+    }
     if (self->error != nullptr) {
         PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(self->error)), self->error);
         return nullptr;
