@@ -72,7 +72,7 @@ class Hedger:
             return winner
         finally:
             await _let_go(tasks, winner)
-            if tasks[0].cancelled():  # perhaps before it began
+            if tasks[0].cancelled() or tasks[0].exception() is not None:  # perhaps before it began
                 reservation.give_back()
 
     def _second(self, request: WorkerRequest, tried: frozenset[str]) -> tuple[Reservation, Choice] | None:

@@ -269,6 +269,17 @@ async def test_a_stream_whose_two_workers_both_fail_goes_to_a_third(serve):
     assert answers == [(200, WHOLE)] * 5
 
 
+async def test_a_stream_whose_time_is_over_before_it_is_sent_keeps_no_place_though_it_might_be_hedged(serve):
+    faults = FaultSettings(hedge_after_s=0.05, max_hedged_percent=100)
+    router, (worker,) = await serve(answer, faults=faults)
+
+    answers = [await ask(router, {**STREAM, "timeout_s": 1e-9}) for _ in range(3)]
+
+    assert [status for status, _ in answers] == [504] * 3
+    assert worker.num_calls == 0
+    assert [endpoint.num_in_flight for endpoint in router.app._pool] == [0]
+
+
 async def test_calls_without_a_prompt_and_whole_answers_are_never_hedged(serve):
     async def slow(request, upstream):
         await a_while()
