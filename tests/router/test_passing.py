@@ -223,7 +223,9 @@ def test_a_limit_beyond_all_numbers_of_c_is_no_limit(parts):
     world = World(parts, 3)
     settings = RouterSettingsEntry(admission=AdmissionSettings(in_flight_per_worker=10**20))
     config = RouterConfig(
-        models=[ModelEntry(name="m")], endpoints=[EndpointEntry(id="w", url="http://w", models=["m"])], settings=settings
+        models=[ModelEntry(name="m")],
+        endpoints=[EndpointEntry(id="w", url="http://w", models=["m"])],
+        settings=settings,
     )
 
     world.pool.apply(config)
