@@ -5,6 +5,7 @@ workers must not get twice the work.
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 
 from quire_contract.openai.errors import ApiError
@@ -70,10 +71,11 @@ class Hedger:
             tasks.append(asyncio.create_task(self._upstreams.begin(request, *second)))
             winner = await self._first_of(tasks, second[0].endpoint.id)
             return winner
-        finally:
-            await _let_go(tasks, winner)
-            if tasks[0].cancelled():  # perhaps before it began
-                reservation.give_back()
+        finally:  # awaits nothing: a client that leaves meanwhile would have nobody close what won
+            tasks[0].add_done_callback(functools.partial(_give_back, reservation))
+            for task in tasks:
+                task.cancel()
+                task.add_done_callback(functools.partial(_let_go, winner))
 
     def _second(self, request: WorkerRequest, tried: frozenset[str]) -> tuple[Reservation, Choice] | None:
         if self._saved < 1:
@@ -102,12 +104,22 @@ class Hedger:
         raise error
 
 
-async def _let_go(tasks: Sequence[asyncio.Task[Attempt]], winner: Attempt | None) -> None:
-    """End what runs, close what nobody takes."""
-    for task in tasks:
-        task.cancel()
-    for got in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(got, Attempt) and got is not winner:
-            await got.close()
-        elif isinstance(got, Exception) and not isinstance(got, ApiError | RetryableError):
-            raise got
+def _was_begun(task: asyncio.Task[Attempt]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+def _give_back(reservation: Reservation, task: asyncio.Task[Attempt]) -> None:
+    """Of an attempt that failed, perhaps before it had begun."""
+    if not _was_begun(task):
+        reservation.give_back()
+
+
+def _let_go(winner: Attempt | None, task: asyncio.Task[Attempt]) -> None:
+    """Close what nobody takes, and tell of errors that are none of a worker's."""
+    if _was_begun(task):
+        if task.result() is not winner:
+            task.result().end()
+        return
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, ApiError | RetryableError):
+        task.get_loop().call_exception_handler({"message": "a hedged attempt failed", "exception": error, "task": task})

@@ -23,6 +23,8 @@ log = logging.getLogger("quire_router.passing")
 
 CLASSES = (Call, Line, Arrivals, SlidingHistogram, Endpoint, Health, EndpointEntry, LoadReport)
 """Whose fields the C++ reads and writes."""
+_MOST_IN_FLIGHT = 2**53
+"""A larger limit is none, and C++ could not hold it."""
 
 
 class Passing:
@@ -56,7 +58,7 @@ class Passing:
             ways = {
                 model: (self._lines.of(model), one.endpoints) for model, one in served.items() if one.weights is None
             }
-            self._usual.apply(ways, rules.in_flight_per_worker, rules.kv_use_limit)
+            self._usual.apply(ways, min(rules.in_flight_per_worker, _MOST_IN_FLIGHT), rules.kv_use_limit)
 
     def _target_of(self, call: Call) -> str | None:
         now_s, targets = self._clock(), call.targets

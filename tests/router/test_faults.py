@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 
 from quire_contract.load_report import LoadReport
 from quire_contract.openai.errors import ApiError
+from quire_contract.openai.requests import RoutingFields
 from quire_contract.router_config import EndpointEntry, read_config, write_config
 from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
 from quire_contract.router_tenants import TenantEntry
@@ -18,6 +19,7 @@ from quire_contract.trust import Trust
 from quire_router import headers as header_rules
 from quire_router.call import Call, Tenant
 from quire_router.endpoints import Endpoint, Reservation
+from quire_router.hedging import Hedger
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
 from quire_router.native.library import native
 from quire_router.revision_stats import RevisionStats
@@ -267,6 +269,58 @@ async def test_a_stream_whose_two_workers_both_fail_goes_to_a_third(serve):
     answers = [await ask(router) for _ in range(5)]
 
     assert answers == [(200, WHOLE)] * 5
+
+
+async def test_a_stream_whose_time_is_over_before_it_is_sent_keeps_no_place_though_it_might_be_hedged(serve):
+    faults = FaultSettings(hedge_after_s=0.05, max_hedged_percent=100)
+    router, (worker,) = await serve(answer, faults=faults)
+
+    answers = [await ask(router, {**STREAM, "timeout_s": 1e-9}) for _ in range(3)]
+
+    assert [status for status, _ in answers] == [504] * 3
+    assert worker.num_calls == 0
+    assert [endpoint.num_in_flight for endpoint in router.app._pool] == [0]
+
+
+async def test_a_client_that_leaves_as_a_hedged_stream_is_won_leaves_nothing_behind(start_upstream, until):
+    workers = [await start_upstream("a", hang), await start_upstream("b", answer)]
+    stats = RevisionStats("boot")
+    slow, quick = (Endpoint(EndpointEntry(id=w.id, url=w.url, models=["m"]), stats.of("", "")) for w in workers)
+    choice = Choice(endpoint_id="a", level="hash", matched_tokens=0, num_tokens=None, reason="", explain=tuple)
+    faults = FaultSettings(hedge_after_s=0.001, max_hedged_percent=100)
+
+    class Second:
+        def pick(self, *_):
+            return Reservation(quick, 0, time.monotonic()), choice
+
+    async with ClientSession(auto_decompress=False) as session:
+        upstreams = Upstreams(
+            client=WorkerClient(session),
+            timeouts=Timeouts(first_byte=600.0, answer=600.0, idle=600.0),
+            trust=None,
+            faults=lambda: faults,
+            on_ejection=lambda: None,
+            clock=time.monotonic,
+        )
+        loop, left = asyncio.get_running_loop(), []
+
+        def leave(who):
+            left.append(who)
+            loop.call_soon(request.cancel)
+
+        hedger = Hedger(upstreams=upstreams, picker=Second(), faults=lambda: faults, on_hedge=leave)
+        asked = request_of(call_with(fields=RoutingFields(model="m")), "m")
+
+        async def ask():
+            (await hedger.begin(asked, Reservation(slow, 0, time.monotonic()), choice, frozenset())).end()
+
+        request = asyncio.create_task(ask())
+        await asyncio.wait([request])
+        await until(lambda: workers[0].num_abandoned == 1)
+        await a_while()
+
+    assert left == ["second"]
+    assert [(endpoint.num_in_flight, len(endpoint.uses)) for endpoint in (slow, quick)] == [(0, 0)] * 2
 
 
 async def test_calls_without_a_prompt_and_whole_answers_are_never_hedged(serve):

@@ -218,6 +218,24 @@ def test_what_it_could_not_read_is_refused_at_once(arguments):
         native().Passing(*arguments)
 
 
+@pytest.mark.parametrize("parts", [native(), None], ids=["native", "python"])
+def test_a_limit_beyond_all_numbers_of_c_is_no_limit(parts):
+    world = World(parts, 3)
+    settings = RouterSettingsEntry(admission=AdmissionSettings(in_flight_per_worker=10**20))
+    config = RouterConfig(
+        models=[ModelEntry(name="m")],
+        endpoints=[EndpointEntry(id="w", url="http://w", models=["m"])],
+        settings=settings,
+    )
+
+    world.pool.apply(config)
+    world.room.apply(config)
+    for endpoint in world.pool:
+        endpoint.mark_ready(0.0)
+
+    assert [world.room.pass_at_once(call("m")) for _ in range(3)] == ["m"] * 3
+
+
 def test_a_clock_that_fails_fails_the_call():
     def fails():
         raise RuntimeError("no time")

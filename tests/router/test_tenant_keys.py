@@ -225,3 +225,14 @@ def test_salts_of_different_tenants_and_requests_cannot_be_made_equal():
     salts = {book.salt(Tenant(entry=TenantEntry(id=t), key_id="k"), requested) for t, requested in pairs}
 
     assert len(salts) == len(pairs)
+
+
+def test_who_came_before_a_swap_does_not_say_what_its_tenant_may_use_after_it():
+    book = TenantBook(None)
+    book.swap(config_with(tenant("t", "one", models=["m", "n"]), models=("m", "n")))
+    (early,) = (Tenant(entry=entry, key_id="one") for entry in book.tenants.values())
+
+    book.swap(config_with(tenant("t", "one", models=["m"]), models=("m", "n")))
+    (late,) = (Tenant(entry=entry, key_id="one") for entry in book.tenants.values())
+
+    assert [book.may_use(who, model) for who in (early, late) for model in ("m", "n")] == [True, False] * 2
