@@ -175,7 +175,7 @@ class MendedStream:
         waited for. None: nothing more comes."""
         response, cutter, replay = attempt.response, attempt.begun.cutter, attempt.replay
         if self._sink is not None and cutter is not None and isinstance(response, WorkerResponse):
-            relay = Relay(response, cutter, replay, self._guard, self._sink, attempt.endpoint.latency.note_wait)
+            relay = Relay(response, cutter, replay, self._guard, self._sink, attempt.endpoint.latency)
             await relay.run()
             if replay is not None and replay.is_over:
                 return None

@@ -17,7 +17,7 @@ from quire_contract.resume import MIGRATE_EVENT, ResumedChoice, ResumeEnvelope
 from quire_router.call import Usage
 
 _MIGRATE = MIGRATE_EVENT[2:-2]
-_DIED = b'"code":"%b"' % CODE_ENGINE_DEAD.encode()
+DIED = b'"code":"%b"' % CODE_ENGINE_DEAD.encode()
 """A worker's server says so when its engine is gone. No text can hold this, but what an answer repeats of its request can: `metadata`,
 `tools`. So an event with it is read as well."""
 MAX_RECORD_BYTES = 16 * 1024 * 1024
@@ -105,7 +105,7 @@ class Replay:
     def take(self, part: bytes) -> bytes:
         """`part` (whole events) as the client gets it; b"" if nothing is left of it."""
         if self._take_events is not None:
-            taken = self._take_events(self, part, MAX_RECORD_BYTES, MAX_CHOICES, _DIED)
+            taken = self._take_events(self, part, MAX_RECORD_BYTES, MAX_CHOICES, DIED)
             if taken is not None:
                 return taken
         if part.find(b"\n\n") == len(part) - 2:  # one event, as workers write them
@@ -165,7 +165,7 @@ class Replay:
             if start + 1 == len(event):
                 return b""
             event = event[start:]
-        elif _DIED in event and _tells_of_death(event):
+        elif DIED in event and _tells_of_death(event):
             self.died = self.is_over = True
         if self.died:  # what follows, [DONE] perhaps, would end the stream
             return b""

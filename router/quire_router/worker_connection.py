@@ -45,11 +45,17 @@ class WorkerResponse(msgspec.Struct, eq=False):
             content = self._content = _reader_of(self.whole)
         return content
 
-    def on_arrival(self, listener: Callable[[], None] | None, taker: Callable[[bytes], bool] | None = None) -> None:
+    def on_arrival(
+        self,
+        listener: Callable[[], None] | None,
+        taker: Callable[[bytes], bool] | None = None,
+        take_read: "TakeRead | None" = None,
+    ) -> None:
         """`listener` is called whenever there is more in `content`, its end or an error included, until another one or None is set. What
-        comes while nothing is unread may be given to `taker` instead: whether it took it."""
-        if self.connection is not None:
-            self.connection.on_arrival, self.connection.on_part = listener, taker
+        comes while nothing is unread may be given to `taker` instead: whether it took it. `take_read` is the quick way to that."""
+        connection = self.connection
+        if connection is not None:
+            connection.on_arrival, connection.on_part, connection.on_read = listener, taker, take_read
 
     def close(self) -> None:
         """The connection is cut, unless all of the body has come; whoever waits for more gets a ClientConnectionError."""
@@ -59,6 +65,10 @@ class WorkerResponse(msgspec.Struct, eq=False):
         if self.content.exception() is None:  # a connection that is closed here forgets its readers
             self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
         connection.cut()
+
+
+TakeRead = Callable[["WorkerConnection", Any, bytes], bool]
+"""Told of a connection, what follows its body's chunks (or None), and a read: whether it did with it all that the connection would."""
 
 
 def _reader_of(whole: bytes) -> aiohttp.StreamReader:
@@ -83,6 +93,8 @@ class WorkerConnection(ResponseHandler):
     """Called when something came, or the connection was lost, after the answer's reader has been given it. It must not raise."""
     on_part: Callable[[bytes], bool] | None = None
     """Asked to take what came of a body, instead, while nothing is unread. It must not raise."""
+    on_read: TakeRead | None = None
+    """Asked before that."""
     free_since_s = 0.0
     """By the event loop's clock. Its owner's to keep."""
     _owner: Owner | None = None
@@ -136,7 +148,8 @@ class WorkerConnection(ResponseHandler):
     def cut(self) -> None:
         """End it. Whoever listens hears of it."""
         listener, lease = self.on_arrival, self._lease
-        self.on_arrival = self.on_part = self._lease = self._head = self._answer = self._chunks = None
+        self.on_arrival = self.on_part = self.on_read = None
+        self._lease = self._head = self._answer = self._chunks = None
         if lease is not None:
             lease.close()
         if listener is not None:
@@ -144,10 +157,11 @@ class WorkerConnection(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """An answer may end with this, and the connection be free: who listened until now still hears of it."""
+        on_read = self.on_read
+        if on_read is not None and on_read(self, self._chunks, data):
+            return
         if self._is_fresh and data:  # nobody listens
             self._read_first(data)
-            if self._begun is not None:
-                self._tell_begun()
             return
         chunks = self._chunks
         if chunks is not None and data:
@@ -210,6 +224,8 @@ class WorkerConnection(ResponseHandler):
         at = found or 0
         self._num_missing = None if at >= 0 else -at
         self._read(data, owner, body_at=max(0, at))
+        if self._begun is not None:
+            self._tell_begun()
 
     def _read(self, data: bytes, owner: Owner, body_at: int = 0) -> None:
         """Have the parser read. `body_at`: where the chunks of the one answer in `data` begin, if they can be followed."""
@@ -241,7 +257,8 @@ class WorkerConnection(ResponseHandler):
     def _end(self, answer: WorkerResponse, owner: Owner) -> None:
         """All of an answer has come."""
         chunks = self._chunks
-        self._answer = self._payload = self.on_arrival = self.on_part = self._chunks = answer.connection = None
+        self.on_arrival = self.on_part = self.on_read = None
+        self._answer = self._payload = self._chunks = answer.connection = None
         num_missing, self._num_missing = self._num_missing, None
         if num_missing == 0 or (chunks is not None and chunks.is_done):
             self._is_fresh = True
@@ -289,7 +306,7 @@ class WorkerConnection(ResponseHandler):
         super().connection_lost(exc)
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(aiohttp.ClientPayloadError("the answer ended in what is no HTTP"))
-        self._lease = self._head = self._answer = self._chunks = self.on_part = None
+        self._lease = self._head = self._answer = self._chunks = self.on_part = self.on_read = None
         if answer is not None:
             answer.connection = None
         if head is not None and not head.done():

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from quire_router import relay as relays
 from quire_router.native.library import native
 from quire_router.usual_pick import CLASSES, RULES
 
@@ -107,7 +108,7 @@ def objects_of(parts, rng, again):
     cache = parts.PromptCache(lambda **blocks: blocks, max_bytes=20_000)
     encoder = parts.PromptEncoder(*encoder_args(rng, again))
     made = [
-        parts, index, sent, cache, encoder, parts.Chunks(), parts.ClientSink(Odd(rng, again), True),
+        parts, index, sent, cache, encoder, parts.Chunks(), parts.ClientSink(Odd(rng, again), True), relays._relaying(),
         parts.PlainReader(("/v1",), Odd(rng, again)), parts.LineWriter((("a=", False),), Odd(rng, again)),
         parts.AnswerWriter(Odd(rng, again), Odd(rng, again), ("A", "B", "C")),
         parts.RequestHeads(["host"], ["authorization"], "x-", "id"), parts.Turn(Odd(rng, again)),

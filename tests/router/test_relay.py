@@ -8,6 +8,7 @@ from multidict import CIMultiDict
 
 from quire_router.call import Usage
 from quire_router.idle_guard import NOT_WAITING, IdleGuard
+from quire_router.latency import StreamLatency
 from quire_router.native.library import native
 from quire_router.relay import Relay
 from quire_router.replay import Replay
@@ -83,7 +84,7 @@ async def guard():
 
 
 def running(response, guard, sink, replay=None):
-    return asyncio.create_task(Relay(response, EventCutter(), replay, guard, sink, lambda asked_s, came_s: None).run())
+    return asyncio.create_task(Relay(response, EventCutter(), replay, guard, sink, StreamLatency()).run())
 
 
 async def test_what_comes_is_cut_at_events_and_given_away_until_the_end(opened, guard):

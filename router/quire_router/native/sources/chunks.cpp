@@ -4,25 +4,21 @@
 // shown none of them is where it would be had it read them. Anything else is the parser's: a chunk that is not whole yet, the last
 // chunk, extensions, trailers, and what is no chunk. A stream of events hardly ever holds more than the last of these.
 
-#include <cstdint>
-#include <cstring>
+#include "chunks.h"
 
-#include "parts.h"
+#include <new>
 
 namespace quire {
 namespace {
-
-enum class At { SIZE, SIZE_LF, DATA, DATA_CR, DATA_LF, LAST_CR, LAST_LF, DONE, LOST };
 
 constexpr int MAX_DIGITS = 15;
 
 struct Chunks {
     PyObject_HEAD
-    At at;
-    int num_digits;
-    uint64_t left;       // of the chunk's data; its size while that is read
-    uint64_t num_bytes;  // of data, so far
+    Chunking state;
 };
+
+PyTypeObject* chunks_type = nullptr;
 
 int digit_of(unsigned char c) {
     if (c >= '0' && c <= '9') return c - '0';
@@ -31,83 +27,86 @@ int digit_of(unsigned char c) {
     return -1;
 }
 
-bool is_between(const Chunks* self) { return self->at == At::SIZE && self->num_digits == 0; }
+}  // namespace
 
-// Go over data[0, size); what is data of chunks is copied to `out` unless that is null. The number of bytes copied.
-size_t follow(Chunks* self, const char* data, size_t size, char* out) {
+size_t Chunking::follow(const char* data, size_t size, char* out) {
     size_t copied = 0;
-    for (size_t i = 0; i < size && self->at != At::LOST;) {
+    for (size_t i = 0; i < size && at != At::LOST;) {
         const auto c = static_cast<unsigned char>(data[i]);
-        switch (self->at) {
+        switch (at) {
             case At::SIZE: {
                 const int digit = digit_of(c);
-                if (digit >= 0 && self->num_digits < MAX_DIGITS) {
-                    self->left = self->left * 16 + uint64_t(digit);
-                    ++self->num_digits;
+                if (digit >= 0 && num_digits < MAX_DIGITS) {
+                    left = left * 16 + uint64_t(digit);
+                    ++num_digits;
                 } else {
-                    self->at = c == '\r' && self->num_digits ? At::SIZE_LF : At::LOST;
+                    at = c == '\r' && num_digits ? At::SIZE_LF : At::LOST;
                 }
                 ++i;
                 break;
             }
             case At::SIZE_LF:
-                self->at = c != '\n' ? At::LOST : self->left ? At::DATA : At::LAST_CR;
-                self->num_digits = 0;
+                at = c != '\n' ? At::LOST : left ? At::DATA : At::LAST_CR;
+                num_digits = 0;
                 ++i;
                 break;
             case At::DATA: {
-                const size_t part = size - i < self->left ? size - i : size_t(self->left);
+                const size_t part = size - i < left ? size - i : size_t(left);
                 if (out != nullptr) std::memcpy(out + copied, data + i, part);
                 copied += part;
-                self->num_bytes += part;
-                self->left -= part;
-                if (!self->left) self->at = At::DATA_CR;
+                num_bytes += part;
+                left -= part;
+                if (!left) at = At::DATA_CR;
                 i += part;
                 break;
             }
             case At::DATA_CR:
-                self->at = c == '\r' ? At::DATA_LF : At::LOST;
+                at = c == '\r' ? At::DATA_LF : At::LOST;
                 ++i;
                 break;
             case At::DATA_LF:
-                self->at = c == '\n' ? At::SIZE : At::LOST;
+                at = c == '\n' ? At::SIZE : At::LOST;
                 ++i;
                 break;
             case At::LAST_CR:
-                self->at = c == '\r' ? At::LAST_LF : At::LOST;
+                at = c == '\r' ? At::LAST_LF : At::LOST;
                 ++i;
                 break;
             case At::LAST_LF:
-                self->at = c == '\n' ? At::DONE : At::LOST;
+                at = c == '\n' ? At::DONE : At::LOST;
                 ++i;
                 break;
             case At::DONE:
             case At::LOST:
-                self->at = At::LOST;
+                at = At::LOST;
                 break;
         }
     }
     return copied;
 }
 
+Chunking* chunking_of(PyObject* object) {
+    return chunks_type != nullptr && Py_IS_TYPE(object, chunks_type) ? &reinterpret_cast<Chunks*>(object)->state : nullptr;
+}
+
+namespace {
+
 PyObject* feed(PyObject* object, PyObject* data) {
-    auto* self = reinterpret_cast<Chunks*>(object);
+    Chunking& state = reinterpret_cast<Chunks*>(object)->state;
     if (!PyBytes_CheckExact(data)) {
         PyErr_SetString(PyExc_TypeError, "feed(data: bytes)");
         return nullptr;
     }
     const char* text = PyBytes_AS_STRING(data);
     const size_t size = size_t(PyBytes_GET_SIZE(data));
-    // to be taken it ends where a chunk does
-    const bool may_take = size > 2 && is_between(self) && text[size - 2] == '\r' && text[size - 1] == '\n';
-    if (!may_take) {
-        follow(self, text, size, nullptr);
+    if (!state.may_take(text, size)) {
+        state.follow(text, size, nullptr);
         Py_RETURN_NONE;
     }
     PyObject* part = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(size));
     if (part == nullptr) return nullptr;
-    const size_t copied = follow(self, text, size, PyBytes_AS_STRING(part));
-    if (!is_between(self)) {
+    const size_t copied = state.follow(text, size, PyBytes_AS_STRING(part));
+    if (!state.is_between()) {
         Py_DECREF(part);
         Py_RETURN_NONE;
     }
@@ -115,11 +114,15 @@ PyObject* feed(PyObject* object, PyObject* data) {
     return part;
 }
 
-PyObject* num_bytes(PyObject* self, void*) { return PyLong_FromUnsignedLongLong(reinterpret_cast<Chunks*>(self)->num_bytes); }
+PyObject* num_bytes(PyObject* self, void*) { return PyLong_FromUnsignedLongLong(reinterpret_cast<Chunks*>(self)->state.num_bytes); }
 
-PyObject* is_done(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<Chunks*>(self)->at == At::DONE); }
+PyObject* is_done(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<Chunks*>(self)->state.at == At::DONE); }
 
-PyObject* make(PyTypeObject* type, PyObject*, PyObject*) { return type->tp_alloc(type, 0); }
+PyObject* make(PyTypeObject* type, PyObject*, PyObject*) {
+    PyObject* self = type->tp_alloc(type, 0);
+    if (self != nullptr) new (&reinterpret_cast<Chunks*>(self)->state) Chunking();
+    return self;
+}
 
 void end(PyObject* self) {
     PyTypeObject* type = Py_TYPE(self);
@@ -155,7 +158,6 @@ PyType_Spec SPEC = {"quire_router_native.Chunks", sizeof(Chunks), 0, Py_TPFLAGS_
 int add_chunks(PyObject* module) {
     PyObject* type = PyType_FromSpec(&quire::SPEC);
     if (type == nullptr) return -1;
-    const int done = PyModule_AddObjectRef(module, "Chunks", type);
-    Py_DECREF(type);
-    return done;
+    quire::chunks_type = reinterpret_cast<PyTypeObject*>(type);  // kept as long as the process
+    return PyModule_AddObjectRef(module, "Chunks", type);
 }

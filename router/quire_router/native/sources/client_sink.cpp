@@ -1,6 +1,6 @@
 // Writes parts of a stream to its client's connection, each as a chunk, and counts the events in them: `delivery.sink_of`'s twin.
 
-#include "parts.h"
+#include "client_sink.h"
 
 #include <structmember.h>
 
@@ -77,22 +77,33 @@ int write_to(PyObject* transport, Sink* self, PyObject* part) {
     return 1;
 }
 
+PyTypeObject* sink_type = nullptr;
+
+}  // namespace
+
+bool is_client_sink(PyObject* sink) { return sink_type != nullptr && Py_IS_TYPE(sink, sink_type); }
+
+int give_to_client(PyObject* sink, PyObject* part) {
+    auto* self = reinterpret_cast<Sink*>(sink);
+    if (self->protocol == nullptr) return 0;  // a collector of cycles was here
+    const Ref protocol = Ref::borrowed(self->protocol);
+    const Ref transport(PyObject_GetAttr(protocol.get(), names.transport));
+    if (!transport) return -1;
+    const int written = write_to(transport.get(), self, part);
+    if (written <= 0) return written;
+    const int is_paused = is_true(PyObject_GetAttr(protocol.get(), names.writing_paused));
+    return is_paused < 0 ? -1 : !is_paused;
+}
+
+namespace {
+
 PyObject* call(PyObject* object, PyObject* args, PyObject*) {
-    auto* self = reinterpret_cast<Sink*>(object);
     if (PyTuple_GET_SIZE(args) != 1 || !PyBytes_Check(PyTuple_GET_ITEM(args, 0))) {
         PyErr_SetString(PyExc_TypeError, "sink(part: bytes)");
         return nullptr;
     }
-    if (self->protocol == nullptr) Py_RETURN_FALSE;  // a collector of cycles was here
-    const Ref protocol = Ref::borrowed(self->protocol);
-    const Ref transport(PyObject_GetAttr(protocol.get(), names.transport));
-    if (!transport) return nullptr;
-    const int written = write_to(transport.get(), self, PyTuple_GET_ITEM(args, 0));
-    if (written < 0) return nullptr;
-    if (written == 0) Py_RETURN_FALSE;
-    const int is_paused = is_true(PyObject_GetAttr(protocol.get(), names.writing_paused));
-    if (is_paused < 0) return nullptr;
-    return PyBool_FromLong(!is_paused);
+    const int may_more = give_to_client(object, PyTuple_GET_ITEM(args, 0));
+    return may_more < 0 ? nullptr : PyBool_FromLong(may_more);
 }
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
@@ -157,7 +168,6 @@ int add_client_sink(PyObject* module) {
     }
     PyObject* type = PyType_FromSpec(&quire::SPEC);
     if (type == nullptr) return -1;
-    const int done = PyModule_AddObjectRef(module, "ClientSink", type);
-    Py_DECREF(type);
-    return done;
+    quire::sink_type = reinterpret_cast<PyTypeObject*>(type);  // kept as long as the process
+    return PyModule_AddObjectRef(module, "ClientSink", type);
 }

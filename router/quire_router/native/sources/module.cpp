@@ -22,6 +22,7 @@ PyMODINIT_FUNC PyInit_quire_router_native() {
              &add_http_answer,
              &add_chunks,
              &add_replay_events,
+             &add_relaying,
              &add_kv_index,
              &add_usual_choice,
              &add_placing,

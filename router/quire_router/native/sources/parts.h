@@ -10,6 +10,7 @@ int add_http_headers(PyObject* module);
 int add_http_answer(PyObject* module);
 int add_chunks(PyObject* module);
 int add_replay_events(PyObject* module);
+int add_relaying(PyObject* module);
 int add_kv_index(PyObject* module);
 int add_usual_choice(PyObject* module);
 int add_placing(PyObject* module);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "python_ref.h"
+#include "replay_events.h"
 
 namespace quire {
 namespace {
@@ -168,12 +169,10 @@ int note(PyObject* replay, const Events& events, Py_ssize_t max_bytes, Py_ssize_
     return is_noted ? 1 : -1;
 }
 
-PyObject* taken(PyObject* const* args) {
-    PyObject* replay = args[0];
-    const std::string_view part(PyBytes_AS_STRING(args[1]), size_t(PyBytes_GET_SIZE(args[1])));
-    const std::string_view mark(PyBytes_AS_STRING(args[4]), size_t(PyBytes_GET_SIZE(args[4])));
-    const Py_ssize_t max_bytes = PyLong_AsSsize_t(args[2]), max_choices = PyLong_AsSsize_t(args[3]);
-    if (PyErr_Occurred()) return nullptr;
+}  // namespace
+
+PyObject* take_usual(PyObject* replay, PyObject* given, Py_ssize_t max_bytes, Py_ssize_t max_choices, std::string_view mark) {
+    const std::string_view part(PyBytes_AS_STRING(given), size_t(PyBytes_GET_SIZE(given)));
     if (part.size() < 2 || part.substr(part.size() - 2) != "\n\n" || part.find("\n\n\n") != std::string_view::npos) Py_RETURN_NONE;
     if (memmem(part.data(), part.size(), mark.data(), mark.size()) != nullptr) Py_RETURN_NONE;
     Events events;
@@ -193,16 +192,21 @@ PyObject* taken(PyObject* const* args) {
         if (PyErr_Occurred() || !set_number(replay, names.num_events, before + events.num_events)) return nullptr;
         if (!set_bytes(replay, names.last, events.last)) return nullptr;
     }
-    if (events.is_all) return Py_NewRef(args[1]);
+    if (events.is_all) return Py_NewRef(given);
     return PyBytes_FromStringAndSize(events.kept.data(), Py_ssize_t(events.kept.size()));
 }
+
+namespace {
 
 PyObject* take_events(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 5 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[4])) {
         PyErr_SetString(PyExc_TypeError, "take_events(replay, part: bytes, max_bytes, max_choices, mark: bytes)");
         return nullptr;
     }
-    return guarded<PyObject*>(nullptr, [&] { return taken(args); });
+    const std::string_view mark(PyBytes_AS_STRING(args[4]), size_t(PyBytes_GET_SIZE(args[4])));
+    const Py_ssize_t max_bytes = PyLong_AsSsize_t(args[2]), max_choices = PyLong_AsSsize_t(args[3]);
+    if (PyErr_Occurred()) return nullptr;
+    return guarded<PyObject*>(nullptr, [&] { return take_usual(args[0], args[1], max_bytes, max_choices, mark); });
 }
 
 PyMethodDef METHODS[] = {
