@@ -156,6 +156,8 @@ class Kubelet:
         """Pods in the order in which they went."""
         self.has_nodes = False
         """Whether each pod is put on a node of its own, of the pod's name."""
+        self.starts = True
+        """Whether new pods' workers start; else their pods wait."""
         self.nodes: list[str] = []
         self._stops: dict[str, asyncio.Event] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
@@ -201,6 +203,8 @@ class Kubelet:
         if self.has_nodes and not pod["spec"].get("nodeName"):
             await self._place(name)
         if name not in self.workers:
+            if not self.starts:
+                return
             self.workers[name] = worker = Worker(name)
             self._stops[name] = asyncio.Event()
             self._servers[name] = asyncio.create_task(self._serve(worker, self._stops[name]))

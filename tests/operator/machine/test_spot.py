@@ -62,6 +62,7 @@ async def test_interruption_that_is_taken_back_takes_the_worker_back(cluster, ku
         await cluster.until(lambda: all_ready(cluster))
         (worker,) = kubelet.workers.values()
         worker.num_requests = 1
+        kubelet.starts = False  # once its replacement serves, the worker that drains already is the one to go
         await taint(cluster, worker.pod, TAINT)
 
         async def drains():
