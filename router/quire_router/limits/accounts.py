@@ -37,6 +37,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The account's use, everybody's, as of then."""
     epoch: str = ""
     """The account's name for its own life as of then; empty: it never answered. Another one: it was lost in between."""
+    reports: str = ""
+    """What the account said of its routers' reports then: to be brought back as it was, should the account be lost."""
     need: int = 0
     """Stays held, whatever the limit says: for work that has begun."""
     want: int = 0
@@ -59,6 +61,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     wait_s: float
     """Until `least` may be had; 0 if it was granted."""
     epoch: str = ""
+    reports: str = ""
+    """Of all routers, as far as the account had them."""
     confirmed: bool = True
     """Whether the account itself answered, not somebody in its place."""
 

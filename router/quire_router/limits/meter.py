@@ -51,6 +51,7 @@ class Meter:
         "refused_least",
         "refused_s",
         "refused_until_s",
+        "reports",
         "reserved",
         "sent_s",
         "spare",
@@ -73,7 +74,7 @@ class Meter:
         """Used by this router since it began."""
         self.acked = 0
         self.known = 0
-        self.epoch = ""
+        self.epoch = self.reports = ""
         self.free: int | None = None
         """Of the limit, neither used nor held by anybody when the account last answered."""
         self.spare = 0
@@ -133,6 +134,7 @@ class Meter:
             acked=self.acked,
             known=self.known,
             epoch=self.epoch,
+            reports=self.reports,
             need=self.held,
             want=want,
             least=least,
@@ -144,6 +146,7 @@ class Meter:
         self.held += grant.extra
         if grant.confirmed:
             self.acked, self.known, self.epoch = order.total, grant.used, grant.epoch
+            self.reports = grant.reports
             self.sent_s = now_s
         if self.limit is not None:
             self.free = self.limit - grant.used - grant.others - order.need - grant.extra

@@ -82,9 +82,12 @@ def _arguments(order: Order) -> list[Any]:
         order.least,
         order.life_s * 1000,
         FORGET_MS,
+        order.reports,
     ]
 
 
 def _grant(line: list[str]) -> Grant:
-    extra, used, others, wait_ms, epoch = line
-    return Grant(extra=int(extra), used=int(used), others=int(others), wait_s=int(wait_ms) / 1000, epoch=epoch)
+    extra, used, others, wait_ms, epoch, reports = line
+    return Grant(
+        extra=int(extra), used=int(used), others=int(others), wait_s=int(wait_ms) / 1000, epoch=epoch, reports=reports
+    )

@@ -172,6 +172,32 @@ async def test_an_account_that_was_lost_is_made_anew_from_what_routers_know(rout
     assert (after_b.used, again.used, new.used) == (49, 49, 50)
 
 
+@pytest.mark.parametrize("seed", range(12))
+async def test_nothing_counts_twice_or_is_forgotten_when_answers_and_the_account_are_lost(seed, routers, clock):
+    rng = random.Random(seed)
+    known = [{"acked": 0, "known": 0, "epoch": "", "reports": ""} for _ in routers]
+    totals = [0, 0, 0]
+
+    async def tell(i, *, is_heard):
+        """Its total; what it hears it brings back the next time."""
+        answer = await ask(routers[i], FOR_LIFE, None, total=totals[i], **known[i])
+        if is_heard:
+            known[i] = {"acked": totals[i], "known": answer.used, "epoch": answer.epoch, "reports": answer.reports}
+        return answer.used
+
+    for _ in range(80):
+        i = rng.randrange(3)
+        totals[i] += rng.randrange(5)
+        clock.now += rng.choice((0.1, 20.0))
+        if rng.random() < 0.1:
+            await routers[0]._link.call(lambda client: client.flushall())
+        await tell(i, is_heard=rng.random() < 0.7)
+    for i in rng.sample(range(3), 3):
+        await tell(i, is_heard=True)
+
+    assert [await tell(i, is_heard=True) for i in range(3)] == [sum(totals)] * 3
+
+
 async def test_while_redis_is_away_the_stand_in_goes_on_from_what_was_known(routers, redis_server, clock):
     a, b, _ = routers
     await ask(a, FOR_LIFE, 10, total=4)
