@@ -1,7 +1,8 @@
 """Runs Triton kernels through Triton's interpreter, so their tests need no GPU. Must load before any `quire_kernels.gpu` module.
 
-Triton 3.6's interpreter differs from a GPU in three ways that matter here, and they are mended below: it converts scalars in a way that
-NumPy 2.4 refuses, multiplies bfloat16 and float8 matrices as if their bits were integers, and truncates casts to those types.
+Triton 3.6's interpreter differs from a GPU in four ways that matter here, and they are mended below: it converts scalars in a way that
+NumPy 2.4 refuses, multiplies bfloat16 and float8 matrices as if their bits were integers, truncates casts to those types, and leaves
+float32 products to a BLAS which on some processors adds up a row in an order that depends on its place in the matrix.
 """
 
 import os
@@ -54,6 +55,9 @@ def _converted(handle: TensorHandle, target: tl.dtype) -> TensorHandle:
 
 def _mended_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     a, b = (_converted(x, tl.float32) if _is_narrow(x.dtype) else x for x in (a, b))
+    if a.dtype.scalar is tl.float32 and b.dtype.scalar is tl.float32:
+        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)).astype(np.float32)
+        return TensorHandle(product.astype(d.data.dtype) + d.data, d.dtype.scalar)
     return _dot(self, a, b, d, input_precision, max_num_imprecise_acc)
 
 
