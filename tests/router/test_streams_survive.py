@@ -142,12 +142,20 @@ def fake_requests(number):
 
 
 async def wave(fleet, requests, disturb=None):
-    """All streams at once, each without what is its own; meanwhile `disturb` once each has sent a few events on average."""
-    progress = [0]
-    streams = [asyncio.create_task(fleet.stream(path, body, progress)) for path, body in requests]
+    """All streams at once, each without what is its own; meanwhile `disturb` once each has begun, and sent a few events on average."""
+    progress = [[0] for _ in requests]
+    streams = [
+        asyncio.create_task(fleet.stream(path, body, counted))
+        for (path, body), counted in zip(requests, progress, strict=True)
+    ]
+
+    def are_under_way():
+        counts = [number for (number,) in progress]
+        return all(counts) and sum(counts) >= 8 * len(requests)
+
     async with asyncio.timeout(WAVE_TIMEOUT_S):
         if disturb is not None:
-            while progress[0] < 8 * len(requests):  # noqa: ASYNC110 - a count, nobody sets an event
+            while not are_under_way():  # noqa: ASYNC110 - counts, nobody sets an event
                 await asyncio.sleep(POLL_S)
             await disturb()
         answers = await asyncio.gather(*streams)
