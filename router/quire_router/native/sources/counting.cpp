@@ -52,8 +52,6 @@ PyObject* counting_new(PyTypeObject* type, PyObject* args, PyObject*) {
     return self.release();
 }
 
-void put(PyObject*& slot, PyObject* owned) { Py_XDECREF(std::exchange(slot, owned)); }
-
 // A number of an endpoint, to be written later.
 class Number {
   public:
@@ -213,8 +211,6 @@ PyObject* first_byte(PyObject* self, PyObject* const* args, Py_ssize_t number, P
     const Ref told(PyObject_CallMethod(endpoint.get(), "learn_speed", "d", (now_s - started_s) * 1000.0 / tokens));
     return told ? Py_NewRef(Py_None) : nullptr;
 }
-
-PyCFunction function(auto* any) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(any)); }
 
 PyMethodDef FUNCTIONS[] = {
     {"take", take, METH_O, "As endpoints.Reservation.take."},

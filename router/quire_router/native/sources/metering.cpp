@@ -47,8 +47,6 @@ long long small(PyObject* value) {
     return number;
 }
 
-void put(PyObject*& slot, PyObject* owned) { Py_XDECREF(std::exchange(slot, owned)); }
-
 PyObject* number(long long value) {
     PyObject* made = PyLong_FromLongLong(value);
     return made ? made : throw std::bad_alloc();
@@ -163,8 +161,6 @@ PyObject* show(PyObject* self, PyObject* const* args, Py_ssize_t count) {
         return is_set ? Py_NewRef(Py_True) : nullptr;
     });
 }
-
-PyCFunction function(auto* any) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(any)); }
 
 PyMethodDef METHODS[] = {
     {"reserve", reserve, METH_O, "reserve(demands): 0 if not all of it is at hand, 1 if it is reserved, 2 if that leaves little. None: ask the twin."},

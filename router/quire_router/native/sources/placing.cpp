@@ -125,8 +125,6 @@ PyObject* placing_new(PyTypeObject* type, PyObject* args, PyObject*) {
 }
 
 // Into a slot. The old value goes last: that may run other code.
-void put(PyObject*& slot, PyObject* owned) { Py_XDECREF(std::exchange(slot, owned)); }
-
 // `slot` += number. 0, or -1 with an exception.
 int add_to(PyObject*& slot, PyObject* number) {
     const Ref old = Ref::borrowed(slot);

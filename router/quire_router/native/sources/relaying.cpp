@@ -55,8 +55,6 @@ struct Interned {
 };
 Interned names;
 
-void put(PyObject*& slot, PyObject* owned) { Py_XDECREF(std::exchange(slot, owned)); }
-
 // What a read is, before anything was done with it.
 struct Read {
     const Rules& rules;

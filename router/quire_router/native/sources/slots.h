@@ -5,6 +5,8 @@
 
 #include <structmember.h>
 
+#include <utility>
+
 #include "python_ref.h"
 
 namespace quire {
@@ -68,5 +70,11 @@ inline int64_t whole(PyObject* value) {
     if (overflow || number > MOST || number < -MOST) throw Unusual();
     return number;
 }
+
+// Write a field. `owned`: a reference that it takes over.
+inline void put(PyObject*& slot, PyObject* owned) { Py_XDECREF(std::exchange(slot, owned)); }
+
+// A function as a table of methods wants it, whatever its arguments.
+inline PyCFunction function(auto* any) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(any)); }
 
 }  // namespace quire
