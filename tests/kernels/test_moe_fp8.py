@@ -69,6 +69,8 @@ def test_the_kernels_equal_the_reference_but_for_roundings(
     assert difference(out, moe_fp8_reference(*inputs)) < 0.004
 
 
+# The interpreter's word on the rows of such places, which nobody writes: they are quantised with the others, and read by nobody.
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 @pytest.mark.parametrize("is_blocks", [False, True])
 def test_a_place_without_an_expert_adds_nothing(is_blocks: bool) -> None:
     x, weights, experts, stacks = case(4, 2, 3, 128, 128, is_blocks=is_blocks)

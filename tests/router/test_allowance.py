@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 from aiohttp import web
@@ -23,17 +24,23 @@ PROMPT = 31
 PORTION = 10
 
 
-def streaming(num_tokens, *, replays, at_once=1):
-    """A worker whose stream has so many tokens, as many at once; with `replays` it tells their ids, as ours do."""
+def streaming(num_tokens, *, replays, at_once=1, together=1):
+    """A worker whose stream has so many tokens, `at_once` in an event, `together` events in a write; with `replays` it tells their ids, as
+    ours do."""
 
     async def answer(request, upstream):
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        written = []
         for number in range(0, num_tokens, at_once):
             ids = ",".join(str(number + i) for i in range(at_once))
             comment = f": s c3RhdGU\n: u {PROMPT} 0 {number}\n: t 0 {ids}\n" if replays else ""
             chunk = {"choices": [{"index": 0, "delta": {"content": f"w{number} "}}]}
-            await response.write(f"{comment}data: {json.dumps(chunk)}\n\n".encode())
+            written.append(f"{comment}data: {json.dumps(chunk)}\n\n".encode())
+            if len(written) < together:
+                continue
+            await response.write(b"".join(written))
+            written = []
             for _ in range(20):
                 await asyncio.sleep(0)
         await response.write(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n')
@@ -110,8 +117,8 @@ async def test_a_stream_ends_with_the_quota_and_says_so(replays, serve, logged, 
     assert (status, error_of(text)["code"]) == (200, "insufficient_quota")
     assert "tokens a day (UTC) is used up" in error_of(text)["message"]
     assert text.endswith(b"data: [DONE]\n\n")
-    assert 100 <= text.count(b'"content"') <= 102
-    assert 100 <= await used(router) - PROMPT <= 103
+    assert text.count(b'"content"') == 101
+    assert await used(router) == PROMPT + 101
     assert after == 429
     assert [(r["status"], r["output_tokens"] + r["prompt_tokens"]) for r in await records(router)] == [
         (200, await used(router))
@@ -139,7 +146,33 @@ async def test_streams_at_the_same_time_share_what_is_left_and_overspend_by_thei
 
     ends = [None if (error := error_of(text)) is None else error["code"] for _, text, _ in found]
     assert ends == ["insufficient_quota"] * 5
-    assert limit <= await used(router) <= limit + 5 * 3
+    assert limit <= await used(router) <= limit + 5
+
+
+@pytest.mark.parametrize("replays", [True, False], ids=["our worker", "another's"])
+@pytest.mark.parametrize("together", [7, 64, 400])
+async def test_of_events_that_come_together_a_client_gets_and_pays_those_within_the_quota(together, replays, serve):
+    router, _ = await serve(streaming(400, replays=replays, together=together), limits={"tokens_per_day": PROMPT + 100})
+
+    _, text, _ = await ask(router)
+
+    assert error_of(text)["code"] == "insufficient_quota"
+    assert [f'"w{number} "'.encode() in text for number in range(110)] == [True] * 101 + [False] * 9
+    assert await used(router) == PROMPT + 101
+
+
+@pytest.mark.parametrize("replays", [True, False], ids=["our worker", "another's"])
+@pytest.mark.parametrize("together", [7, 60, 64])
+async def test_events_that_come_together_and_fit_are_all_given(together, replays, serve):
+    number = 60 * together
+    limit = PROMPT + number + (0 if replays else 2)  # of others every event is counted, the last two as well
+    router, _ = await serve(streaming(number, replays=replays, together=together), limits={"tokens_per_day": limit})
+
+    _, text, _ = await ask(router)
+
+    assert error_of(text) is None
+    assert [int(word) for word in re.findall(rb'"w(\d+) "', text)] == list(range(number))
+    assert text.endswith(b"data: [DONE]\n\n")
 
 
 async def test_an_answer_that_fits_exactly_ends_by_itself(serve):
