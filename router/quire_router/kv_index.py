@@ -21,10 +21,12 @@ _NO_TIMES: Mapping[int, float] = {}
 
 
 class KvIndex:
-    """What each endpoint said it holds. An entry is one (endpoint, block); `max_blocks` bounds their number over all endpoints.
+    """What each endpoint said it holds. An entry is one (endpoint, block); each endpoint may use an even share of `max_blocks`.
 
-    A full index refuses new entries and keeps the old ones: an LRU here would drop roots of long-lived prefixes first, and a prefix
-    without its root matches nothing. What is refused only costs hits. Each endpoint may use an even share, so that none starves others.
+    A full share refuses new entries and keeps the old ones: an LRU here would drop roots of long-lived prefixes first, and a prefix
+    without its root matches nothing. What is refused only costs hits. An endpoint that has more than its share, from when there were fewer
+    of them, keeps it until it evicts it: N that fill their shares one after the other hold 1 + 1/2 + ... + 1/N times `max_blocks` (8 times
+    at 2,048), for a while. A newcomer without entries would be worse: it would get no traffic for its cache.
     """
 
     def __init__(self, *, max_blocks: int = 4_000_000) -> None:

@@ -90,6 +90,7 @@ class Seen:
 
     def cut(self) -> None:
         """What came after the refusal is not given: nobody pays for it."""
+        self._ahead = 0
         if self._outcome.usage is not None:
             self._outcome.usage.output = min(self._outcome.usage.output, self._paid)
 
@@ -117,22 +118,29 @@ async def watching(
 
 async def _with_end(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """And then nothing, with which comes what was kept."""
-    async for part in parts:
-        yield part
+    try:
+        async for part in parts:
+            yield part
+    except BrokenStreamError:
+        yield b""
+        raise
     yield b""
 
 
 def seeing(attach: Attach, seen: Seen) -> Attach:
     """As `watching`, for the parts that take the short way: it ends where `watching` has something to do."""
 
+    look = seen.events.see
+
     def attach_behind(sink: Sink) -> None:
         def see(part: bytes) -> bool:
-            if not seen.may_pass(part):
-                return False
-            seen.events.see(part)
+            look(part)
             return sink(part)
 
-        attach(see)
+        def see_if_paid(part: bytes) -> bool:
+            return seen.may_pass(part) and see(part)
+
+        attach(see if seen.allowance is None else see_if_paid)
 
     return attach_behind
 

@@ -297,7 +297,7 @@ def test_a_revision_whose_pods_never_start_gets_no_request(installation: Install
         told, ready = condition_of(installation, "Progressing"), condition_of(installation, "Ready")
         code, rolled = quire(installation, "rollback", MODEL)
         wait_until(lambda: watch.look().phase == "", 60.0, installation.diagnosis)
-        wait_until(lambda: revisions_of_pods(installation) == [stable, stable], 60.0, installation.diagnosis)
+        wait_until(lambda: revisions_of_pods(installation) == [stable, stable], 180.0, installation.diagnosis)
         wait_for_requests(load)
 
     print(f"\n{watch.told()}\n{told}\n{rolled}")

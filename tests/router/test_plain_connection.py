@@ -22,7 +22,7 @@ PATHS = ("/v1/completions", "/v1/chat/completions", "/waits", "/fails", "/last",
 BODY = b'{"model":"m","prompt":"sound"}'
 POLL_S = 0.005
 LIMIT_S = 0.3
-PAUSE_S = 0.1
+PAUSE_S = 0.3
 """For an answer to what may be no whole request."""
 
 

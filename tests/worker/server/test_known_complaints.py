@@ -204,11 +204,15 @@ async def test_after_hundreds_of_requests_memory_is_flat_and_every_block_is_back
             samples.append([fact(pid, "status", r"VmRSS:\s+(\d+) kB") for pid in pids])
         return [min(column) for column in zip(*samples[-30:], strict=True)]
 
-    before = await rounds(0, 120)
-    after = await rounds(120, 400)
-
-    # What 840 requests left behind would be seen from 5 kB each; `bench/soak.py` looks closer, over 20,000.
-    assert [late - early < 4096 for early, late in zip(before, after, strict=True)] == [True, True], (before, after)
+    # What 840 requests left behind would be seen from 5 kB each, in every period; `bench/soak.py` looks closer, over 20,000. What an
+    # allocator takes once, as more is under way at once than before, is seen in one of them.
+    seen = [await rounds(0, 120)]
+    for period in range(3):
+        seen.append(await rounds(120 + 280 * period, 400 + 280 * period))
+        if all(late - early < 4096 for early, late in zip(*seen[-2:], strict=True)):
+            break
+    else:
+        pytest.fail(f"kilobytes of the API process and the engine, after 120 rounds and each 280 more: {seen}")
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         await eventually(lambda name=name: metric(worker, name), 0)
 
