@@ -1,6 +1,7 @@
 """A stand-in for this installation: a folder with small `quire-worker` and `quire-router` programs, and `quire` run against it.
 
-The stand-ins are real processes that answer probes; what a worker does otherwise is told by its model folder's config.json.
+The stand-ins are real processes that answer probes; what a worker does otherwise is told by its model folder's config.json, as it
+starts; whether it is ready, whenever it is asked.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ parser = argparse.ArgumentParser()
 for flag in ("model", "host", "port", "health-port", "pod-name", "trust-dir", "kv-events-endpoint", "compute-threads"):
     parser.add_argument("--" + flag, required=True)
 arguments, _ = parser.parse_known_args()
-behaviour = json.loads((pathlib.Path(arguments.model) / "config.json").read_text())
+told = pathlib.Path(arguments.model) / "config.json"
+behaviour = json.loads(told.read_text())
 if "say" in behaviour:
     print(behaviour["say"], flush=True)
 if "exit" in behaviour:
@@ -41,7 +43,8 @@ else:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(503 if behaviour.get("never_ready") and self.path == "/ready" else 200)
+        is_ready = json.loads(told.read_text()).get("not_ready") not in ("any", arguments.pod_name)
+        self.send_response(200 if is_ready or self.path != "/ready" else 503)
         self.end_headers()
         self.wfile.write(json.dumps(dict(os.environ)).encode())
 
@@ -187,7 +190,8 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
     def write(spec: str = "replicas: 2", **behaviour: Any) -> Path:
         model = tmp_path / "models" / "demo"
         model.mkdir(parents=True, exist_ok=True)
-        (model / "config.json").write_text(json.dumps(behaviour))
+        (model / "next").write_text(json.dumps(behaviour))
+        (model / "next").rename(model / "config.json")
         file = tmp_path / "demo.yaml"
         lines = [
             "apiVersion: quire.dev/v1alpha1",
