@@ -126,6 +126,17 @@ def test_what_a_pod_had_is_the_next_ones_when_it_has_ended(tmp_path: Path) -> No
     assert not first.folder.exists()
 
 
+def test_no_pod_gets_the_port_on_which_the_router_will_listen(tmp_path: Path) -> None:
+    ports = free_ports("127.0.0.1", seed=2)
+    left = {next(ports) for _ in range(8)}
+    supplies = Supplies(folder=tmp_path, devices=[], ports_taken={*range(1 << 16)} - left)
+
+    share = supplies.take(num_ports=4)
+
+    assert share is not None
+    assert {*share.ports} < left
+
+
 def service(model: str) -> dict[str, object]:
     """A document with the given model."""
     uri, _, revision = model.partition("#")

@@ -5,7 +5,7 @@ This module must not know what is done with it.
 
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,11 @@ class Share:
 class Supplies:
     """One for the run. What was given is nobody else's until it is given back."""
 
-    def __init__(self, *, folder: Path, devices: Sequence[str]) -> None:
-        """`folder`: below it pods get theirs."""
+    def __init__(self, *, folder: Path, devices: Sequence[str], ports_taken: Iterable[int] = ()) -> None:
+        """`folder`: below it pods get theirs. `ports_taken`: nobody gets them, though nothing may listen there yet."""
         self._folder = folder
         self._devices = list(devices)
-        self._ports: set[int] = set()
+        self._ports: set[int] = set(ports_taken)
         self._numbers: set[int] = set()
 
     def take(self, *, num_ports: int, num_devices: int = 0) -> Share | None:

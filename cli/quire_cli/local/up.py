@@ -50,7 +50,7 @@ def run_up(options: UpOptions, host: Host, console: Console) -> None:
 async def _serve(options: UpOptions, checked: Checked, folder: RunFolder, host: Host, console: Console) -> None:
     trust = Trust.generate()
     trust.write(folder.trust)
-    supplies = Supplies(folder=folder.pods, devices=checked.devices)
+    supplies = Supplies(folder=folder.pods, devices=checked.devices, ports_taken=[checked.port])
     planner = _Planner(_surroundings(folder, host), options.compute_threads, checked.services)
     place = _router_place(options, checked, planner.surroundings, supplies, folder)
     endpoints = EndpointFile(folder.config / router.CONFIG_FILE, checked.served)
