@@ -355,6 +355,9 @@ def test_an_api_server_that_is_away_for_a_minute_fails_no_request(
             wait_until(lambda: time.monotonic() - began_s >= AWAY_S, 2 * AWAY_S, "a minute passes")
             during = load.outcome.num_good
         away_s = time.monotonic() - began_s
+        # It answers before it has read again which resources are defined.
+        known = ("--namespace", installation.namespace, "get", KIND)
+        wait_until(lambda: installation.kubectl.run(*known).returncode == 0, 120.0, installation.diagnosis)
         installation.namespaced("scale", KIND, MODEL, f"--replicas={replicas}")
         back_s = time.monotonic()
         carried_out_s = wait_until(lambda: wanted_pods(installation) == replicas, 120.0, installation.diagnosis)
