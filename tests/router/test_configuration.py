@@ -118,10 +118,22 @@ async def test_the_age_of_the_configuration_shows_that_its_file_is_gone(start_ro
 
 def test_flags_become_settings():
     settings = parse_args(
-        ["--config", "f.json", "--port", "0", "--idle-timeout", "2.5", "--disable-log-requests"], ["env"]
+        [
+            "--config",
+            "f.json",
+            "--port",
+            "0",
+            "--idle-timeout",
+            "2.5",
+            "--redis-timeout",
+            "3",
+            "--disable-log-requests",
+        ],
+        ["env"],
     )
 
     assert (settings.port, settings.idle_timeout_s, settings.log_requests) == (0, 2.5, False)
+    assert settings.redis_timeout_s == 3.0
     assert settings.api_keys == ("env",)
     assert "env" not in repr(settings)
 
