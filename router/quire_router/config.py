@@ -58,6 +58,8 @@ class RouterSettings:
     """The Redis that routers of a release share, for limits, usage and answers; empty: each for itself. Of the environment."""
     redis_password: str = dataclasses.field(default="", repr=False)
     """Where the URL has none. Of the environment."""
+    redis_timeout_s: float = 0.25
+    """Longest wait of a request for Redis, once: after it Redis is away, and limits are held without it."""
     admin_host: str = "127.0.0.1"
     """Address of the admin port."""
     admin_port: int | None = None
@@ -185,6 +187,7 @@ _TIMEOUTS = {
     "answer_timeout_s": "seconds until the whole of an answer that is not streamed",
     "idle_timeout_s": "seconds between two parts of a stream",
     "shutdown_timeout_s": "seconds that requests may go on after SIGTERM",
+    "redis_timeout_s": "seconds that a request waits for Redis, once; then limits are held without it until it answers",
 }
 
 

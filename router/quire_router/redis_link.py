@@ -37,15 +37,17 @@ class RedisAwayError(Exception):
 class RedisLink:
     """One for the process."""
 
-    def __init__(self, url: str, password: str | None, on_error: Callable[[], None]) -> None:
-        """`url` as redis://[user:password@]host:port/db, rediss:// or unix://; `password` where the URL has none. ValueError for others."""
+    def __init__(self, url: str, password: str | None, on_error: Callable[[], None], *, call_s: float = CALL_S) -> None:
+        """`url` as redis://[user:password@]host:port/db, rediss:// or unix://; `password` where the URL has none. ValueError for others.
+        `call_s`: longest wait of a request; what nobody waits for has a second, or as long as that."""
         more = {} if password is None else {"password": password}
+        self._call_s, self._background_s = call_s, max(call_s, BACKGROUND_S)
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
             max_connections=MAX_CONNECTIONS,
-            timeout=CALL_S,
-            socket_timeout=BACKGROUND_S,
-            socket_connect_timeout=BACKGROUND_S,
+            timeout=call_s,
+            socket_timeout=self._background_s,
+            socket_connect_timeout=self._background_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
             **more,
@@ -59,13 +61,14 @@ class RedisLink:
         """Whether calls are worth trying; true until the first one fails."""
 
     async def call(
-        self, work: Callable[["redis.asyncio.Redis"], Awaitable[ResultT]], limit_s: float = CALL_S
+        self, work: Callable[["redis.asyncio.Redis"], Awaitable[ResultT]], *, is_awaited: bool = True
     ) -> ResultT:
-        """What `work` gives. RedisAwayError if it fails or takes longer than `limit_s` seconds; it may have been done nevertheless."""
+        """What `work` gives; `is_awaited`: a request waits for it. RedisAwayError if it fails or takes too long; it may have been done
+        nevertheless."""
         if not self.is_up:
             raise RedisAwayError("Redis is away")
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(self._call_s if is_awaited else self._background_s):
                 return await work(self._client)
         except (RedisError, TimeoutError, OSError) as error:
             self._mark_away(error)
@@ -82,7 +85,7 @@ class RedisLink:
                 self._probe_s = PROBE_S if is_steady else min(2 * self._probe_s, MAX_PROBE_S)
             await asyncio.sleep(self._probe_s)
             try:
-                async with asyncio.timeout(BACKGROUND_S):
+                async with asyncio.timeout(self._background_s):
                     await self._client.ping()
             except (RedisError, TimeoutError, OSError):
                 continue

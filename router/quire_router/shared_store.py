@@ -13,6 +13,8 @@ class SharedStore:
     password: str | None = dataclasses.field(repr=False)
     prefix: str
     """Of all keys: releases may share one Redis."""
+    timeout_s: float
+    """Longest wait of a request for it."""
 
 
 def shared_store(settings: RouterSettings, namespace: str) -> SharedStore | None:
@@ -21,4 +23,9 @@ def shared_store(settings: RouterSettings, namespace: str) -> SharedStore | None
         return None
     home = settings.release_namespace or namespace
     prefix = f"quire:{home}/{settings.release}:" if settings.release else "quire:"
-    return SharedStore(url=settings.redis_url, password=settings.redis_password or None, prefix=prefix)
+    return SharedStore(
+        url=settings.redis_url,
+        password=settings.redis_password or None,
+        prefix=prefix,
+        timeout_s=settings.redis_timeout_s,
+    )

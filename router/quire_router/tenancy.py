@@ -115,7 +115,7 @@ async def tenancy_of(
 
 @contextlib.asynccontextmanager
 async def _linked(shared: SharedStore, metrics: TenantMetrics) -> AsyncIterator[RedisLink]:
-    link = RedisLink(shared.url, shared.password, metrics.redis_errors.inc)
+    link = RedisLink(shared.url, shared.password, metrics.redis_errors.inc, call_s=shared.timeout_s)
     try:
         async with _running(link.run()):
             yield link

@@ -613,7 +613,16 @@ async def test_the_process_follows_a_worker_of_another_namespace_and_serves_on_w
     (port,) = free_ports(1)
     router = start_process(
         *("quire_router", "--kubeconfig", str(control_plane.kubeconfig), "--release", cluster.release),
-        *("--release-namespace", cluster.home, "--watch-namespace", "*", "--port", str(port), "--shutdown-delay", "6"),
+        *(
+            "--release-namespace",
+            cluster.home,
+            "--watch-namespace",
+            "*",
+            "--port",
+            str(port),
+            "--shutdown-delay",
+            "600",
+        ),
     )
     url = f"http://127.0.0.1:{port}"
 
@@ -629,6 +638,7 @@ async def test_the_process_follows_a_worker_of_another_namespace_and_serves_on_w
             url + "/v1/completions", json={"model": "m", "prompt": "w1 w2", "max_tokens": 2}
         ) as answer:
             leaving = answer.status, answer.headers["x-quire-worker"], answer.headers["Connection"]
+        router.send_signal(signal.SIGTERM)  # ends the delay
     code = await asyncio.to_thread(router.wait, 120)
 
     assert debug["endpoints"][0]["id"] == f"{cluster.away}/pod"

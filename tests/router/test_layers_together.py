@@ -46,17 +46,30 @@ def config_of(*upstreams, **admission):
     )
 
 
-async def stream(router):
+async def stream(router, then):
+    """`then` is called once it waits and knows it."""
     async with router.post(STREAM, headers=bearer("k")) as answer:
-        return answer.status, await answer.read()
+        begun = await answer.content.readuntil(b"\n\n")
+        then()
+        return answer.status, begun, await answer.read()
 
 
-async def test_a_stream_that_is_refused_after_it_began_to_wait_costs_nothing(start_router, logged):
-    router = await start_router(config_of(no_endpoint_timeout_s=0.1))
+async def test_a_stream_that_is_refused_after_it_began_to_wait_costs_nothing(start_router, logged, until):
+    router = await start_router(config_of(no_endpoint_timeout_s=600))
+    room, found = router.app._pool.on_change.__self__, []
 
-    found = [await stream(router) for _ in range(3)]
+    def hold(timeout_s):
+        write_config(router.config_path, config_of(no_endpoint_timeout_s=timeout_s))
 
-    assert [(status, b": waiting" in body, b"no_endpoint" in body) for status, body in found] == [(200, True, True)] * 3
+    for _ in range(3):
+        hold(600)
+        await until(lambda: room._rules.no_endpoint_timeout_s == 600)
+        found.append(await stream(router, then=lambda: hold(0.1)))
+        await until(lambda: room._rules.no_endpoint_timeout_s == 0.1)
+
+    assert [(status, begun, b"no_endpoint" in rest) for status, begun, rest in found] == [
+        (200, b": waiting\n\n", True)
+    ] * 3
     assert logged().count("status=503") == 3
 
 
@@ -68,16 +81,16 @@ async def test_a_stream_whose_worker_refuses_it_after_it_waited_costs_nothing(st
     router = await start_router(config_of(worker, no_endpoint_timeout_s=20))
     endpoint, found = router.app._pool.get("a"), []
 
+    def come_back():
+        worker.ready_status = 200
+
     for number in (1, 2):
         worker.ready_status = 503
         await until(lambda: not endpoint.ready)
-        asking = asyncio.create_task(stream(router))
-        await until(router.app._pool.on_change.__self__.waiters)
-        worker.ready_status = 200
-        found.append(await asking)
+        found.append(await stream(router, then=come_back))
         assert worker.num_calls == number
 
-    assert [(status, b'"broken"' in body) for status, body in found] == [(200, True)] * 2
+    assert [(status, b'"broken"' in rest) for status, _, rest in found] == [(200, True)] * 2
 
 
 class Kept:
@@ -313,7 +326,8 @@ async def test_a_stream_that_a_filter_ends_is_no_client_that_left(start_upstream
     router = await start_router(config, admin_port=0, admin_token="a token of the tests")
     await router.until_ready(1)
 
-    _, body = await stream(router)
+    async with router.post(STREAM, headers=bearer("k")) as answer:
+        body = await answer.read()
     async with router.session.get(
         router.app.admin_url + "/admin/usage", headers=bearer("a token of the tests")
     ) as answer:

@@ -129,7 +129,8 @@ async def counts(router, name):
 )
 @pytest.mark.parametrize("until", [1, 5])
 async def test_a_stream_goes_on_at_another_worker_with_no_token_lost_or_repeated(then, reason, until, serve):
-    router, upstreams = await serve(worker(until=until, then=then), worker(), idle_timeout_s=0.3)
+    patience = {"idle_timeout_s": 0.3} if then is hang else {}  # a moment's pause of another one's is no reason
+    router, upstreams = await serve(worker(until=until, then=then), worker(), **patience)
 
     text = await stream_from(router, "w0")
 

@@ -21,7 +21,8 @@ from tests.router.test_plain_http import drawn
 PATHS = ("/v1/completions", "/v1/chat/completions", "/waits", "/fails", "/last", "/late", "/long", "/refused")
 BODY = b'{"model":"m","prompt":"sound"}'
 POLL_S = 0.005
-LIMIT_S = 0.3
+LIMIT_S, HASTE_S = 60.0, 1.0
+"""For a head. With the longer nothing here is cut off, however slow the machine."""
 PAUSE_S = 0.3
 """For an answer to what may be no whole request."""
 
@@ -29,14 +30,14 @@ PAUSE_S = 0.3
 class Server:
     """Answers with what it saw of a request."""
 
-    def __init__(self, plain):
-        self.plain = plain
+    def __init__(self, plain, limit_s):
+        self.plain, self.limit_s = plain, limit_s
         self.begun, self.go_on, self.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.num_plain = 0
         self.tasks = []
 
     async def start(self):
-        server = RouterServer(self.handle, max_body_bytes=10_000, plain=self.plain, heads=HeadWatch(LIMIT_S))
+        server = RouterServer(self.handle, max_body_bytes=10_000, plain=self.plain, heads=HeadWatch(self.limit_s))
         self.runner = web.ServerRunner(server, shutdown_timeout=60.0)
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
@@ -93,8 +94,8 @@ async def what_is_seen(request):
 async def start():
     async with contextlib.AsyncExitStack() as stack:
 
-        async def started(plain):
-            server = Server(plain)
+        async def started(plain, limit_s=LIMIT_S):
+            server = Server(plain, limit_s)
             await server.start()
             stack.push_async_callback(server.runner.cleanup)
             return server
@@ -296,8 +297,9 @@ async def test_after_a_head_in_pieces_the_connection_stays_with_the_parser(serve
     assert server.num_plain == 0
 
 
-async def test_what_does_not_end_after_plain_requests_is_cut_off(connect):
-    reader, writer = await connect()
+async def test_what_does_not_end_after_plain_requests_is_cut_off(start):
+    server = await start(plain_http(PATHS), HASTE_S)
+    reader, writer = await asyncio.open_connection(*server.address)
     writer.write(post())
     status, _ = await answer(reader)
 
@@ -305,19 +307,22 @@ async def test_what_does_not_end_after_plain_requests_is_cut_off(connect):
     left = b"?"
     with contextlib.suppress(ConnectionError):
         left = await asyncio.wait_for(reader.read(), 60)
+    writer.close()
 
     assert (status, left) in [(200, b""), (200, b"?")]
 
 
-async def test_a_connection_without_a_request_under_way_is_kept(server, connect):
-    reader, writer = await connect()
+async def test_a_connection_without_a_request_under_way_is_kept(start):
+    server = await start(plain_http(PATHS), HASTE_S)
+    reader, writer = await asyncio.open_connection(*server.address)
 
     statuses = []
     for _ in range(3):
         writer.write(post())
         statuses.append((await answer(reader))[0])
-        for _ in range(round(1.2 * LIMIT_S / POLL_S)):
+        for _ in range(round(1.2 * HASTE_S / POLL_S)):
             await asyncio.sleep(POLL_S)
+    writer.close()
 
     assert (statuses, server.num_plain) == ([200] * 3, 3)
 
@@ -337,14 +342,14 @@ async def test_a_connection_that_waits_for_its_next_request_does_not_keep_the_la
 
 
 async def test_a_body_that_nobody_wanted_leaves_a_connection_that_is_kept(start):
-    server = await start(plain_http(PATHS))
+    server = await start(plain_http(PATHS), HASTE_S)
     reader, writer = await asyncio.open_connection(*server.address)
     data = post("/refused", body=b"y" * 70_000)
 
     writer.write(data[:-70_000])
     answers = [await answer(reader)]
     writer.write(data[-70_000:])
-    for _ in range(round(1.5 * LIMIT_S / POLL_S)):
+    for _ in range(round(1.5 * HASTE_S / POLL_S)):
         await asyncio.sleep(POLL_S)
     writer.write(post())
     answers.append(await answer(reader))

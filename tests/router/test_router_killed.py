@@ -34,6 +34,10 @@ def start_process(tmp_path):
             write_config(tmp_path / "router.json", config)
             (port,) = free_ports(1)
             flags = ("--admin-port", str(port), "--admin-token-file", str(tmp_path / "token"))
+            flags += (
+                "--redis-timeout",
+                "60",
+            )  # one that counted by itself meanwhile would know nothing of the other's slots
             environment = {names.ENV_REDIS_URL: redis.url}
             router = RouterProcess(
                 tmp_path / "router.json", tmp_path / f"router-{port}.log", *flags, environment=environment

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 import redis
@@ -112,6 +113,7 @@ def marks(answers):
 @pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
 async def test_the_second_answer_is_the_first_ones_bytes_under_its_own_request_id(serve, body):
     worker, router = await serve(streaming(events_of(3)) if "stream" in body else whole(), CACHE)
+    began_s = time.time()
 
     first = await ask(router, body, **{"x-request-id": "one"})
     turned = dict(reversed(list(body.items())))
@@ -119,7 +121,8 @@ async def test_the_second_answer_is_the_first_ones_bytes_under_its_own_request_i
 
     assert marks([first, second]) == ["miss", "hit"]
     assert first[2] == second[2]
-    assert (second[1]["x-request-id"], second[1]["Age"], worker.num_calls) == ("two", "0", 1)
+    assert (second[1]["x-request-id"], worker.num_calls) == ("two", 1)
+    assert 0 <= int(second[1]["Age"]) <= time.time() - began_s
     assert second[1]["Content-Type"] == first[1]["Content-Type"]
     assert "x-quire-worker" not in second[1]
 

@@ -18,6 +18,8 @@ from tests.redis_server import running_redis
 from tests.router.tenant_help import bearer, key_entry, until_true
 
 BODY = {"model": "m", "prompt": "x" * 40, "max_tokens": 20}
+PATIENT_S, HURRIED_S = 120.0, 0.25
+"""For Redis. Routers that do not wait count by themselves meanwhile, and keep to no common limit."""
 USED = 15
 """Tokens of each answer; 30 are reserved."""
 
@@ -43,11 +45,18 @@ def config_of(worker, settings=None, **limits):
 
 @pytest.fixture
 def two_routers(start_upstream, start_router, redis_server):
-    async def start(behaviour=answer, settings=None, **limits):
+    async def start(behaviour=answer, settings=None, redis_timeout_s=PATIENT_S, **limits):
         worker = await start_upstream("a", behaviour)
         config = config_of(worker, settings, **limits)
         routers = [
-            await start_router(config, redis_url=redis_server.url, admin_port=0, admin_token="t" * 16) for _ in range(2)
+            await start_router(
+                config,
+                redis_url=redis_server.url,
+                redis_timeout_s=redis_timeout_s,
+                admin_port=0,
+                admin_token="t" * 16,
+            )
+            for _ in range(2)
         ]
         for router in routers:
             await router.until_ready(1)
@@ -199,7 +208,9 @@ async def test_what_a_router_holds_idle_is_soon_free_for_the_other(two_routers):
 
 @pytest.mark.parametrize("trouble", ["stop", "freeze", "restart"])
 async def test_requests_go_on_while_redis_is_in_trouble_and_counts_are_right_after(trouble, two_routers, redis_server):
-    routers, worker = await two_routers(tokens_per_day=1_000_000, max_concurrent_requests=100)
+    routers, worker = await two_routers(
+        tokens_per_day=1_000_000, max_concurrent_requests=100, redis_timeout_s=HURRIED_S
+    )
     assert set(await clients(routers, 10, 5)) == {200}
     await until_used(routers[1], "tokens_day", 50 * USED)
 
@@ -227,7 +238,7 @@ async def test_requests_go_on_while_redis_is_in_trouble_and_counts_are_right_aft
 
 
 async def test_without_redis_each_router_counts_by_itself(two_routers, redis_server):
-    routers, _ = await two_routers(requests_per_minute=10)
+    routers, _ = await two_routers(requests_per_minute=10, redis_timeout_s=HURRIED_S)
     redis_server.stop()
 
     found = await clients(routers, 50, 2)
@@ -238,7 +249,7 @@ async def test_without_redis_each_router_counts_by_itself(two_routers, redis_ser
 
 async def test_without_redis_tenants_with_limits_are_refused_where_the_release_says_so(two_routers, redis_server):
     settings = RouterSettingsEntry(limits=LimitSettings(without_redis="refuse"))
-    routers, _ = await two_routers(settings=settings, requests_per_minute=10)
+    routers, _ = await two_routers(settings=settings, requests_per_minute=10, redis_timeout_s=HURRIED_S)
     redis_server.stop()
 
     async with routers[0].post(BODY, headers=bearer("k")) as reply:
@@ -253,7 +264,7 @@ async def test_without_redis_tenants_with_limits_are_refused_where_the_release_s
 
 
 async def test_each_request_is_one_record_in_redis_whatever_happened_to_redis(two_routers, redis_server):
-    routers, _ = await two_routers(tokens_per_day=1_000_000)
+    routers, _ = await two_routers(tokens_per_day=1_000_000, redis_timeout_s=HURRIED_S)
     headers = {"Authorization": "Bearer " + "t" * 16}
     await clients(routers, 5, 4)
     redis_server.freeze()
@@ -293,7 +304,8 @@ async def test_a_router_that_ends_gives_back_what_it_held_and_writes_down_what_w
     worker = await start_upstream("a", answer)
     path = tmp_path / "ending.json"
     write_config(path, config_of(worker, tokens_per_day=1000, max_concurrent_requests=100))
-    settings = RouterSettings(config=path, port=0, redis_url=redis_server.url, shutdown_timeout_s=0.2)
+    redis_settings = {"redis_url": redis_server.url, "redis_timeout_s": PATIENT_S}
+    settings = RouterSettings(config=path, port=0, shutdown_timeout_s=0.2, **redis_settings)
 
     async with running(settings, None) as (_, url), aiohttp.ClientSession() as session:
         async with asyncio.timeout(60):

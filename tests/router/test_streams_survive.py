@@ -80,7 +80,7 @@ async def start_fleet(tmp_path):
     """Three workers of a model folder with these flags, and a router that they trust."""
     started = []
 
-    async def start(model_dir, *flags):
+    async def start(model_dir, *flags, faults=FAULTS):
         trust = Trust.generate()
         trust.write(tmp_path / "trust")
         flags = ("--trust-dir", str(tmp_path / "trust"), *flags)
@@ -91,7 +91,7 @@ async def start_fleet(tmp_path):
         config = RouterConfig(
             models=[ModelEntry(name="m")],
             endpoints=[worker.entry for worker in workers],
-            settings=RouterSettingsEntry(faults=FAULTS),
+            settings=RouterSettingsEntry(faults=faults),
         )
         write_config(tmp_path / "router.json", config)
         router = RouterProcess(
@@ -217,7 +217,8 @@ async def test_200_streams_survive_a_kill_a_stop_and_a_drain_byte_for_byte(start
 
 
 async def test_clients_that_leave_free_their_workers_rows_and_blocks(start_fleet, model_dir):
-    fleet = await start_fleet(model_dir, "--fake", "--fake-decode-s-per-step", "0.02", "--max-num-seqs", "64")
+    flags = ("--fake", "--fake-decode-s-per-step", "0.02", "--max-num-seqs", "64")
+    fleet = await start_fleet(model_dir, *flags, faults=FaultSettings(lost_after_s=600.0))  # nobody is, however slow
     body = {"max_tokens": 3000, "ignore_eos": True}
     progress = [0]
     await fleet.until(lambda found: all(e["free_blocks"] is not None for e in found.values()))

@@ -164,18 +164,17 @@ async def test_a_restarted_router_knows_every_cache_again_though_nothing_happens
     """It asks for what it missed; it need not wait for a worker's next event."""
     for turn in range(2 * NUM_PREFIXES):
         await fleet.ask(turn % 2, turn // 2)
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while await fleet.blocks_known(0) != (known := await fleet.blocks_known(1)):  # noqa: ASYNC110 - another process
-            await asyncio.sleep(POLL_S)
 
     fleet.routers[1].kill()
     fleet.routers[1].start()
     await fleet.until_in_step(1)
-    again = await fleet.blocks_known(1)
+    known = await fleet.blocks_known(1)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while await fleet.blocks_known(0) != known:  # noqa: ASYNC110 - what the other was told as it happened may come late
+            await asyncio.sleep(POLL_S)
     answers = [await fleet.ask(1, prefix) for prefix in range(NUM_PREFIXES)]
 
     assert sum(known.values()) >= NUM_PREFIXES * 400 // 16
-    assert again == known
     assert [credited >= 400 and cached >= credited for _, credited, cached, _ in answers] == [True] * NUM_PREFIXES
 
 

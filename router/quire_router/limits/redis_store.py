@@ -11,7 +11,7 @@ import redis.asyncio
 
 from quire_router.limits.accounts import Grant, LimitsUnavailableError, LocalAccounts, Order
 from quire_router.limits.redis_script import EXCHANGE, FORGET_MS
-from quire_router.redis_link import CALL_S, RedisAwayError, RedisLink
+from quire_router.redis_link import RedisAwayError, RedisLink
 
 MAX_EXACT = 2**53
 """Redis' scripts count in floating point: whole numbers are exact up to here."""
@@ -43,7 +43,7 @@ class RedisAccounts:
         """The stand-in's answers while Redis is away. LimitsUnavailableError if it may not stand in."""
         return None if self._link.is_up else self._without(orders)
 
-    async def exchange(self, orders: Sequence[Order], limit_s: float = CALL_S) -> list[Grant]:
+    async def exchange(self, orders: Sequence[Order]) -> list[Grant]:
         """Redis' answers, or the stand-in's. All keys are of one tenant: with a cluster they lie in one slot."""
         keys = [self._prefix + order.key for order in orders]
         now = -1 if self._clock is None else int(self._clock() * 1000)
@@ -55,7 +55,7 @@ class RedisAccounts:
             return await self._script(keys=keys, args=args, client=client)
 
         try:
-            reply = await self._link.call(work, limit_s)
+            reply = await self._link.call(work)
         except RedisAwayError:
             return self._without(orders)
         grants = [_grant(line) for line in reply]

@@ -16,7 +16,7 @@ import msgspec
 import redis.asyncio
 
 from quire_contract.telemetry import log_event
-from quire_router.redis_link import BACKGROUND_S, RedisAwayError, RedisLink
+from quire_router.redis_link import RedisAwayError, RedisLink
 from quire_router.usage.record import (
     KEPT_DAYS,
     SUM_FIELDS,
@@ -116,7 +116,7 @@ class RedisUsage:
             return await self._script(keys=keys, args=args, client=client)
 
         try:
-            await self._link.call(work, BACKGROUND_S)
+            await self._link.call(work, is_awaited=False)
         except RedisAwayError:
             return False
         self._batch = []
@@ -186,7 +186,7 @@ class RedisUsage:
 
     async def _call(self, work: Callable[["redis.asyncio.Redis"], Any]) -> Any:
         try:
-            return await self._link.call(work, BACKGROUND_S)
+            return await self._link.call(work, is_awaited=False)
         except RedisAwayError:
             raise UsageUnavailableError("Redis is away; usage cannot be read now.") from None
 

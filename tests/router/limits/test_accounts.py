@@ -11,6 +11,8 @@ from quire_router.redis_link import RedisAwayError, RedisLink
 from tests.redis_server import running_redis
 
 START = 1_800_000_000.0
+PATIENCE_S = 120.0
+"""These tests are of what Redis says, not of how long it takes."""
 
 
 class Clock:
@@ -39,7 +41,7 @@ _prefixes = itertools.count()
 async def routers(redis_server, clock):
     """Three stores on one Redis, as three routers have them."""
     prefix = f"test{next(_prefixes)}:"
-    links = [RedisLink(redis_server.url, None, lambda: None) for _ in range(3)]
+    links = [RedisLink(redis_server.url, None, lambda: None, call_s=PATIENCE_S) for _ in range(3)]
     yield [
         RedisAccounts(
             link,
@@ -238,10 +240,10 @@ async def test_redis_and_this_process_answer_alike_whatever_is_ordered(window_s,
 
 async def test_a_password_may_come_beside_the_address(redis_server):
     url = redis_server.url.replace("/0", "/1")
-    admin = RedisLink(url, None, lambda: None)
+    admin = RedisLink(url, None, lambda: None, call_s=PATIENCE_S)
     await admin.call(lambda client: client.acl_setuser("default", enabled=True, passwords=["+s3cret"], reset=False))
     right, none, in_url = (
-        RedisLink(address, password, lambda: None)
+        RedisLink(address, password, lambda: None, call_s=PATIENCE_S)
         for address, password in ((url, "s3cret"), (url, "wrong"), (url.replace("//", "//:s3cret@"), None))
     )
 
