@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.cli.files import put
+
 WORKER = """
 import argparse, http.server, json, os, pathlib, signal, subprocess, sys, threading
 
@@ -190,8 +192,7 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
     def write(spec: str = "replicas: 2", **behaviour: Any) -> Path:
         model = tmp_path / "models" / "demo"
         model.mkdir(parents=True, exist_ok=True)
-        (model / "next").write_text(json.dumps(behaviour))
-        (model / "next").rename(model / "config.json")
+        put(model / "config.json", json.dumps(behaviour))
         file = tmp_path / "demo.yaml"
         lines = [
             "apiVersion: quire.dev/v1alpha1",
@@ -203,7 +204,7 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
             "    uri: file:models/demo",
             *(f"  {line}" for line in spec.splitlines()),
         ]
-        file.write_text("\n".join(lines) + "\n")
+        put(file, "\n".join(lines) + "\n")
         return file
 
     return write

@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from quire_cli.local.run_folder import ADMIN_FILE, SCALING_FILE
+from tests.cli.files import put
 
 POLL_S = 0.02
 REPOSITORY = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ class ScaledUp:
         """Write spec.scaling anew, with these fields changed."""
         document = yaml.safe_load(self.manifest.read_text())
         document["spec"]["scaling"] |= scaling
-        self.manifest.write_text(yaml.safe_dump(document))
+        put(self.manifest, yaml.safe_dump(document))
 
     def workers(self) -> list[psutil.Process]:
         """Their first processes."""
@@ -130,6 +131,28 @@ class ScaledUp:
     def asking(self, number: int, *, tokens: int = 4) -> list["asyncio.Task[tuple[int, int]]"]:
         """So many at once, every other one a stream."""
         return [asyncio.create_task(self.ask(tokens=tokens, stream=bool(i % 2))) for i in range(number)]
+
+    @asynccontextmanager
+    async def under_load(
+        self, clients: int, *, tokens: int, whole: bool = True
+    ) -> AsyncIterator[list[tuple[int, int]]]:
+        """Each client asks one thing after the other while entered: what is asked does not end before what it leads to was seen.
+
+        Their answers, all of them there once this is left. `whole`: every other client asks for no streams.
+        """
+        answers: list[tuple[int, int]] = []
+        enough = asyncio.Event()
+
+        async def keep_asking(stream: bool) -> None:
+            answers.append(await self.ask(tokens=tokens, stream=stream))
+            while not enough.is_set():
+                answers.append(await self.ask(tokens=tokens, stream=stream))
+
+        async with asyncio.TaskGroup() as group:
+            for i in range(clients):
+                group.create_task(keep_asking(not whole or bool(i % 2)))
+            yield answers
+            enough.set()
 
     async def usage(self) -> list[dict[str, Any]]:
         """What was billed, request by request."""

@@ -20,16 +20,20 @@ class Worker:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
         self.status = 200
-        self.hold = asyncio.Event()
-        self.hold.set()
+        self.is_asleep = False
+        self.sleeps = asyncio.Event()
+        """Whether a sleep comes about; else it is as if the worker had not heard of it yet."""
+        self.sleeps.set()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append((request.path, request.headers.get(names.HEADER_TOKEN)))
-        await self.hold.wait()
+        if request.path == names.PATH_SLEEP:
+            await self.sleeps.wait()
+        self.is_asleep = request.path == names.PATH_SLEEP
         return web.json_response({}, status=self.status)
 
     async def until_asked(self, number: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.asked) < number:  # noqa: ASYNC110 - nobody sets an event
                 await asyncio.sleep(POLL_S)
 
@@ -82,18 +86,23 @@ async def test_a_busy_worker_is_asked_again_until_it_sleeps(worker, serve) -> No
 
 
 async def test_a_sleep_that_waits_is_given_up_when_the_worker_is_wanted_again(worker, serve) -> None:
-    worker.hold.clear()
+    worker.sleeps.clear()
     async with serve(worker) as rest:
         rest.want(True)
         asleep = asyncio.create_task(rest.until_asleep())
         await worker.until_asked(1)
         rest.want(False)
         await asleep
-        worker.hold.set()
-        woken = await rest.wake()
+        waking = asyncio.create_task(rest.wake())
+        await worker.until_asked(3)
+        early = waking.done()
+        worker.sleeps.set()
+        woken = await waking
 
     assert woken
-    assert [path for path, _ in worker.asked] == [names.PATH_SLEEP, names.PATH_WAKE]
+    assert not early, "the worker had not heard of the sleep, so no wake was the last word"
+    assert (worker.asked[0][0], worker.asked[-1][0], worker.is_asleep) == (names.PATH_SLEEP, names.PATH_WAKE, False)
+    assert {path for path, _ in worker.asked[1:]} == {names.PATH_WAKE}
 
 
 async def test_a_sleep_that_was_wanted_for_a_moment_only_ends_at_once(worker, serve) -> None:

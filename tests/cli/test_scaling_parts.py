@@ -13,6 +13,7 @@ from quire_cli.local.pod_plan import PodPlan, Probe
 from quire_cli.local.sizes import first_replicas, most_replicas, num_engines, scaling_warnings
 from quire_cli.local.worker_set import most_awake, victims
 from quire_cli.manifest_files import load_resources
+from tests.cli.files import put
 
 HEAD = "apiVersion: quire.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: a}\nspec:\n  model: {uri: file:x}\n"
 PROBE = Probe(url="http://127.0.0.1:9/", period_s=1, timeout_s=1, max_failures=1)
@@ -121,12 +122,12 @@ def test_a_worker_waits_for_a_device_and_gets_the_one_that_another_gives_back(
     command.wait_for(r"ready: (http://\S+)/v1 ")
     text = file.read_text()
 
-    file.write_text(text.replace("replicas: 2", "replicas: 3"))
+    put(file, text.replace("replicas: 2", "replicas: 3"))
     command.wait_for(r"demo: 2 -> 3 workers \(the file says so\); 1 of them wait for Nvidia devices")
-    file.write_text(text.replace("replicas: 2", "replicas: 1"))
+    put(file, text.replace("replicas: 2", "replicas: 1"))
     command.wait_for(r"demo: 3 -> 1 worker \(the file says so\)\n")
     command.wait_for(r"demo-worker-\w+-1: stopped")
-    file.write_text(text)
+    put(file, text)
     command.wait_for(r"demo-worker-\w+-1: ready")
     (folder,) = (tmp_path / "tmp").glob("quire-up-*")
     endpoints = json.loads((folder / "router" / "router.json").read_text())["endpoints"]
@@ -142,7 +143,7 @@ def test_a_service_at_zero_whose_worker_cannot_start_says_why_and_the_run_goes_o
     command = quire("up", str(file), "--port", "0")
     command.wait_for(r"ready: (http://\S+)/v1 \(demo; 0 workers\)")
 
-    file.write_text(file.read_text().replace("replicas: 0", "replicas: 1"))
+    put(file, file.read_text().replace("replicas: 0", "replicas: 1"))
     command.wait_for(r"restarting \(exit code 2: model.safetensors: is cut short; starts again in 30 s\)")
     command.process.send_signal(2)
 

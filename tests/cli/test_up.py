@@ -14,6 +14,7 @@ import pytest
 
 from quire_cli.app import run_command
 from quire_cli.host import Host
+from tests.cli.files import put
 
 Quire = Callable[..., Any]
 Write = Callable[..., Path]
@@ -272,23 +273,23 @@ def key_ids(address: str) -> list[str]:
 
 def test_tenants_routes_and_settings_are_served_and_followed(quire: Quire, manifest: Write, tmp_path: Path) -> None:
     tenants, settings = tmp_path / "tenants.yaml", tmp_path / "settings.yaml"
-    tenants.write_text(TENANT % ("a" * 64) + "---\n" + ROUTE)
-    settings.write_text("faults:\n  max_resumes: 1\n")
+    put(tenants, TENANT % ("a" * 64) + "---\n" + ROUTE)
+    put(settings, "faults:\n  max_resumes: 1\n")
     command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0", "--router-settings", str(settings))
     address = endpoint(command)
     begun = get(address)["config"]
 
-    tenants.write_text(TENANT % ("b" * 64) + "    - {id: second, sha256: '" + "c" * 64 + "'}\n")
+    put(tenants, TENANT % ("b" * 64) + "    - {id: second, sha256: '" + "c" * 64 + "'}\n")
     command.wait_for("are served as the files say now")
     changed = get(address)["config"]
-    tenants.write_text("kind: Tenant\n")
+    put(tenants, "kind: Tenant\n")
     command.wait_for("error: .*what was served before is served on")
     kept = key_ids(address)
-    tenants.write_text(TENANT % ("b" * 64))
+    put(tenants, TENANT % ("b" * 64))
     command.wait_for("are served as the files say now")
-    settings.write_text("faults:\n  max_resumes: -1\n")
+    put(settings, "faults:\n  max_resumes: -1\n")
     command.wait_for("settings.yaml:2: faults.max_resumes: is -1; it must not be negative")
-    settings.write_text("filters:\n  - {name: code, patterns: ['(?=x)']}\n")
+    put(settings, "filters:\n  - {name: code, patterns: ['(?=x)']}\n")
     command.wait_for(r"settings.yaml:2: filters\[0\].patterns\[0\]: RE2 refuses")
 
     (begun_tenant,) = begun["tenants"]
@@ -308,10 +309,10 @@ def test_how_a_services_requests_are_treated_and_what_they_cost_is_followed_with
     address = endpoint(command)
     text = file.read_text()
 
-    file.write_text(text + '  routing: {policy: RoundRobin}\n  price: {input: "0.15"}\n')
+    put(file, text + '  routing: {policy: RoundRobin}\n  price: {input: "0.15"}\n')
     command.wait_for("are served as the files say now")
     followed = get(address)["config"]
-    file.write_text(text.replace("uri: file:models/demo", "uri: file:models/demo\n    name: other"))
+    put(file, text.replace("uri: file:models/demo", "uri: file:models/demo\n    name: other"))
     command.wait_for(
         "demo: was changed: all but its routing, price, replicas and scaling holds after quire up is started anew"
     )
@@ -332,11 +333,11 @@ def test_what_is_not_followed_and_what_no_machine_has_is_told_by_name_when_the_f
         "uri: file:models/demo", "uri: file:models/demo\n    name: other"
     )
 
-    file.write_text(text.replace("replicas: 1", "scaling: {maxReplicas: 1, provider: Keda}"))
+    put(file, text.replace("replicas: 1", "scaling: {maxReplicas: 1, provider: Keda}"))
     command.wait_for(r"warning: .*spec.scaling.provider: there is no KEDA here; the built-in autoscaler does it")
-    file.write_text(f"{text}\n---\n{other}")
+    put(file, f"{text}\n---\n{other}")
     command.wait_for("other: is new, and served after quire up is started anew")
-    file.write_text(other)
+    put(file, other)
 
     command.wait_for("demo: is in no file any more; it is served on, and gone after quire up is started anew")
 
@@ -370,7 +371,7 @@ def test_problems_of_tenants_routes_and_settings_are_told_before_anything_starts
     wrong, settings = tmp_path / "wrong.yaml", tmp_path / "settings.json"
     text = TENANT % ("a" * 64) + "---\n" + ROUTE.replace("{model: demo}", "{model: nobody}")
     wrong.write_text(text + "---\n" + (TENANT % ("a" * 64)).replace("acme", "other"))
-    settings.write_text('{"admission": {"max_queud": 1}}')
+    put(settings, '{"admission": {"max_queud": 1}}')
 
     command = quire("up", str(manifest()), str(wrong), "--port", "0", "--router-settings", str(settings))
 
@@ -385,15 +386,13 @@ def test_names_that_nothing_has_are_warned_of_at_the_start_and_when_a_file_chang
     quire: Quire, manifest: Write, tmp_path: Path
 ) -> None:
     tenants, settings = tmp_path / "tenants.yaml", tmp_path / "settings.yaml"
-    tenants.write_text(
-        "apiVersion: quire.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\nspec: {models: [demo, dmo]}\n"
-    )
-    settings.write_text("filters:\n  - {name: a, words: [heck], models: [chat], tenants: [acme, llm/acme]}\n")
+    put(tenants, "apiVersion: quire.dev/v1alpha1\nkind: Tenant\nmetadata: {name: acme}\nspec: {models: [demo, dmo]}\n")
+    put(settings, "filters:\n  - {name: a, words: [heck], models: [chat], tenants: [acme, llm/acme]}\n")
 
     command = quire("up", str(manifest("replicas: 1")), str(tenants), "--port", "0", "--router-settings", str(settings))
     endpoint(command)
     begun = command.output.replace(f"{tmp_path}/", "")
-    tenants.write_text(TENANT % ("a" * 64) + "  models: [dem]\n")
+    put(tenants, TENANT % ("a" * 64) + "  models: [dem]\n")
     command.wait_for(r"warning: .*tenants.yaml:8: spec.models\[0\]: nothing here serves 'dem'; served here: demo")
 
     assert (

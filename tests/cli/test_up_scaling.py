@@ -1,12 +1,14 @@
 """`quire up` that follows demand, with real routers, real workers and the operator's autoscaler: from zero and back, nothing lost."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import aiohttp
 import psutil
 
 from quire_contract.names import ENV_PORT, PATH_READY
+from tests.cli.files import put
 from tests.cli.scaled import POLL_S, ScaledUp, scaled_up
 
 SLEEPY = {
@@ -19,16 +21,19 @@ SLEEPY = {
 }
 """Looked at only when a queue begins, until a test says otherwise."""
 
+LONG = 3000
+"""Tokens of an answer that takes a minute: nobody sees its end."""
+
 
 async def test_a_burst_wakes_a_service_at_zero_at_once_and_its_end_lets_it_sleep_again(tmp_path: Path) -> None:
     async with scaled_up(tmp_path, SLEEPY) as up:
         ready = up.told
         begun = [process.pid for process in up.workers()]
 
-        burst = up.asking(40)
-        await up.wait_for(r"m: 0 -> 1 worker \(Activated: ")
-        up.change(pollingIntervalSeconds=1)
-        answers = await asyncio.gather(*burst)
+        async with up.under_load(40, tokens=4) as answers:
+            await up.wait_for(r"m: 0 -> 1 worker \(Activated: ")
+            up.change(pollingIntervalSeconds=1)
+            await up.wait_for(r"m: 1 -> \d workers \(")
         await up.wait_for(r"m: \d -> 0 workers \(ScaledToZero: ")
         await up.until(lambda: not up.workers())
         decisions = up.decisions()
@@ -37,7 +42,7 @@ async def test_a_burst_wakes_a_service_at_zero_at_once_and_its_end_lets_it_sleep
     assert "starting the router" in ready and "(m; 0 workers)" in ready
     assert "scales: m 0 to 2 workers" in up.told
     assert begun == []
-    assert answers == [(200, 4)] * 40
+    assert len(answers) >= 40 and set(answers) == {(200, 4)}
     assert decisions[0] == (0, 1, "Activated"), "it was not looked at for another ten minutes"
     assert decisions[1][:2] == (1, 2), "ten times the target, and the second decision has the maximum"
     assert decisions[-1][1:] == (0, "ScaledToZero")
@@ -63,17 +68,18 @@ async def test_what_comes_while_the_last_worker_leaves_is_held_and_answered(tmp_
 
 
 async def test_a_worker_that_is_killed_while_replicas_come_loses_no_request(tmp_path: Path) -> None:
-    async with scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1, "cooldownSeconds": 60}) as up:
-        burst = up.asking(24, tokens=40)
+    async with (
+        scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1, "cooldownSeconds": 60}) as up,
+        up.under_load(24, tokens=40) as answers,
+    ):
         first = (await up.wait_for(r"(m-worker-\w+-0): starting"))[1]
         up.kill(first)
         await up.wait_for(rf"{first}: restarting \(killed by signal 9")
         second = (await up.wait_for(r"(m-worker-\w+-1): ready"))[1]
         up.kill(second)
-        answers = await asyncio.gather(*burst)
         await up.wait_for(rf"{second}: ready")
 
-    assert answers == [(200, 40)] * 24
+    assert len(answers) >= 24 and set(answers) == {(200, 40)}
 
 
 async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_meanwhile(tmp_path: Path) -> None:
@@ -85,39 +91,39 @@ async def test_a_worker_that_leaves_moves_its_streams_and_may_even_be_killed_mea
         step_s=0.05,
         engine=engine,
     ) as up:
-        streams = [asyncio.create_task(up.ask(tokens=160, stream=True)) for _ in range(12)]
-        await up.until(lambda: (up.scaling().get("demand") or {}).get("running") == 12)
+        async with up.under_load(12, tokens=160, whole=False) as answers:
+            await up.until(lambda: (up.scaling().get("demand") or {}).get("running") == 12)
 
-        up.change(minReplicas=2, maxReplicas=2)
-        await up.wait_for(r"m-worker-\w+-\d: stopped")
-        up.change(minReplicas=1, maxReplicas=1)
-        leaving = (await up.wait_for(r"(m-worker-\w+-\d): stopping"))[1]
-        up.kill(leaving)
-        await up.wait_for(rf"{leaving}: stopped")
-        answers = await asyncio.gather(*streams)
+            up.change(minReplicas=2, maxReplicas=2)
+            await up.wait_for(r"m-worker-\w+-\d: stopped")
+            up.change(minReplicas=1, maxReplicas=1)
+            leaving = (await up.wait_for(r"(m-worker-\w+-\d): stopping"))[1]
+            with contextlib.suppress(psutil.NoSuchProcess):  # we are late, and its time was over, too
+                up.kill(leaving)
+            await up.wait_for(rf"{leaving}: stopped")
         replicas = up.scaling()["readyReplicas"]
 
-    assert answers == [(200, 160)] * 12
+    assert len(answers) >= 12 and set(answers) == {(200, 160)}
     assert replicas == 1
 
 
 async def test_a_router_that_is_killed_breaks_only_its_connections_and_a_retry_is_billed_once(tmp_path: Path) -> None:
     async with scaled_up(tmp_path, {**SLEEPY, "pollingIntervalSeconds": 1, "cooldownSeconds": 60}) as up:
 
-        async def ask() -> tuple[int, int] | None:
+        async def ask(tokens: int) -> tuple[int, int] | None:
             try:
-                return await up.ask(tokens=30)
+                return await up.ask(tokens=tokens)
             except aiohttp.ClientError:
                 return None
 
-        waiting = [asyncio.create_task(ask()) for _ in range(3)]
+        waiting = [asyncio.create_task(ask(LONG)) for _ in range(3)]
         await up.wait_for(r"m: 0 -> 1 worker ")
         worker = (await up.wait_for(r"(m-worker-\w+-0): starting"))[1]
         up.kill("quire-router")
         broken = await asyncio.gather(*waiting)
         await up.wait_for(r"quire-router: ready")
         await up.until(lambda: up.scaling()["readyReplicas"] == 1)
-        retried = [await ask() for _ in range(3)]
+        retried = [await ask(30) for _ in range(3)]
         billed = await up.usage()
         restarts = up.told.count(f"{worker}: restarting")
 
@@ -135,11 +141,11 @@ async def test_replicas_and_scaling_of_the_file_are_followed_while_it_runs(tmp_p
         up.change(minReplicas=2, maxReplicas=2)
         await up.wait_for(r"m: 1 -> 2 workers \(")
         await up.until(lambda: len(up.workers()) == 2)
-        up.manifest.write_text(plain[: plain.index("  scaling:")] + "  replicas: 1\n")
+        put(up.manifest, plain[: plain.index("  scaling:")] + "  replicas: 1\n")
         await up.wait_for(r"m: 2 -> 1 worker \(the file says so\)")
         await up.until(lambda: len(up.workers()) == 1)
         answer = await up.ask()
-        up.manifest.write_text(plain)
+        put(up.manifest, plain)
         await up.wait_for(r"m: 1 to 1 worker, as demand is")
 
     assert begun == 1
@@ -186,9 +192,8 @@ async def test_a_sleeper_that_dies_sleeps_again_and_beyond_it_others_start(tmp_p
         await up.wait_for(rf"{name}: restarting \(killed by signal 9")
         await up.wait_for(rf"{name}: asleep")
 
-        burst = up.asking(12, tokens=200)
-        await up.wait_for(r"m-worker-\w+-1: ready")
-        answers, shown = await asyncio.gather(*burst), up.scaling()
+        async with up.under_load(12, tokens=100) as answers:
+            await up.wait_for(r"m-worker-\w+-1: ready")
+            await up.until(lambda: (up.scaling()["replicas"], up.scaling()["asleep"]) == (2, 0))
 
-    assert answers == [(200, 200)] * 12
-    assert (shown["replicas"], shown["asleep"]) == (2, 0)
+    assert len(answers) >= 12 and set(answers) == {(200, 100)}

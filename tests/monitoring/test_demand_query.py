@@ -107,7 +107,11 @@ def test_one_series_says_what_two_routers_hold_and_counts_what_both_were_told_on
 
     until(lambda: values(prometheus, AWAKE) == [3.0], "demand of the worker's requests", DATA_TIMEOUT_S)
     until(lambda: values(prometheus, ASLEEP) == [5.0], "demand of the held requests", DATA_TIMEOUT_S)
-    assert len(prometheus.samples("quire_router_demand_worker_requests")) == 4
+    until(
+        lambda: len(prometheus.samples("quire_router_demand_worker_requests")) == 4,
+        "what both were told",
+        DATA_TIMEOUT_S,
+    )
     assert prometheus.samples(demand_query("models/nobody")) == []
 
 

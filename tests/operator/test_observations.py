@@ -88,7 +88,11 @@ async def test_what_is_wanted_is_asked_and_enqueues_the_service() -> None:
     running = asyncio.create_task(observations.run())
 
     async with asyncio.timeout(60):
-        while (seen := observations.canary(KEY)) is None or seen.revisions.get("new", RevisionCounts()).requests < 20:
+        while (
+            (seen := observations.canary(KEY)) is None
+            or seen.revisions.get("new", RevisionCounts()).requests < 20
+            or not observations.fetches(KEY)
+        ):
             assert isinstance(await keys.get(), Key)
 
     assert seen.since == NOW

@@ -29,6 +29,8 @@ class Rest:
         self._http = http
         self._is_wanted = self._was_wanted = False
         self._turned = asyncio.Event()
+        self._asked: asyncio.Task[bool] | None = None
+        """A sleep that was asked for and is not wanted any more."""
 
     @property
     def is_wanted(self) -> bool:
@@ -56,25 +58,38 @@ class Rest:
         turning = asyncio.create_task(self.until_wanted(False))
         try:
             while not turning.done():
-                asking = asyncio.create_task(self._ask(f"{names.PATH_SLEEP}?wait={_WAIT_S}"))
-                try:
-                    await asyncio.wait({asking, turning}, return_when=asyncio.FIRST_COMPLETED)
-                    if asking.done() and asking.result():
-                        return
-                finally:
-                    await _cancelled(asking)
+                asking = self._asked = asyncio.create_task(self._ask(f"{names.PATH_SLEEP}?wait={_WAIT_S}"))
+                await asyncio.wait({asking, turning}, return_when=asyncio.FIRST_COMPLETED)
+                if not asking.done():
+                    return  # the worker may hear of it yet: `wake` waits for what becomes of it
+                if asking.result():
+                    return
                 await asyncio.wait({turning}, timeout=self._again_s)
+        except asyncio.CancelledError:
+            await self._forget_asked()
+            raise
         finally:
             await _cancelled(turning)
 
     async def wake(self) -> bool:
-        """False: it does not."""
+        """False: it does not. A sleep that was asked for is answered first: taken back, it could still come about after the wake."""
+        try:
+            while self._asked is not None and not self._asked.done():
+                await self._ask(names.PATH_WAKE)  # ends the sleep's wait for running requests
+                await asyncio.wait({self._asked}, timeout=self._again_s)
+        finally:
+            await self._forget_asked()
         for attempt in range(MAX_WAKES):
             if attempt:
                 await asyncio.sleep(self._again_s)
             if await self._ask(names.PATH_WAKE):
                 return True
         return False
+
+    async def _forget_asked(self) -> None:
+        if self._asked is not None:
+            await _cancelled(self._asked)
+            self._asked = None
 
     async def _ask(self, path: str) -> bool:
         try:

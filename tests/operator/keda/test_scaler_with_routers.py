@@ -146,7 +146,7 @@ async def test_requests_to_a_sleeping_service_reach_keda_and_their_end_does_too(
 
         assert await pushed == {"result": True}
         await until(demand, 3.0)
-        assert await keda_of.is_active(ref()) is True
+        await until(lambda: keda_of.is_active(ref()), True)
 
         release.start_worker()  # what KEDA has the operator do
 

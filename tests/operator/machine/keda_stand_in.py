@@ -97,6 +97,8 @@ class KedaStandIn:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self.scalings: list[tuple[str, int]] = []
         """Why ("push", "poll", "hpa") and to how many."""
+        self.looks = asyncio.Lock()
+        """Nothing is polled while it is held: what is scaled then was pushed."""
         self.lets_go = True
         """Whether it takes its finalizer off what is deleted."""
 
@@ -133,8 +135,9 @@ class KedaStandIn:
         if uid not in self._streams:
             self._streams[uid] = asyncio.create_task(self._listen(scaler, item))
         if time.monotonic() - self._polled_s.get(uid, float("-inf")) >= item["spec"]["pollingInterval"]:
-            self._polled_s[uid] = time.monotonic()
-            await self._poll(scaler, item)
+            async with self.looks:
+                self._polled_s[uid] = time.monotonic()
+                await self._poll(scaler, item)
 
     async def _listen(self, scaler: KedaClient, item: Document) -> None:
         """StreamIsActive: only True does anything."""

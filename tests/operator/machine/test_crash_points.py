@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 from quire_contract.kube import resources
+from quire_contract.router_config import decode_config
 
 SERVICE = resources.INFERENCE_SERVICE
+SHARD_NAME = "quire-router-config-0"
 MAX_WRITES = 40
 AT_ONCE = 4
 
@@ -38,11 +40,33 @@ async def prepare(cluster, before, counter) -> None:
 async def acted(cluster, counter) -> dict:
     """The objects after the operator has reacted."""
 
-    async def has_written():
-        return counter.writes
+    async def has_come_to_rest() -> bool:
+        return bool(counter.writes) and is_at_rest(await cluster.objects())
 
-    await cluster.until(has_written)
+    await cluster.until(has_come_to_rest)
     return await cluster.settled()
+
+
+def is_at_rest(objects) -> bool:
+    """Whether what a step leads to is there: the last of it waits for the controller manager and the scheduler, which may be busy."""
+    services = [item for (kind, _), item in objects.items() if kind == SERVICE.kind]
+    shard = objects.get((resources.CONFIG_MAP.kind, SHARD_NAME))
+    if shard is None or not (services or {kind for kind, _ in objects} == {"ConfigMap", "Secret"}):
+        return False
+    told = {model.name for model in decode_config(shard["data"]["router.json"].encode()).models}
+    wanted = {name for item in services for name in ("demo", *item["spec"]["model"].get("aliases", ()))}
+    return told == wanted and all(map(has_only_its_newest_pods, services))
+
+
+def has_only_its_newest_pods(service) -> bool:
+    """And the scheduler has looked at them: there is no node."""
+    status = service.get("status", {})
+    reasons = {condition["type"]: condition["reason"] for condition in status.get("conditions", ())}
+    return (
+        status.get("observedGeneration") == service["metadata"]["generation"]
+        and status["replicas"] == status["updatedReplicas"] == service["spec"]["replicas"]
+        and reasons["Progressing"] == "Unschedulable"
+    )
 
 
 async def becomes(cluster, expected) -> None:

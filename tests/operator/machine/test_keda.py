@@ -85,8 +85,9 @@ async def test_keda_takes_a_service_from_zero_to_many_and_back(keda_cluster) -> 
             await cluster.until(is_ready)
             assert keda.scalings == []
 
-            routers[0].say(name, held=1)
-            await cluster.until(lambda: has(1))
+            async with keda.looks:
+                routers[0].say(name, held=1)
+                await cluster.until(lambda: has(1))
             routers[1].say(name, held=6)
             await cluster.until(lambda: has(4))
             for router in routers:

@@ -259,7 +259,7 @@ async def test_request_to_a_real_router_wakes_the_service(cluster, control_plane
             request = asyncio.create_task(session.post(f"{url}/v1/completions", json=body))
 
             async def is_awake():
-                return (await deployed(cluster))[0] >= 1
+                return sum(await deployed(cluster)) >= 1
 
             async def first_reason() -> str:
                 shown = (await scaling_status(cluster)).get("history") or [{"reason": ""}]

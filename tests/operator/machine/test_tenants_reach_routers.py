@@ -5,6 +5,7 @@ import random
 import time
 from contextlib import asynccontextmanager
 
+from quire_contract import names
 from quire_contract.kube import resources
 from quire_contract.router_config import RouterConfig, encode_config
 from quire_contract.router_settings import FaultSettings, RouterSettingsEntry
@@ -93,6 +94,8 @@ async def test_of_five_hundred_tenants_one_that_changes_rewrites_one_shard(clust
             await cluster.create(resources.TENANT, f"t{i}", {"keys": [key(4 * i + k) for k in range(4)]})
         async with cluster.operator(counter, kopf=True):
             await routed.until(lambda: len(routed.config.tenants) == NUM_TENANTS)
+            # A router may hear of a shard before its writer hears that it is written; what comes after the shards is there.
+            await cluster.until(lambda: cluster.get(resources.SECRET, names.TRUST_SECRET))
             before = shard_writes(counter)
             spec = {"spec": {"keys": [key(0), key(1), key(2)]}}
             await cluster.client.merge_patch(resources.TENANT, cluster.namespace, "t0", spec)
@@ -102,7 +105,11 @@ async def test_of_five_hundred_tenants_one_that_changes_rewrites_one_shard(clust
                 found = await cluster.get(resources.TENANT, "t0")
                 return found.get("status", {}).get("observedGeneration") == 2
 
+            async def is_counted():
+                return shard_writes(counter) > before
+
             await cluster.until(is_seen)
+            await cluster.until(is_counted)
             written = shard_writes(counter) - before
 
     print(f"{took_s:.3f} s with {NUM_TENANTS} tenants, {before} writes before, {written} for the change")
@@ -155,7 +162,7 @@ async def test_routes_and_services_arrive_as_they_are_written_and_restart_nothin
         before = await cluster.until(deployments)
         change = {"routing": {"policy": "LeastLoad", "maxQueuedRequests": 7}, "price": {"input": "0.5"}}
         await cluster.client.merge_patch(resources.INFERENCE_SERVICE, cluster.namespace, "demo", {"spec": change})
-        await routed.until(lambda: routed.config.services[0].policy == "least_load")
+        await routed.until(lambda: [service.policy for service in routed.config.services] == ["least_load"])
 
         async def is_seen():
             found = await cluster.get(resources.INFERENCE_SERVICE, "demo")

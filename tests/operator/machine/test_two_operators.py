@@ -5,7 +5,7 @@ import signal
 
 from quire_contract.kube import resources
 
-LEASE_NAME = "quire-operator"
+LEASE_NAME, SHARD_NAME = "quire-operator", "quire-router-config-0"
 
 
 async def holder(cluster) -> str:
@@ -26,6 +26,7 @@ async def test_exactly_one_leads_and_the_other_takes_over_when_it_is_killed(clus
     leader = await cluster.until(lambda: holder(cluster))
     await cluster.service()
     await cluster.until(lambda: made(cluster))
+    await cluster.until(lambda: cluster.get(resources.CONFIG_MAP, SHARD_NAME))
     await cluster.settled()
     before = await generations(cluster)
 

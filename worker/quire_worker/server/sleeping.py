@@ -2,13 +2,14 @@
 
     awake ── sleep ──> falling_asleep: new requests get 503, running ones end ──> engine sleeps ──> asleep ── wake ──> waking ──> awake
 
-One change at a time. A wake ends a wait for running requests at once; what asks for the state that is there already changes nothing. Must
-not know HTTP.
+One change at a time. A wake ends a wait for running requests at once; what asks for the state that is there already changes nothing. A
+change that the engine was told of comes to its end, whether or not somebody waits for it. Must not know HTTP.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from quire_contract.openai.errors import TYPE_INVALID, ApiError
 from quire_contract.startup_report import SleepAnswer, SleepState
@@ -63,25 +64,35 @@ class Sleeping:
             if self.state == "awake":
                 return self._answer(changed=False)
             self._set("waking")
-            try:
-                told = await self._serving.engine.change_sleep(asleep=False)
-            except BaseException:
-                self._set("asleep")
-                raise
-            if told.asleep:
-                self._set("asleep")
-                self._log("cannot wake", told)
-                raise errors.cannot_wake(told.problem)
-            self._startup.num_wakes += 1
-            self._startup.last_wake_s = told.time_s
-            self._set("awake")
-            self._log("awake", told)
-            return self._answer(told)
+            return await _to_its_end(self._wake_engine())
+
+    async def _wake_engine(self) -> SleepAnswer:
+        try:
+            told = await self._serving.engine.change_sleep(asleep=False)
+        except BaseException:
+            self._set("asleep")
+            raise
+        if told.asleep:
+            self._set("asleep")
+            self._log("cannot wake", told)
+            raise errors.cannot_wake(told.problem)
+        self._startup.num_wakes += 1
+        self._startup.last_wake_s = told.time_s
+        self._set("awake")
+        self._log("awake", told)
+        return self._answer(told)
 
     async def _fall_asleep(self, wait_s: float) -> SleepAnswer:
         self._set("falling_asleep")
         try:
             await self._until_empty(wait_s)
+        except BaseException:
+            self._set("awake")
+            raise
+        return await _to_its_end(self._put_engine_to_sleep())
+
+    async def _put_engine_to_sleep(self) -> SleepAnswer:
+        try:
             told = await self._serving.engine.change_sleep(asleep=True)
         except BaseException:
             self._set("awake")
@@ -117,3 +128,13 @@ class Sleeping:
         level = logging.ERROR if told.problem else logging.INFO
         time_s = round(told.time_s, 3)
         log_event(_log, level, event, time_s=time_s, size_bytes=told.size_bytes, problem=told.problem)
+
+
+async def _to_its_end(change: Coroutine[Any, Any, SleepAnswer]) -> SleepAnswer:
+    """What comes of it. Who leaves meanwhile leaves once it has come about: the engine does not take back what it was told."""
+    task = asyncio.ensure_future(change)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
