@@ -163,9 +163,9 @@ async def kv_usage(session: aiohttp.ClientSession, server: Server) -> float:
 
 
 async def settled_kv_usage(session: aiohttp.ClientSession, server: Server) -> float:
-    """After what was left has been aborted: asks for up to ten seconds until nothing is in use."""
+    """After what was left has been aborted: asks for up to a minute until nothing is in use."""
     usage = 1.0
-    for _ in range(100):
+    for _ in range(600):
         usage = await kv_usage(session, server)
         if not usage:
             break

@@ -46,7 +46,7 @@ class ApiSide:
         self._context: zmq.Context[Any] = zmq.Context()
         self._pull = self._context.socket(zmq.PULL)
         self._pull.bind(self.config.outbound_endpoint)
-        self._pull.set(zmq.RCVTIMEO, 5000)
+        self._pull.set(zmq.RCVTIMEO, 120_000)
 
     def receive(self) -> FromEngine:
         message: FromEngine = msgspec.msgpack.decode(self._pull.recv(), type=FromEngine)

@@ -48,8 +48,11 @@ async def test_a_fetch_that_was_killed_goes_on_where_it_was(hub: Hub, dest: Path
     killed = await start(*args)
     part = dest.with_name(f".{dest.name}.partial") / "model.safetensors.part"
     await until(lambda: part.is_file() and part.stat().st_size > 1_900_000)
-    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/progress") as answer:
-        progress = await answer.json()
+    async with aiohttp.ClientSession() as http:
+        progress = {"done_bytes": 0}
+        while progress["done_bytes"] <= 1_900_000:  # told a moment after it is written
+            async with http.get(f"http://127.0.0.1:{port}/progress") as answer:
+                progress = await answer.json()
     killed.kill()
     assert await killed.wait() == -signal.SIGKILL
 

@@ -213,4 +213,4 @@ async def test_an_answer_that_is_no_listing_is_not_believed(site: Site, fetch: F
     site.answer = lambda request: web.Response(text=body, content_type="application/xml")
 
     with pytest.raises(FetchError, match="answers, but not as an S3 store"):
-        await fetch(uri="s3://bucket/models/tiny", s3_endpoint=site.url)
+        await fetch(uri="s3://bucket/models/tiny", s3_endpoint=site.url, retry_for_s=60)

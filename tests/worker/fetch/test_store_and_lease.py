@@ -69,7 +69,7 @@ async def test_two_pods_on_one_cache_fetch_once(hub: Hub, fetch: Fetch, dest: Pa
     hub.publish(files)
     hold = asyncio.Event()
     hub.cdn.faults[SAFETENSORS] = [Fault(hold=hold)]
-    settings: dict[str, Any] = {"uri": "hf://acme/tiny", "hf_endpoint": hub.url, "speed": 10}
+    settings: dict[str, Any] = {"uri": "hf://acme/tiny", "hf_endpoint": hub.url, "speed": 1}
     first = asyncio.create_task(fetch(**settings, pod="first"))
     await until(lambda: len(hub.cdn.seen) == 1)
     waiting = Progress()

@@ -1,7 +1,6 @@
 """Grammars are compiled elsewhere, remembered, and what is monstrous ends only itself."""
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -192,15 +191,14 @@ def test_a_text_that_nobody_waits_for_is_not_compiled(make_bench: Callable[..., 
 def test_closing_ends_what_is_being_tried_and_does_not_wait_for_it(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(GrammarLimits(num_threads=1, compile_time_s=600))
     bench.compile(GOOD)
-    text = js({"enum": [{f"v{i}": [i, str(i)]} for i in range(9000)]})
+    text = multiples_of(3_000_017)  # minutes
     assert bench.compiler.start(digest_of(text), text)
 
-    start = time.monotonic()
     bench.compiler.close()
-    ((_, outcome),) = bench.wait(1, timeout_s=30)
+    ((_, outcome),) = bench.wait(1, timeout_s=60)
 
-    assert isinstance(outcome, Refused | CompiledGrammar)
-    assert time.monotonic() - start < 30
+    assert isinstance(outcome, Refused)
+    assert not outcome.is_for_good
 
 
 def test_a_grammar_that_proves_too_slow_while_serving_is_refused_from_then_on(bench: Any) -> None:

@@ -22,7 +22,7 @@ def process_of_trial(before: set[int]) -> int:
 
 def test_a_process_that_did_not_get_to_compute_says_nothing_about_the_grammar_and_the_next_try_does() -> None:
     before = {child.pid for child in psutil.Process().children()}
-    trial = Trial(DEMO, 1600, GrammarLimits(compile_time_s=1.0))
+    trial = Trial(DEMO, 1600, GrammarLimits(compile_time_s=4.0))
     assert trial.refusal_of(GOOD) is None
 
     os.kill(process_of_trial(before), signal.SIGSTOP)

@@ -1,5 +1,9 @@
 """Linear layers: fused from several tensors, and the same for a row whatever its company."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,3 +135,27 @@ def test_a_copy_multiplies_and_leaves_its_tensor_as_it_is(library):
     x = torch.randn(5, 16)
     torch.testing.assert_close(copy(x), x @ kept.T)
     assert torch.equal(weight, kept)
+
+
+WITHOUT_AVX512 = """
+import torch
+from quire_worker.models.linear import PackedLinear, pack
+generator = torch.Generator().manual_seed(1)
+weight, x = (torch.randn(rows, 64, generator=generator).bfloat16() for rows in (40, 9))
+layer, exact = pack(weight, None), pack(weight.float(), None)
+assert not isinstance(layer, PackedLinear) and isinstance(exact, PackedLinear)
+torch.testing.assert_close(layer(x).float(), exact(x.float()), rtol=2**-7, atol=2**-7)
+assert torch.equal(layer(x)[3:4], layer(x[3:4]))
+"""
+
+
+def test_bfloat16_is_computed_on_a_processor_for_which_onednn_packs_none():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AVX512],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr

@@ -29,7 +29,11 @@ def assert_equals_oracle(oracle):
         logprobs = oracle(name).logits(prompt).log_softmax(-1)[:-1]
         wanted = logprobs.gather(-1, torch.tensor(prompt[1:], dtype=torch.int64)[:, None])[:, 0]
         assert outcome.prompt_values == pytest.approx(wanted.tolist(), abs=room)
-        return logprobs.topk(TOP).indices.flatten().tolist()
+        # Two likely tokens may be nearer to each other than two implementations are: they are the likeliest if their values are.
+        ids = torch.tensor(outcome.prompt_ids, dtype=torch.int64).view(-1, TOP)
+        assert [len(set(place)) for place in ids.tolist()] == [TOP] * (len(prompt) - 1)
+        values = logprobs.topk(TOP).values.flatten().tolist()
+        assert logprobs.gather(-1, ids).flatten().tolist() == pytest.approx(values, abs=room)
 
     return check
 
@@ -42,8 +46,7 @@ def test_they_equal_transformers_in_chunks_and_in_company(
     outcomes = engine.generate(submits_of(some_prompts))
 
     for i, prompt in enumerate(some_prompts):
-        best = assert_equals_oracle(model_name, prompt, outcomes[str(i), 0])
-        assert outcomes[str(i), 0].prompt_ids == best
+        assert_equals_oracle(model_name, prompt, outcomes[str(i), 0])
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,7 @@ def test_they_equal_transformers_on_every_road(checkpoint, side, some_prompts, a
     outcomes = side(checkpoint("qwen2-mixed-windows"), **setting).generate(submits_of(some_prompts))
 
     for i, prompt in enumerate(some_prompts):
-        best = assert_equals_oracle("qwen2-mixed-windows", prompt, outcomes[str(i), 0])
-        assert outcomes[str(i), 0].prompt_ids == best
+        assert_equals_oracle("qwen2-mixed-windows", prompt, outcomes[str(i), 0])
 
 
 def test_they_are_the_same_to_the_bit_whole_in_chunks_preempted_and_for_any_number_of_choices(

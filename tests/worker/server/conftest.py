@@ -80,6 +80,16 @@ class WorkerProcess:
         assert len(children) == 1
         return int(children[0])
 
+    @contextlib.contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """The engine stands still within the block: what is under way stays so, however long the test takes to look at it."""
+        engine = self.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import signal
 import struct
@@ -280,10 +281,13 @@ async def test_a_full_queue_is_429_with_the_time_to_come_back(start_real: Any, h
         async with http.post(f"{small.base}/v1/embeddings", json=body) as response:
             return response.status, response.headers.get("Retry-After")
 
-    answers = await asyncio.gather(*(ask() for _ in range(6)))
+    with small.engine_held():
+        asking = [asyncio.create_task(ask()) for _ in range(6)]
+        refused = [await done for done in itertools.islice(asyncio.as_completed(asking), 5)]
+    answers = await asyncio.gather(*asking)
 
+    assert refused == [(429, "1")] * 5
     assert (200, None) in answers
-    assert {answer for answer in answers if answer[0] != 200} == {(429, "1")}
 
 
 async def test_embeddings_and_scores_take_no_longer_than_they_may(
@@ -302,20 +306,22 @@ async def test_embeddings_and_scores_take_no_longer_than_they_may(
     await eventually(lambda: metric(hurried, "vllm:num_requests_running"), 0)
 
 
-async def test_a_terminated_worker_answers_what_it_has_begun(start_real: Any, http: aiohttp.ClientSession) -> None:
+async def test_a_terminated_worker_answers_what_it_has_begun(
+    start_real: Any, http: aiohttp.ClientSession, eventually: Any
+) -> None:
     worker = start_real(minilm(), *FLAGS, "--served-model-name", "m").wait_until_ready()
-    body = {"model": "m", "input": [LONG_TEXT] * 60}
+    body = {"model": "m", "input": [LONG_TEXT] * 10}
     async with http.post(f"{worker.base}/v1/embeddings", json={"model": "m", "input": "a"}) as response:
         assert response.status == 200
 
-    asking = asyncio.create_task(_ask(http, f"{worker.base}/v1/embeddings", body))
-    async with asyncio.timeout(120):
-        while await _ask(http, f"{worker.base}/load") != (200, {"server_load": 1}):
-            pass
-    worker.process.send_signal(signal.SIGTERM)
+    with worker.engine_held():
+        asking = asyncio.create_task(_ask(http, f"{worker.base}/v1/embeddings", body))
+        await eventually(lambda: _ask(http, f"{worker.base}/load"), (200, {"server_load": 1}))
+        worker.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(worker.wait_for_log, "event=draining")
 
     status, answer = await asking
-    assert (status, len(answer["data"])) == (200, 60)
+    assert (status, len(answer["data"])) == (200, 10)
     assert await asyncio.to_thread(worker.wait) == 0
 
 
@@ -417,5 +423,5 @@ async def test_one_input_whose_numbers_overflow_fails_alone_and_in_words(
 def test_a_task_that_the_model_cannot_have_ends_the_worker_with_the_one_it_can(start_real: Any) -> None:
     worker = start_real(minilm(), *FLAGS, "--task", "generate")
 
-    assert worker.wait(60) != 0
+    assert worker.wait() != 0
     assert "use --task embed or auto" in worker.log.splitlines()[-1]

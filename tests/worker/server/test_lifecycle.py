@@ -203,9 +203,10 @@ async def test_sigterm_lets_running_requests_finish_refuses_new_ones_and_exits_0
     running = await http.post(f"{worker.base}/v1/completions", json={**BODY, "max_tokens": 250, "stream": True})
     assert await running.content.readline()
 
-    worker.process.send_signal(signal.SIGTERM)
-    await eventually(lambda: status(http, f"{worker.base}/ready"), 503)
-    late = await http.post(f"{worker.base}/v1/completions", json=BODY)
+    with worker.engine_held():
+        worker.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: status(http, f"{worker.base}/ready"), 503)
+        late = await http.post(f"{worker.base}/v1/completions", json=BODY)
     events = await events_of(running)
 
     assert late.status == 503

@@ -20,7 +20,8 @@ from tests.worker.server.replaying import REPLAY, Progress, Worker, progress_aft
 
 BODY: Any = {"model": "tiny", "prompt": "the fox", "max_tokens": 120, "seed": 1, "ignore_eos": True, "stream": True}
 TEXT = json.dumps(BODY)
-SLOW = ("--fake-decode-s-per-step", "0.02")
+SLOW = ("--fake-decode-s-per-step", "0.3")
+"""Half a minute for a stream of BODY: it is under way whenever the test comes to end it."""
 JSON_TYPE = {"content-type": "application/json"}
 
 
@@ -110,7 +111,7 @@ async def test_after_a_drain_by_request_streams_move_and_those_that_cannot_go_on
     leaving = launch(*flags, *SLOW, "--drain-timeout", "0.1").wait_until_ready()
     key = {"x-quire-token": token}
     stream = await begun(http, leaving.base, token)
-    silent = await http.post(f"{leaving.base}{names.PATH_COMPLETIONS}", json=BODY, headers=key)
+    silent = await http.post(f"{leaving.base}{names.PATH_COMPLETIONS}", json={**BODY, "max_tokens": 9}, headers=key)
 
     (await http.post(f"{leaving.base}{names.PATH_DRAIN}", headers=key)).close()
     late = await http.post(f"{leaving.base}{names.PATH_COMPLETIONS}", json=BODY, headers=key)

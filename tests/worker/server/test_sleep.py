@@ -10,7 +10,6 @@ from typing import Any
 import aiohttp
 import pytest
 import zmq
-from cluster.processes import free_ports
 
 from quire_contract import names
 from quire_contract.kv_events import BlockRemoved, BlockStored, decode_batch
@@ -46,14 +45,18 @@ async def startup_of(http: aiohttp.ClientSession, worker: Any) -> StartupReport:
         return decode_startup(await response.read())
 
 
+async def sleep_of(http: aiohttp.ClientSession, worker: Any) -> str:
+    return (await startup_of(http, worker)).sleep
+
+
 class Heard:
     """What a worker's event socket says."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sub = self._context.socket(zmq.SUB)
         self._sub.set(zmq.SUBSCRIBE, b"")
-        self._sub.connect(f"tcp://127.0.0.1:{port}")
+        self._sub.connect(endpoint)
         self.stored = self.removed = self.num_heard = 0
         self.asleep = False
 
@@ -131,15 +134,15 @@ async def test_asking_twice_changes_nothing_and_says_so(
 
 
 async def test_sleep_is_refused_while_requests_run_and_waits_for_them_if_asked(
-    launch: Callable[..., Any], http: aiohttp.ClientSession
+    launch: Callable[..., Any], http: aiohttp.ClientSession, eventually: Any
 ) -> None:
     worker = launch("--served-model-name", "tiny", *SLOW).wait_until_ready()
-    running = asyncio.create_task(text_of(http, worker, LONG))
-    while (await get(http, worker, "/load"))[1] != {"server_load": 1}:
-        pass
+    with worker.engine_held():
+        running = asyncio.create_task(text_of(http, worker, LONG))
+        await eventually(lambda: get(http, worker, "/load"), (200, {"server_load": 1}, ""))
 
-    refused = await post(http, worker, names.PATH_SLEEP)
-    waiting = await post(http, worker, f"{names.PATH_SLEEP}?wait=30")
+        refused = await post(http, worker, names.PATH_SLEEP)
+    waiting = await post(http, worker, f"{names.PATH_SLEEP}?wait=90")
     text = await running
 
     assert (refused[0], refused[1]["error"]["code"]) == (409, "busy")
@@ -148,18 +151,17 @@ async def test_sleep_is_refused_while_requests_run_and_waits_for_them_if_asked(
 
 
 async def test_a_wake_ends_a_wait_for_running_requests_and_they_go_on(
-    launch: Callable[..., Any], http: aiohttp.ClientSession
+    launch: Callable[..., Any], http: aiohttp.ClientSession, eventually: Any
 ) -> None:
     worker = launch("--served-model-name", "tiny", *SLOW).wait_until_ready()
-    running = asyncio.create_task(text_of(http, worker, LONG))
-    while (await get(http, worker, "/load"))[1] != {"server_load": 1}:
-        pass
-    sleeping = asyncio.create_task(post(http, worker, f"{names.PATH_SLEEP}?wait=60"))
-    while (await startup_of(http, worker)).sleep != "falling_asleep":
-        pass
+    with worker.engine_held():
+        running = asyncio.create_task(text_of(http, worker, LONG))
+        await eventually(lambda: get(http, worker, "/load"), (200, {"server_load": 1}, ""))
+        sleeping = asyncio.create_task(post(http, worker, f"{names.PATH_SLEEP}?wait=90"))
+        await eventually(lambda: sleep_of(http, worker), "falling_asleep")
 
-    woken = await post(http, worker, names.PATH_WAKE)
-    slept = await sleeping
+        woken = await post(http, worker, names.PATH_WAKE)
+        slept = await sleeping
 
     assert (woken[0], woken[1]["state"]) == (200, "awake")
     assert (slept[0], slept[1]["error"]["code"]) == (409, "busy")
@@ -247,9 +249,9 @@ async def test_only_holders_of_the_token_may_put_a_worker_of_a_release_to_sleep(
 async def test_routers_hear_that_the_cache_is_gone_and_that_the_worker_sleeps(
     launch: Callable[..., Any], http: aiohttp.ClientSession
 ) -> None:
-    (port,) = free_ports(1)
-    worker = launch("--served-model-name", "tiny", "--kv-events-endpoint", f"tcp://127.0.0.1:{port}").wait_until_ready()
-    heard = Heard(port)
+    worker = launch("--served-model-name", "tiny", "--kv-events-endpoint", "tcp://127.0.0.1:*").wait_until_ready()
+    _, sources, _ = await get(http, worker, "/kv_event_sources")
+    heard = Heard(sources["events"])
     try:
         await asyncio.to_thread(heard.until, lambda: heard.num_heard > 0)  # a subscription takes a moment
         await text_of(http, worker, BODY | {"prompt": "the fox " * 40})

@@ -26,7 +26,7 @@ def body(**fields: Any) -> CompletionRequest:
 @pytest.fixture(scope="module")
 def slow(launch_in_module: Callable[..., Any]) -> Any:
     """One row, ten milliseconds a step, and little patience."""
-    return launch_in_module(*SLOW, "--queue-timeout", "0.3", "--request-timeout", "5").wait_until_ready()
+    return launch_in_module(*SLOW, "--request-timeout", "5").wait_until_ready()
 
 
 def test_without_limits_and_priorities_a_request_may_take_as_long_as_it_takes() -> None:
@@ -105,8 +105,12 @@ async def test_other_policies_serve_the_same_tokens(
 
 
 async def test_a_request_that_waits_too_long_is_503_and_may_come_again(
-    http: aiohttp.ClientSession, slow: Any, metric: Any
+    http: aiohttp.ClientSession, launch: Callable[..., Any], metric: Any
 ) -> None:
+    # A minute for the first one, which must itself be taken within the two seconds that the others wait in vain.
+    flags = ("--served-model-name", "tiny", "--max-num-seqs", "1", "--fake-decode-s-per-step", "0.06")
+    slow = launch(*flags, "--queue-timeout", "2").wait_until_ready()
+
     async with http.post(f"{slow.base}/v1/completions", json={**ENDLESS, "stream": True}) as first:
         await first.content.readline()
         refused = await http.post(f"{slow.base}/v1/completions", json=ENDLESS)
@@ -136,7 +140,7 @@ async def test_a_running_request_ends_with_504_at_its_deadline_and_gives_its_blo
 
 
 async def test_a_stream_ends_with_an_error_event_at_its_deadline(http: aiohttp.ClientSession, slow: Any) -> None:
-    async with http.post(f"{slow.base}/v1/completions", json={**ENDLESS, "stream": True, "timeout_s": 1.0}) as response:
+    async with http.post(f"{slow.base}/v1/completions", json={**ENDLESS, "stream": True, "timeout_s": 3.0}) as response:
         events = [line[6:].strip() async for line in response.content if line.startswith(b"data: ")]
 
     assert response.status == 200

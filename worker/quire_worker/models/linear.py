@@ -313,9 +313,14 @@ def pack(weight: Tensor, bias: Tensor | None) -> Linear:
     """The fastest form of a linear layer for the weight's device and dtype; weight [out, in]."""
     if weight.device.type != "cpu":
         return DenseLinear(weight, bias)
-    if weight.dtype in (torch.float32, torch.bfloat16) and torch._C._has_mkldnn:
-        return PackedLinear(weight, bias)
-    return PaddedLinear(weight, bias)
+    return PackedLinear(weight, bias) if _packs(weight.dtype) else PaddedLinear(weight, bias)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes weights of this type here: bfloat16 only on processors with AVX-512 or what came after it."""
+    if not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class DenseLinear:
