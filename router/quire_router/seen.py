@@ -3,6 +3,7 @@
 Changes no part. It must not know what a request may use; whoever does gives it an `Allowance`.
 """
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 
 from quire_router.allowance import Allowance
@@ -10,9 +11,9 @@ from quire_router.answer import BrokenStreamError
 from quire_router.call import Outcome
 from quire_router.limits.meter import RefusedError
 from quire_router.relay import Attach, Sink
-from quire_router.usage.reading import StreamUsage
+from quire_router.usage.reading import StreamUsage, num_events
 
-EVENT_END = b"\n\n"
+_AFTER_EVENT = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 _TAIL_BYTES = 16 * 1024
 
 
@@ -69,15 +70,15 @@ class Seen:
         """What was kept and `part`: whole, or event by event where more may have to be reserved between two of them."""
         part, self._kept = self._kept + part, b""
         if self.allowance is not None and self._is_near(part):
-            *events, part = part.split(EVENT_END)
+            *events, part = _AFTER_EVENT.split(part)
             for number, event in enumerate(events, 1):
                 self._ahead = len(events) - number
-                yield event + EVENT_END
+                yield event
         yield part
 
     def _is_near(self, part: bytes) -> bool:
         assert self.allowance is not None, "what needs no watching is near nothing"
-        return self.allowance.is_short(self.num_output + part.count(EVENT_END))
+        return self.allowance.is_short(self.num_output + num_events(part))
 
     async def secure(self) -> None:
         """Reserve more if it is time; from a refusal on nothing may come."""

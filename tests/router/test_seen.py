@@ -37,7 +37,7 @@ class Stream:
     """Events in parts of one to thirty, as its client and the random numbers will. `outcome`: is told what they use, as a part is made."""
 
     def __init__(self, rng, number, outcome):
-        self.events = [b"data: %d\n\n" % i for i in range(number)]
+        self.events = [b"data: %d" % i + rng.choice([b"\n\n", b"\r\n\r\n"]) for i in range(number)]
         self.made, self.rng, self.outcome = 0, rng, outcome
         self.sink = None
 

@@ -68,6 +68,11 @@ def body_reader(parts: Any) -> Callable[[bytes], Usage | None]:
     return usage
 
 
+def num_events(part: bytes) -> int:
+    """In a part of whole events, whose lines end as their worker ends lines."""
+    return part.count(b"\n\n") + part.count(b"\r\n\r\n")
+
+
 class StreamUsage:
     """Of a stream of events. Give it every part."""
 
@@ -80,7 +85,7 @@ class StreamUsage:
 
     def see(self, part: bytes) -> None:
         """Whole events."""
-        self.num_events += part.count(b"\n\n")
+        self.num_events += num_events(part)
         if _MARK in part and len(part) <= _MAX_KEPT_BYTES:
             self._first = self._first or part
             self._last = part
