@@ -48,6 +48,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 32},
     ),
+    "llama-narrow-mlp": ("LlamaForCausalLM", {"intermediate_size": 90}),
+    "llama-odd-mlp": ("LlamaForCausalLM", {"intermediate_size": 91}),
     "llama-linear": (
         "LlamaForCausalLM",
         {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},

@@ -62,10 +62,13 @@ def random_prompt(length, seed):
 @pytest.fixture(
     params=[
         ("llama", "none"),
+        ("llama-narrow-mlp", "none"),
+        ("llama-odd-mlp", "none"),
         ("qwen2-mixed-windows", "none"),
         ("qwen3", "none"),
         ("mixtral", "none"),
         ("llama", "int8"),
+        ("llama-odd-mlp", "int8-weight-only"),
         ("qwen3", "int8-weight-only"),
     ],
     ids="-".join,

@@ -4,14 +4,13 @@
 #include <type_traits>
 
 #include "gemm_tile.h"
+#include "gemm_tiles.h"
 #include "silu.h"
 
 namespace quire {
 
 namespace {
 
-// Rows that are read where they lie; more are first copied into tiles, whose rows lie side by side.
-constexpr int kDirectRows = kRegisters == 32 ? 6 : 2;
 // Tiles and panels of a piece of the work, and pieces for each thread: one that is taken off its core holds up no more than a piece.
 constexpr int kBlockTiles = 8;
 constexpr int kPiecePanels = 4;
@@ -21,41 +20,14 @@ constexpr int64_t kSliceSteps = 512;
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Rows [start(i), start(i + 1)) are tile i; sizes differ by one row at most.
-struct Tiles {
-    int64_t count, size, num_larger;
-
-    Tiles(int64_t num_rows, int64_t max_rows) {
-        count = (num_rows + max_rows - 1) / max_rows;
-        size = count ? num_rows / count : 0;
-        num_larger = num_rows - count * size;
-    }
-    int64_t start(int64_t tile) const { return tile * size + std::min(tile, num_larger); }
-    int rows(int64_t tile) const { return int(size + (tile < num_larger)); }
-};
-
-template <class K>
-Tiles tiles_of(int64_t num_rows) {
-    return Tiles(num_rows, num_rows <= kDirectRows ? kDirectRows : K::kMaxRows);
-}
-
-// The rows of x as the kernel reads them. Staged: tile after tile, [step][row of the tile][kDepth].
-template <class X>
-struct Rows {
-    const X* data;
-    int64_t row_stride;   // of rows that were not staged
-    const float* scales;  // of quantised rows, else null
-    bool is_staged;
-};
-
 template <class K, class Out>
 struct Product {
     const Packed& w;
-    Rows<typename K::Input> rows;
+    Rows<const typename K::Input> x;
+    const float* x_scales;  // of quantised rows, else null
+    Rows<Out> out;
     Tiles tiles;
     int64_t num_steps;
-    Out* out;
-    int64_t out_stride;
 
     const typename K::Weight* panel(int64_t p) const { return static_cast<const typename K::Weight*>(w.data) + p * panel_size(); }
     int64_t panel_size() const { return num_steps * kPanel * K::kDepth; }
@@ -78,31 +50,43 @@ inline F16 finish(I16 sum, const Packed& w, const float* scales, int64_t row, in
     return w.bias ? x + load(w.bias + column) : x;
 }
 
+// A row's sums of a panel, as the outputs that they stand for, from `out` on; `left` outputs are still to come.
+template <class Out, class Sum>
+inline void store_outputs(const Packed& w, const float* x_scales, int64_t row, int64_t panel, const Sum* sums, Out* out, int64_t left) {
+    F16 first = finish(sums[0], w, x_scales, row, panel * kPanel);
+    F16 second = finish(sums[1], w, x_scales, row, panel * kPanel + 16);
+    if (w.gate_up) {
+        store_up_to(out, silu(first) * second, left);
+    } else {
+        store_up_to(out, first, left);
+        store_up_to(out + 16, second, left - 16);
+    }
+}
+
 template <class K, class Out, int R, int P>
 void store_tile(
     const Product<K, Out>& product, int64_t first_row, int64_t first_panel, const typename K::Sum (&sums)[R][P * kPanelVectors]) {
     const Packed& w = product.w;
-    const Rows<typename K::Input>& rows = product.rows;
-    int64_t num_outputs = w.num_outputs();
-    for (int r = 0; r < R; r++) {
-        Out* out = product.out + (first_row + r) * product.out_stride;
-        for (int p = 0; p < P; p++) {
-            int64_t column = (first_panel + p) * kPanel, output = (first_panel + p) * w.outputs_per_panel();
-            F16 left = finish(sums[r][2 * p], w, rows.scales, first_row + r, column);
-            F16 right = finish(sums[r][2 * p + 1], w, rows.scales, first_row + r, column + 16);
-            if (w.gate_up) {
-                store_up_to(out + output, silu(left) * right, num_outputs - output);
-            } else {
-                store_up_to(out + output, left, num_outputs - output);
-                store_up_to(out + output + 16, right, num_outputs - output - 16);
-            }
+    for (int p = 0; p < P; p++) {
+        int64_t panel = first_panel + p, output = panel * w.outputs_per_panel(), left = w.num_outputs() - output;
+        if (product.out.is_staged) {
+            alignas(64) Out outputs[R][kPanel];
+            for (int r = 0; r < R; r++)
+                store_outputs(w, product.x_scales, first_row + r, panel, sums[r] + p * kPanelVectors, outputs[r], left);
+            stage_tile(
+                outputs[0], kPanel, R, std::min(left, w.outputs_per_panel()), product.out.data + first_row * w.num_outputs() + output * R);
+            continue;
+        }
+        for (int r = 0; r < R; r++) {
+            Out* out = product.out.data + (first_row + r) * product.out.stride + output;
+            store_outputs(w, product.x_scales, first_row + r, panel, sums[r] + p * kPanelVectors, out, left);
         }
     }
 }
 
 template <class K, class Out, int R, int P, bool kStaged>
 void compute_tile(const Product<K, Out>& product, int64_t first_row, int64_t first_panel) {
-    const Rows<typename K::Input>& rows = product.rows;
+    const Rows<const typename K::Input>& x = product.x;
     int64_t row_length = product.num_steps * K::kDepth;
     typename K::Sum sums[R][P * kPanelVectors];
 #pragma GCC unroll 16
@@ -111,7 +95,7 @@ void compute_tile(const Product<K, Out>& product, int64_t first_row, int64_t fir
         for (int c = 0; c < P * kPanelVectors; c++) sums[r][c] = K::none();
     }
     multiply_tile<K, R, P, Also::kNothing>(
-        rows.data + first_row * (kStaged ? row_length : rows.row_stride), kStaged ? K::kDepth : rows.row_stride,
+        x.data + first_row * (kStaged ? row_length : x.stride), kStaged ? K::kDepth : x.stride,
         kStaged ? R * K::kDepth : K::kDepth, product.num_steps, product.panel(first_panel), product.panel_size(), Ahead(), nullptr,
         sums);
     store_tile<K, Out, R, P>(product, first_row, first_panel, sums);
@@ -200,7 +184,7 @@ void compute_block(
             with_constant<K::kMaxRows>(product.tiles.rows(tile), [&](auto rows) {
                 constexpr int R = rows();
                 int64_t row = product.tiles.start(tile);
-                const auto* x = product.rows.data + row * row_length + start * R * K::kDepth;
+                const auto* x = product.x.data + row * row_length + start * R * K::kDepth;
                 for (int64_t panel = first; panel < last; panel++) {
                     auto& sum = reinterpret_cast<typename K::Sum(&)[R][kPanelVectors]>(sums[tile - first_tile][panel - first]);
                     if (slice == 0) {
@@ -252,48 +236,11 @@ void compute_many(Team& team, const Product<K, Out>& product) {
 }
 
 template <class K, class Out>
-void compute(
-    Team& team, const Packed& w, const Rows<typename K::Input>& rows, int64_t num_rows, Out* out, int64_t out_stride) {
-    Product<K, Out> product{w, rows, tiles_of<K>(num_rows), (w.in_features + K::kDepth - 1) / K::kDepth, out, out_stride};
+void compute(Team& team, const Packed& w, Rows<const typename K::Input> x, const float* x_scales, int64_t num_rows, Rows<Out> out) {
+    Product<K, Out> product{w, x, x_scales, out, tiles_of(w.dtype, num_rows), (w.in_features + K::kDepth - 1) / K::kDepth};
     if (num_rows > kDirectRows) compute_many(team, product);
-    else if (rows.is_staged) compute_few<K, Out, true>(team, product);
+    else if (x.is_staged) compute_few<K, Out, true>(team, product);
     else compute_few<K, Out, false>(team, product);
-}
-
-// The steps, of 4 bytes, of four rows of a tile of num_rows, four by four.
-template <class X>
-void transpose_four(const X* x, int64_t x_stride, int64_t num_steps, int num_rows, X* to) {
-    constexpr int kDepth = 4 / sizeof(X);
-    int64_t step = 0;
-    for (; step + 4 <= num_steps; step += 4) {
-        __m128 rows[4];
-        for (int r = 0; r < 4; r++) rows[r] = _mm_loadu_ps((const float*)(x + r * x_stride + step * kDepth));
-        _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-        for (int s = 0; s < 4; s++) _mm_storeu_ps((float*)(to + (step + s) * num_rows * kDepth), rows[s]);
-    }
-    for (; step < num_steps; step++) {
-        for (int r = 0; r < 4; r++) std::memcpy(to + (step * num_rows + r) * kDepth, x + r * x_stride + step * kDepth, 4);
-    }
-}
-
-// Copies some inputs of the rows of a tile to `to`, [step][row][kDepth], the missing ones 0.
-template <class X>
-void stage_tile(const X* x, int64_t x_stride, int num_rows, int64_t in_features, X* to) {
-    constexpr int kDepth = Kernel<X, X>::kDepth;
-    int64_t whole_steps = in_features / kDepth;
-    int r = 0;
-    if constexpr (sizeof(X) * kDepth == 4) {
-        for (; r + 4 <= num_rows; r += 4) transpose_four(x + r * x_stride, x_stride, whole_steps, num_rows, to + r * kDepth);
-    }
-    for (; r < num_rows; r++) {
-        for (int64_t step = 0; step < whole_steps; step++)
-            std::memcpy(to + (step * num_rows + r) * kDepth, x + r * x_stride + step * kDepth, sizeof(X) * kDepth);
-    }
-    if (in_features % kDepth == 0) return;
-    for (r = 0; r < num_rows; r++) {
-        X last[kDepth] = {x[r * x_stride + in_features - 1]};
-        std::memcpy(to + (whole_steps * num_rows + r) * kDepth, last, sizeof(X) * kDepth);
-    }
 }
 
 // The row's bytes, [step][kRows][4], as round(x / scale) + 128, and that scale. Missing inputs become whatever is cheap: their weights are 0.
@@ -321,64 +268,74 @@ float quantise_row(const T* x, int64_t in_features, int64_t num_rows, uint8_t* t
 }
 
 template <class T>
-Rows<T> prepare(Team& team, const T* x, int64_t x_stride, int64_t num_rows, int64_t in_features, void* scratch) {
-    constexpr int kDepth = Kernel<T, T>::kDepth;
-    if (num_rows <= kDirectRows && in_features % kDepth == 0) return {x, x_stride, nullptr, false};
+Rows<const T> prepare(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, void* scratch) {
+    constexpr int kDepth = 4 / sizeof(T);
+    int64_t in_features = w.in_features;
+    if (x.is_staged || (num_rows <= kDirectRows && in_features % kDepth == 0)) return x;
     T* staged = static_cast<T*>(scratch);
     int64_t row_length = round_up(in_features, kDepth);
-    Tiles tiles = tiles_of<Kernel<T, T>>(num_rows);
+    Tiles tiles = tiles_of(w.dtype, num_rows);
     constexpr int64_t kInputs = kSliceSteps * kDepth;
     int64_t num_slices = (in_features + kInputs - 1) / kInputs;
     team.for_each(tiles.count * num_slices, 1, [&](int64_t i) {
         int64_t tile = i / num_slices, row = tiles.start(tile), first = i % num_slices * kInputs;
         int num = tiles.rows(tile);
-        stage_tile(
-            x + row * x_stride + first, x_stride, num, std::min(kInputs, in_features - first), staged + row * row_length + first * num);
+        int64_t num_inputs = std::min(kInputs, in_features - first);
+        stage_tile(x.data + row * x.stride + first, x.stride, num, num_inputs, staged + row * row_length + first * num);
     });
-    return {staged, 0, nullptr, true};
+    return Rows<const T>::staged(staged);
 }
 
+// Into scratch: the rows' scales, then their bytes.
 template <class T>
-Rows<uint8_t> quantise(Team& team, const T* x, int64_t x_stride, int64_t num_rows, int64_t in_features, void* scratch) {
+Rows<const uint8_t> quantise(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, void* scratch) {
     float* scales = static_cast<float*>(scratch);
     uint8_t* staged = static_cast<uint8_t*>(scratch) + round_up(num_rows * 4, 64);
-    int64_t row_length = round_up(in_features, 4);
-    Tiles tiles = tiles_of<Kernel<uint8_t, int8_t>>(num_rows);
+    int64_t row_length = round_up(w.in_features, 4);
+    Tiles tiles = tiles_of(w.dtype, num_rows);
     team.for_each(tiles.count, 1, [&](int64_t tile) {
         int64_t first = tiles.start(tile);
         int rows = tiles.rows(tile);
         for (int r = 0; r < rows; r++) {
-            const T* row = x + (first + r) * x_stride;
-            scales[first + r] = quantise_row(row, in_features, rows, staged + first * row_length + r * 4);
+            const T* row = x.data + (first + r) * x.stride;
+            scales[first + r] = quantise_row(row, w.in_features, rows, staged + first * row_length + r * 4);
         }
     });
-    return {staged, 0, scales, true};
+    return Rows<const uint8_t>::staged(staged);
 }
 
 template <class T, class Out>
-void multiply_to(Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, Out* out, int64_t out_stride,
-                 void* scratch) {
+void multiply_to(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, Rows<Out> out, void* scratch) {
     if (num_rows == 0) return;
     if (w.dtype == DType::kI8) {
-        Rows<uint8_t> rows = quantise(team, x, x_stride, num_rows, w.in_features, scratch);
-        return compute<Kernel<uint8_t, int8_t>>(team, w, rows, num_rows, out, out_stride);
+        Rows<const uint8_t> bytes = quantise(team, x, num_rows, w, scratch);
+        return compute<Kernel<uint8_t, int8_t>>(team, w, bytes, static_cast<const float*>(scratch), num_rows, out);
     }
-    Rows<T> rows = prepare(team, x, x_stride, num_rows, w.in_features, scratch);
-    if (is_int8(w.dtype)) compute<Kernel<T, int8_t>>(team, w, rows, num_rows, out, out_stride);
-    else compute<Kernel<T, T>>(team, w, rows, num_rows, out, out_stride);
+    Rows<const T> ready = prepare(team, x, num_rows, w, scratch);
+    if (is_int8(w.dtype)) compute<Kernel<T, int8_t>>(team, w, ready, nullptr, num_rows, out);
+    else compute<Kernel<T, T>>(team, w, ready, nullptr, num_rows, out);
 }
 
 }  // namespace
 
 template <class T>
-void multiply(Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, T* out, int64_t out_stride, void* scratch) {
-    multiply_to(team, x, x_stride, num_rows, w, out, out_stride, scratch);
+bool reads_staged(const Packed& w, int64_t num_rows) {
+    return num_rows > kDirectRows && w.dtype != DType::kI8 && w.in_features % (4 / sizeof(T)) == 0;
 }
 
 template <class T>
-void multiply_f32out(
-    Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, float* out, int64_t out_stride, void* scratch) {
-    multiply_to(team, x, x_stride, num_rows, w, out, out_stride, scratch);
+bool stages_for(const Packed& w, const Packed& reader, int64_t num_rows) {
+    return reads_staged<T>(reader, num_rows) && most_tile_rows(w.dtype) == most_tile_rows(reader.dtype);
+}
+
+template <class T>
+void multiply(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, Rows<T> out, void* scratch) {
+    multiply_to(team, x, num_rows, w, out, scratch);
+}
+
+template <class T>
+void multiply_f32out(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, Rows<float> out, void* scratch) {
+    multiply_to(team, x, num_rows, w, out, scratch);
 }
 
 int64_t multiply_scratch_bytes(const Packed& w, int64_t num_rows) {
@@ -386,9 +343,13 @@ int64_t multiply_scratch_bytes(const Packed& w, int64_t num_rows) {
     return round_up(num_rows * 4, 64) + num_rows * round_up(w.in_features, 4) * item;
 }
 
-template void multiply<float>(Team&, const float*, int64_t, int64_t, const Packed&, float*, int64_t, void*);
-template void multiply<bf16>(Team&, const bf16*, int64_t, int64_t, const Packed&, bf16*, int64_t, void*);
-template void multiply_f32out<float>(Team&, const float*, int64_t, int64_t, const Packed&, float*, int64_t, void*);
-template void multiply_f32out<bf16>(Team&, const bf16*, int64_t, int64_t, const Packed&, float*, int64_t, void*);
+template bool reads_staged<float>(const Packed&, int64_t);
+template bool reads_staged<bf16>(const Packed&, int64_t);
+template bool stages_for<float>(const Packed&, const Packed&, int64_t);
+template bool stages_for<bf16>(const Packed&, const Packed&, int64_t);
+template void multiply<float>(Team&, Rows<const float>, int64_t, const Packed&, Rows<float>, void*);
+template void multiply<bf16>(Team&, Rows<const bf16>, int64_t, const Packed&, Rows<bf16>, void*);
+template void multiply_f32out<float>(Team&, Rows<const float>, int64_t, const Packed&, Rows<float>, void*);
+template void multiply_f32out<bf16>(Team&, Rows<const bf16>, int64_t, const Packed&, Rows<float>, void*);
 
 }  // namespace quire

@@ -51,16 +51,34 @@ struct Packed {
     int64_t num_panels() const { return (num_outputs() + outputs_per_panel() - 1) / outputs_per_panel(); }
 };
 
-// In a run, by every thread alike; strides in elements. T is float (kF32, kI8, kI8ForF32) or bf16 (kBF16, kI8, kI8ForBF16).
-// `scratch` is aligned to 64 bytes and holds `multiply_scratch_bytes`; it is free again on return. Writes out[:, :num_outputs] and nothing
-// else; ends with a wait. Inputs of a kI8 weight that are not finite make their whole row NaN.
+// Rows of inputs or outputs: `stride` elements apart, or staged (gemm_tiles.h), which is how many of them are read.
 template <class T>
-void multiply(Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, T* out, int64_t out_stride, void* scratch);
+struct Rows {
+    T* data;
+    int64_t stride;  // of rows that are not staged
+    bool is_staged;
 
-// The same, not rounded to T: for logits.
+    static Rows apart(T* data, int64_t stride) { return {data, stride, false}; }
+    static Rows staged(T* data) { return {data, 0, true}; }
+};
+
+// Whether `multiply` would stage so many rows of T for w. Whoever computes them may leave them so: it saves a pass over them, and a wait.
 template <class T>
-void multiply_f32out(
-    Team& team, const T* x, int64_t x_stride, int64_t num_rows, const Packed& w, float* out, int64_t out_stride, void* scratch);
+bool reads_staged(const Packed& w, int64_t num_rows);
+
+// Whether `multiply` by w can leave its outputs staged for `reader`.
+template <class T>
+bool stages_for(const Packed& w, const Packed& reader, int64_t num_rows);
+
+// In a run, by every thread alike. T is float (kF32, kI8, kI8ForF32) or bf16 (kBF16, kI8, kI8ForBF16).
+// `scratch` is aligned to 64 bytes and holds `multiply_scratch_bytes`; it is free again on return, and staged inputs may lie in it. Writes
+// out[:, :num_outputs] and nothing else; ends with a wait. Inputs of a kI8 weight that are not finite make their whole row NaN.
+template <class T>
+void multiply(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, Rows<T> out, void* scratch);
+
+// The same, not rounded to T: for logits. `out` is not staged.
+template <class T>
+void multiply_f32out(Team& team, Rows<const T> x, int64_t num_rows, const Packed& w, Rows<float> out, void* scratch);
 
 int64_t multiply_scratch_bytes(const Packed& w, int64_t num_rows);
 

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "gemm.h"
+#include "gemm_tiles.h"
 #include "int8_floats.h"
 
 namespace quire {
@@ -35,7 +36,7 @@ struct Kernel<float, W> {
     using Sum = F16;
     static constexpr bool kConverts = !std::is_same_v<W, float>;
     static constexpr int kDepth = 1;
-    static constexpr int kMaxRows = kRegisters == 32 ? 12 : 2;
+    static constexpr int kMaxRows = most_tile_rows(kConverts ? DType::kI8ForF32 : DType::kF32);
     static F16 none() { return zero(); }
     static F16 inputs(const float* p) { return set1(*p); }
     static F16 dot(F16 sum, F16 x, F16 w) { return fma(x, w, sum); }
@@ -50,7 +51,7 @@ struct Kernel<bf16, W> {
     using Sum = F16;
     static constexpr bool kConverts = !std::is_same_v<W, bf16>;
     static constexpr int kDepth = 2;
-    static constexpr int kMaxRows = kRegisters == 32 ? 12 : 2;
+    static constexpr int kMaxRows = most_tile_rows(kConverts ? DType::kI8ForBF16 : DType::kBF16);
     static F16 none() { return zero(); }
     static B32 inputs(const bf16* p) { return set1_pair(p); }
     static F16 dot(F16 sum, B32 x, Operand w) { return dot_pairs(sum, x, w); }
@@ -65,7 +66,7 @@ struct Kernel<uint8_t, int8_t> {
     using Sum = I16;
     static constexpr bool kConverts = false;
     static constexpr int kDepth = 4;
-    static constexpr int kMaxRows = kRegisters == 32 ? 12 : 2;
+    static constexpr int kMaxRows = most_tile_rows(DType::kI8);
     static I16 none() { return zero_int(); }
     static I8x64 inputs(const uint8_t* p) { return set1_quad(p); }
     static I16 dot(I16 sum, I8x64 x, I8x64 w) { return dot_quads(sum, x, w); }

@@ -32,14 +32,13 @@ QUIRE_API int64_t quire_linear_scratch_bytes(const Packed* w, int64_t num_rows) 
 QUIRE_API void quire_linear(const Packed* w, const void* x, int64_t x_stride, int64_t num_rows, void* out, int64_t out_stride,
                             int32_t is_bf16, int32_t f32_out, void* scratch) {
     Team& team = Team::instance();
+    auto floats_in = quire::Rows<const float>::apart(static_cast<const float*>(x), x_stride);
+    auto floats_out = quire::Rows<float>::apart(static_cast<float*>(out), out_stride);
+    auto halves_in = quire::Rows<const bf16>::apart(static_cast<const bf16*>(x), x_stride);
+    auto halves_out = quire::Rows<bf16>::apart(static_cast<bf16*>(out), out_stride);
     team.run([&](int) {
-        if (!is_bf16) {
-            quire::multiply(team, static_cast<const float*>(x), x_stride, num_rows, *w, static_cast<float*>(out), out_stride, scratch);
-        } else if (f32_out) {
-            quire::multiply_f32out(team, static_cast<const bf16*>(x), x_stride, num_rows, *w, static_cast<float*>(out), out_stride,
-                                   scratch);
-        } else {
-            quire::multiply(team, static_cast<const bf16*>(x), x_stride, num_rows, *w, static_cast<bf16*>(out), out_stride, scratch);
-        }
+        if (!is_bf16) quire::multiply<float>(team, floats_in, num_rows, *w, floats_out, scratch);
+        else if (f32_out) quire::multiply_f32out<bf16>(team, halves_in, num_rows, *w, floats_out, scratch);
+        else quire::multiply<bf16>(team, halves_in, num_rows, *w, halves_out, scratch);
     });
 }

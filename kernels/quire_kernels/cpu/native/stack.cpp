@@ -6,6 +6,7 @@
 #include "api.h"
 #include "attention.h"
 #include "elementwise.h"
+#include "gemm_tiles.h"
 #include "pool.h"
 #include "rotary_store.h"
 
@@ -137,11 +138,11 @@ class Forward {
             attend<T>(team_, attention_of_all(last, last.group));
         }
         finish_layer(last, residual, step_.num_sampled);
-        norm(w_.x, residual, stack_.final_norm, step_.num_sampled);
-        if (step_.hidden) return give_hidden();
         const Packed& head = *stack_.head;
-        multiply_f32out<T>(
-            team_, w_.x, stack_.hidden_size, step_.num_sampled, head, step_.logits, head.out_features, w_.multiply_scratch);
+        Rows<const T> x_of_head = norm(w_.x, residual, stack_.final_norm, step_.num_sampled, head);
+        if (step_.hidden) return give_hidden();
+        auto logits = Rows<float>::apart(step_.logits, head.out_features);
+        multiply_f32out<T>(team_, x_of_head, step_.num_sampled, head, logits, w_.multiply_scratch);
     }
 
    private:
@@ -163,26 +164,43 @@ class Forward {
         });
     }
 
-    // w_.x = norm(residual += x); x may be w_.x, or null.
-    void norm(const T* x, T* residual, const void* weight, int64_t rows) const {
-        rms_norm_rows<T>(team_, x, stack_.hidden_size, residual, residual, static_cast<const T*>(weight), stack_.eps, w_.x, rows,
-                         stack_.hidden_size);
+    // w_.x = norm(residual += x); x may be w_.x, or null. The same as `reader` multiplies it.
+    Rows<const T> norm(const T* x, T* residual, const void* weight, int64_t rows, const Packed& reader) const {
+        int64_t hidden = stack_.hidden_size;
+        const T* norm_weight = static_cast<const T*>(weight);
+        if (!reads_staged<T>(reader, rows)) {
+            rms_norm_rows<T>(team_, x, hidden, residual, residual, norm_weight, stack_.eps, w_.x, rows, hidden);
+            return Rows<const T>::apart(w_.x, hidden);
+        }
+        T* staged = static_cast<T*>(w_.multiply_scratch);
+        Tiles tiles = tiles_of(reader.dtype, rows);
+        team_.for_each(tiles.count, 1, [&](int64_t tile) {
+            int64_t first = tiles.start(tile) * hidden;
+            int num = tiles.rows(tile);
+            for (int64_t at = first; at < first + num * hidden; at += hidden)
+                rms_norm_row<T>(x ? x + at : nullptr, residual + at, residual + at, norm_weight, stack_.eps, w_.x + at, hidden);
+            stage_tile(w_.x + first, hidden, num, hidden, staged + first);
+        });
+        return Rows<const T>::staged(staged);
     }
 
     // Queries into w_.qkv, keys and values into the cache.
     void store_keys(const LayerArgs& layer, const T* x) const {
-        norm(x, w_.residual, layer.input_norm, step_.num_tokens);
-        multiply<T>(team_, w_.x, stack_.hidden_size, step_.num_tokens, *layer.qkv, w_.qkv, qkv_width_, w_.multiply_scratch);
+        Rows<const T> normed = norm(x, w_.residual, layer.input_norm, step_.num_tokens, *layer.qkv);
+        multiply<T>(team_, normed, step_.num_tokens, *layer.qkv, Rows<T>::apart(w_.qkv, qkv_width_), w_.multiply_scratch);
         rotate_and_store<T>(team_, rotation(layer));
     }
 
     // w_.x = the layer's second half, still to be added to the residual; w_.attended holds the first half's.
     void finish_layer(const LayerArgs& layer, T* residual, int64_t rows) const {
-        multiply<T>(team_, w_.attended, q_width_, rows, *layer.out, w_.x, stack_.hidden_size, w_.multiply_scratch);
-        norm(w_.x, residual, layer.mlp_norm, rows);
+        auto attended = Rows<const T>::apart(w_.attended, q_width_);
+        auto x = Rows<T>::apart(w_.x, stack_.hidden_size);
+        multiply<T>(team_, attended, rows, *layer.out, x, w_.multiply_scratch);
+        Rows<const T> normed = norm(w_.x, residual, layer.mlp_norm, rows, *layer.gate_up);
         int64_t width = layer.down->in_features;
-        multiply<T>(team_, w_.x, stack_.hidden_size, rows, *layer.gate_up, w_.mlp, width, w_.multiply_scratch);
-        multiply<T>(team_, w_.mlp, width, rows, *layer.down, w_.x, stack_.hidden_size, w_.multiply_scratch);
+        Rows<T> mlp{w_.mlp, width, stages_for<T>(*layer.gate_up, *layer.down, rows)};
+        multiply<T>(team_, normed, rows, *layer.gate_up, mlp, w_.multiply_scratch);
+        multiply<T>(team_, {mlp.data, mlp.stride, mlp.is_staged}, rows, *layer.down, x, w_.multiply_scratch);
     }
 
     void pick_sampled() const {
