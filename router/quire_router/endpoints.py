@@ -91,7 +91,7 @@ class Endpoint:
     __slots__ = (
         "_adapters_asked", "_ms_per_token", "_recent_ms", "_recent_s", "_unreported", "_unreported_tokens", "counts", "digest",
         "draining", "entry", "health", "heard_s", "id", "last_turn", "latency", "learnt_ms_per_token", "life", "max_model_len",
-        "num_in_flight", "num_unanswered", "on_change", "on_suspect", "pending_tokens", "ready", "report", "report_s", "synced",
+        "num_in_flight", "num_unanswered", "on_change", "on_gone", "on_suspect", "pending_tokens", "ready", "report", "report_s", "synced",
         "trial", "url", "uses", "warmup", "why_not",
     )  # fmt: skip
 
@@ -114,6 +114,8 @@ class Endpoint:
         self.report_s = -math.inf
         self.on_suspect: Callable[[], None] = lambda: None
         """Called when something suggests that it is gone, so that its prober looks at once."""
+        self.on_gone: Callable[[], None] = lambda: None
+        """Called when whatever it holds may be lost, though no event may tell."""
         self.life: str | None = None
         """The epoch that it reported last: another one is another process, which never failed us. None: it reports none."""
         self.heard_s = -math.inf
@@ -159,14 +161,19 @@ class Endpoint:
         self.on_change(self)
 
     def mark_not_ready(self, why: str) -> None:
-        """A probe failed."""
+        """It answers no probe in time, or sleeps."""
         self.ready, self.why_not = False, why
         self.warmup.not_ready()
         self.on_change(self)
 
+    def mark_gone(self, why: str) -> None:
+        """It cannot be reached, or says that it cannot serve: whoever answers here next may be another process."""
+        self.mark_not_ready(why)
+        self.on_gone()  # after it: nothing is placed here from now on, and a request that just was had left its trace
+
     def mark_down(self, why: str) -> None:
         """Somebody else than its prober found it gone: out of the pool at once, until a probe succeeds."""
-        self.mark_not_ready(why)
+        self.mark_gone(why)
         self.on_suspect()
 
     def mark_draining(self) -> None:

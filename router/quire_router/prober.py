@@ -4,6 +4,9 @@ A worker that was stopped, or whose node is gone, keeps its connections: nothing
 silent for long and fails a probe besides has lost what it had in flight, and whoever waits there is told (`Endpoint.lose`). So has one
 whose engine still reports, but whose server answers no probe for much longer.
 
+One whose port is closed, or that says that it cannot serve, has lost its cache as far as we can know: what was sent there counts for
+nothing then, also where no events would tell of its next life. One that merely answers too late keeps its credit.
+
 Load never comes this way: it is pushed in load reports.
 """
 
@@ -132,7 +135,7 @@ class Prober:
                 self._down("does not answer its readiness probe")
             self._end_what_is_lost(started_s)
         except (aiohttp.ClientError, ConnectionError) as error:
-            self._down(f"cannot be reached ({type(error).__name__})")
+            self._gone(f"cannot be reached ({type(error).__name__})")
             self._end_what_is_lost(started_s)
 
     def _take_answer(self, status: int, reason: str) -> None:
@@ -144,12 +147,19 @@ class Prober:
             self._endpoint.mark_ready(self._answered_s)
             return
         self._endpoint.draining = reason == names.REASON_DRAINING
-        self._down(reason or f"answers its readiness probe with {status}")
+        self._gone(reason or f"answers its readiness probe with {status}")
 
     def _down(self, why: str) -> None:
+        self._log_down(why)
+        self._endpoint.mark_not_ready(why)
+
+    def _gone(self, why: str) -> None:
+        self._log_down(why)
+        self._endpoint.mark_gone(why)
+
+    def _log_down(self, why: str) -> None:
         if self._endpoint.ready:
             log_event(log, logging.WARNING, "down", endpoint=self._endpoint.id, why=why)
-        self._endpoint.mark_not_ready(why)
 
     def _end_what_is_lost(self, started_s: float) -> None:
         """A probe that began at `started_s` has failed: if the endpoint has been silent for long too, its streams go on elsewhere."""

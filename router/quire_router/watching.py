@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -41,6 +42,7 @@ class Watchers:
 
     def of(self, endpoint: Endpoint) -> list[Coroutine[Any, Any, None]]:
         """The coroutines that watch `endpoint` until they are cancelled."""
+        endpoint.on_gone = functools.partial(self.sent.clear, endpoint.id)
         follower = KvFollower(endpoint, self.index, self.sent, self.metrics)
         zmq_trust = None if self.plain_events else self.trust
         subscriber = KvSubscriber(endpoint, follower, self.context, trust=zmq_trust, clock=time.monotonic)

@@ -3,6 +3,7 @@
 Under tests they die with their parent, however it ends; under `make cluster-up` they outlive it and their ids are in files.
 """
 
+import collections
 import contextlib
 import os
 import random
@@ -24,14 +25,19 @@ class ProcessError(Exception):
     """A process of the cluster ended, or was not ready in time; the message has the end of its log."""
 
 
+_given: collections.deque[int] = collections.deque(maxlen=4000)
+"""Ports that were given lately: who was given one may not listen on it yet, or not at the moment."""
+
+
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Different TCP ports on which nothing listens now."""
+    """TCP ports on which nothing listens now, different from each other and from those that were given lately."""
     found: list[int] = []
     while len(found) < count:
         port = random.SystemRandom().choice(PORTS)
         with socket.socket() as probe:
-            if port not in found and probe.connect_ex((address, port)) != 0:
+            if port not in _given and port not in found and probe.connect_ex((address, port)) != 0:
                 found.append(port)
+                _given.append(port)
     return found
 
 

@@ -62,19 +62,22 @@ _LEAST_RECORDED_TOKENS = 4096
 
 
 class PhaseClock:
-    """Seconds of each start-up phase, by name."""
+    """Seconds of each start-up phase, by name: unrounded, as some take less than a millisecond."""
 
     def __init__(self) -> None:
         self.phases_s: dict[str, float] = {}
         self.began_s: dict[str, float] = {}
         """When each began, by CLOCK_MONOTONIC."""
 
+    def __str__(self) -> str:
+        return str({name: round(seconds, 3) for name, seconds in self.phases_s.items()})
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block."""
         self.began_s[name] = start = time.monotonic()
         yield
-        self.phases_s[name] = round(time.monotonic() - start, 3)
+        self.phases_s[name] = time.monotonic() - start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ def build_runner(
         weights_read_bytes=checkpoint.size_bytes,
         weights_began_s=clock.began_s["weights"],
     )
-    _log_ready(options, config, target, info)
+    _log_ready(options, config, target, info, clock)
     return runner, info
 
 
@@ -309,7 +312,9 @@ def _log_quantization(target: _Target, linears: LinearFactory) -> None:
         )
 
 
-def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, info: ModelInfo) -> None:
+def _log_ready(
+    options: RunnerOptions, config: ModelConfig, target: _Target, info: ModelInfo, clock: PhaseClock
+) -> None:
     if options.max_model_len is None and info.max_model_len < config.max_position:
         _log.warning(
             "max_model_len=%d reduced from the model's %d: the KV cache holds no more; raise --kv-cache-memory-bytes "
@@ -332,5 +337,5 @@ def _log_ready(options: RunnerOptions, config: ModelConfig, target: _Target, inf
         info.block_size,
         info.kv_size_bytes,
         info.max_model_len,
-        info.phases_s,
+        clock,
     )

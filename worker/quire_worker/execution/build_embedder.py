@@ -127,7 +127,7 @@ def build_embedder(options: RunnerOptions, task: Task, pooling: Pooling | None =
         embedding.normalises,
         built.hidden_size if task == "embed" else 1,
         info.max_model_len,
-        info.phases_s,
+        clock,
     )
     return built.embedder, info
 
