@@ -68,6 +68,15 @@ class Fleet:
         async with self._session.request(method, worker.entry.url + "/internal/drain", headers=self._headers) as answer:
             assert answer.status == 200, await answer.text()
 
+    async def warm(self, requests):
+        """Let each worker answer these itself: one that has just started compiles a grammar longer than all other streams may take."""
+        await asyncio.gather(*(self._ask(worker, *request) for worker in self.workers for request in requests))
+
+    async def _ask(self, worker, path, body):
+        url, body = worker.entry.url + path, {"model": "m", **body, "max_tokens": 1}
+        async with self._session.post(url, json=body, headers=self._headers) as answer:
+            assert answer.status == 200, await answer.text()
+
     async def resumes(self):
         async with self._session.get(self.router.url + "/metrics") as answer:
             text = await answer.text()
@@ -163,8 +172,10 @@ async def wave(fleet, requests, disturb=None):
     return [normal(text) for _, text in answers]
 
 
-async def four_waves(fleet, requests, drain):
-    """The streams of an undisturbed wave; of one whose first worker is killed, whose second is stopped, whose third drains."""
+async def four_waves(fleet, requests, drain, warming=()):
+    """The streams of an undisturbed wave; of one whose first worker is killed, whose second is stopped, whose third drains.
+
+    `warming`: requests that each worker has answered before."""
     first, second, _ = fleet.workers
 
     async def kill():
@@ -173,10 +184,12 @@ async def four_waves(fleet, requests, drain):
     async def stop():
         second.signal(signal.SIGSTOP)
 
+    await fleet.warm(warming)
     expected = await wave(fleet, requests)
     killed = await wave(fleet, requests, kill)
     first.start()
     await fleet.until_whole()
+    await fleet.warm(warming)
     stopped = await wave(fleet, requests, stop)
     second.signal(signal.SIGCONT)
     await fleet.until_whole()
@@ -275,7 +288,7 @@ async def test_streams_of_a_real_model_with_schemas_and_tools_survive_byte_for_b
     async def drain():
         await fleet.drain(third, "POST")
 
-    expected, *disturbed = await four_waves(fleet, requests, drain)
+    expected, *disturbed = await four_waves(fleet, requests, drain, requests[2:4])
     resumes = await fleet.resumes()
 
     for found_now in disturbed:
